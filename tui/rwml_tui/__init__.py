@@ -1,0 +1,1 @@
+"""Terminal dashboard for RWML runs."""
