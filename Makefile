@@ -1,0 +1,61 @@
+# make quickstart   set up this machine, then train a world model on it (15 minutes on 2 cores)
+# make test         set up this machine, then check style, types and import rules, and run every test
+# make install      set up only;  make lock: write requirements/cpu.txt anew;  make clean: remove .venv and caches
+
+PYTHON ?= python3
+# Another package index for torch, for example PyTorch's own index of CPU builds. Empty: what pip is set to.
+TORCH_INDEX ?=
+# gpu where an NVIDIA driver answers, else cpu.
+DEVICE ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
+# Overrides for the quickstart, for example ARGS="--run.name second --seed_everything 2".
+ARGS ?=
+
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check --quiet
+STAMP := $(VENV)/.installed-$(DEVICE)
+
+.PHONY: install quickstart test lint lock clean
+.DEFAULT_GOAL := quickstart
+
+install: $(STAMP)
+
+$(VENV)/bin/pip:
+	@command -v $(PYTHON) >/dev/null || { echo "No $(PYTHON) here. Install Python 3.11 or newer (Debian: apt-get install python3 python3-venv)."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; name one: make PYTHON=python3.11"; exit 1; }
+	@echo "Making the virtual environment $(VENV)"
+	@$(PYTHON) -m venv $(VENV) || { echo "No virtual environment could be made (Debian: apt-get install python3-venv)."; rm -rf $(VENV); exit 1; }
+
+$(VENV)/.installed-cpu: requirements/cpu.txt pyproject.toml | $(VENV)/bin/pip
+	@command -v g++ >/dev/null || { echo "g++ is missing; the planner of the ALFWorld engine is built from source (Debian: apt-get install g++ make)."; exit 1; }
+	@echo "Installing torch"
+	@$(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(grep -E '^torch==' requirements/cpu.txt)"
+	@echo "Installing the pinned packages of requirements/cpu.txt (the planner's build takes a minute or two)"
+	@grep -vE '^torch==' requirements/cpu.txt | $(PIP) install --no-deps -r /dev/stdin
+	@$(PIP) install --no-deps --no-build-isolation -e .
+	@$(PY) -c "import torch, vllm" || { echo "torch and vllm do not import together: remove $(VENV) and run make again with TORCH_INDEX set to PyTorch's index of CPU builds."; exit 1; }
+	@touch $@
+
+$(VENV)/.installed-gpu: pyproject.toml | $(VENV)/bin/pip
+	@echo "Installing with the GPU builds of torch and vLLM"
+	@$(PIP) install -e '.[vllm,alfworld,quickstart,dev]'
+	@$(PY) -c "import torch, vllm" || { echo "torch and vllm do not import together: see above; vllm's page names the torch it was built for."; exit 1; }
+	@touch $@
+
+quickstart: install
+	@$(PY) -m rwml_lightning fit --config configs/quickstart.yaml $(ARGS)
+
+lint: install
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
+	@$(VENV)/bin/lint-imports
+
+test: lint
+	@$(PY) -m pytest
+
+lock: install
+	@{ sed -n '/^#/p' requirements/cpu.txt; $(PIP) list --format=freeze --exclude-editable 2>/dev/null | sed -E 's/^(torch==[^+]*).*/\1/' | grep -viE '^(pip|rwml)'; } > requirements/cpu.new && mv requirements/cpu.new requirements/cpu.txt
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
