@@ -1,0 +1,14 @@
+"""Gymnasium environments with text observations, and the pool of processes that steps many of them.
+
+Importing this registers ``rwml/ALFWorld-v0`` by name only: ALFWorld itself is imported when one is made.
+"""
+
+import gymnasium
+
+from rwml_lightning.envs.make import EnvironmentSpec
+from rwml_lightning.envs.pool import EnvironmentPool, Failure, Observation
+
+if "rwml/ALFWorld-v0" not in gymnasium.registry:
+    gymnasium.register("rwml/ALFWorld-v0", entry_point="rwml_lightning.envs.alfworld.env:ALFWorldEnv")
+
+__all__ = ["EnvironmentPool", "EnvironmentSpec", "Failure", "Observation"]

@@ -1,0 +1,80 @@
+"""What sort of step a transition was, and whether its outcome could have been foreseen.
+
+Kinds, for evaluation by kind:
+
+- ``state_change``: an accepted take, put, move, close, clean, heat, cool, use or slice
+- ``navigation``: an accepted go to
+- ``opening``: an accepted open
+- ``inspection``: an accepted look, examine, inventory or help
+- ``nothing_happens``: the environment answered "Nothing happens."
+- ``other``: anything else
+
+An outcome is *knowable* unless it shows what was never shown in the episode: the contents of a receptacle (even if there is
+nothing in it) or a thing by name, such as "apple 2", or "loc 10" in games of the older format.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Set
+from typing import Literal, get_args
+
+Kind = Literal["state_change", "navigation", "opening", "inspection", "nothing_happens", "other"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+NOTHING_HAPPENS = "Nothing happens."
+
+_KIND_OF_VERB: dict[str, Kind] = {
+    **dict.fromkeys(
+        ("take", "put", "move", "close", "clean", "heat", "cool", "use", "slice"), "state_change"
+    ),
+    **dict.fromkeys(("look", "examine", "inventory", "help"), "inspection"),
+    "go": "navigation",
+    "open": "opening",
+}
+_CONTENTS = re.compile(
+    r"(?:On the ([a-z]+ \d+), you see|The ([a-z]+ \d+) is open\. In it, you see|normal ([a-z]+ \d+)\. In it)"
+)
+_NAMED_THING = re.compile(r"[a-z]+ \d+")
+
+
+def transition_kind(action: str, next_state: str) -> Kind:
+    """The kind of a transition.
+
+    Args:
+        action: What the agent did.
+        next_state: What the environment answered.
+    """
+    if next_state.strip() == NOTHING_HAPPENS:
+        return "nothing_happens"
+    verb = action.split(maxsplit=1)[0] if action.strip() else ""
+    return _KIND_OF_VERB.get(verb, "other")
+
+
+def revealed(text: str) -> frozenset[str]:
+    """Everything a state text shows: things by name, and "contents of X" for each receptacle it looks into."""
+    contents = {f"contents of {next(filter(None, groups))}" for groups in _CONTENTS.findall(text)}
+    return frozenset(contents.union(_NAMED_THING.findall(text)))
+
+
+def is_knowable(seen: Set[str], next_state: str) -> bool:
+    """Whether a next state shows only what was seen before.
+
+    Args:
+        seen: Union of ``revealed`` over the states of the episode so far.
+        next_state: What the environment answered.
+    """
+    return revealed(next_state) <= seen
+
+
+def knowable_steps(states: Iterable[str]) -> list[bool]:
+    """``is_knowable`` for every state of an episode but the first.
+
+    Args:
+        states: State texts in order, from ``reset`` on.
+    """
+    seen: frozenset[str] = frozenset()
+    result = []
+    for state in states:
+        result.append(is_knowable(seen, state))
+        seen |= revealed(state)
+    return result[1:]
