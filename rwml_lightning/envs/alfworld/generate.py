@@ -1,0 +1,250 @@
+"""Generated ALFWorld games, for machines without ALFWorld's data.
+
+Engine, domain, grammar, goals and planner are ALFWorld's own; rooms and object positions are drawn. **Scores on generated
+games are not ALFWorld scores** and must not be compared with published ones.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any, Literal
+
+from rwml_lightning.envs.alfworld.difficulty import Difficulty, as_difficulty
+from rwml_lightning.envs.alfworld.extra import import_engine
+from rwml_lightning.envs.alfworld.games import GAME_FILE
+from rwml_lightning.envs.worker import Worker, WorkerError, collect
+
+TASK_TYPES = (
+    "pick_and_place_simple",
+    "look_at_obj_in_light",
+    "pick_clean_then_place_in_recep",
+    "pick_heat_then_place_in_recep",
+    "pick_cool_then_place_in_recep",
+    "pick_two_obj_and_place",
+)
+_MAX_ATTEMPTS = 20
+_JOBS_AT_ONCE = 4
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that determines a set of generated games, but for their number.
+
+    Args:
+        root: Folder of all splits.
+        seed: Seed of the set.
+        split: ``train`` or ``validation``; no floor plan is in both.
+        task_types: Task types, taken in turn.
+        difficulty: How much there is in a room.
+    """
+
+    root: Path
+    seed: int
+    split: Literal["train", "validation"]
+    task_types: tuple[str, ...]
+    difficulty: Difficulty
+
+    def task_type(self, index: int) -> str:
+        """Task type of a game."""
+        return self.task_types[index % len(self.task_types)]
+
+    def trial(self, index: int) -> str:
+        """Name of a game's own folder."""
+        level = self.difficulty
+        size = f"r{level.max_receptacles}o{level.max_objects}c{level.max_copies}"
+        return f"trial_gen_{size}_s{self.seed}_{index:05d}"
+
+
+def generate_games(
+    root: str | os.PathLike[str],
+    num_games: int,
+    seed: int = 0,
+    split: Literal["train", "validation"] = "train",
+    task_types: Sequence[str] = TASK_TYPES,
+    difficulty: str | Difficulty = "small",
+    num_workers: int | None = None,
+    timeout_s: float = 120.0,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[str]:
+    """Make games that the planner can win, each with its solution as ``walkthrough``.
+
+    The same arguments give the same games; game ``i`` does not depend on ``num_games``. Games that are there already are
+    kept, so a broken-off run is taken up where it was. A draw whose planning exceeds ``timeout_s`` is drawn again, the one
+    case in which two machines may differ.
+
+    Scores on generated games are not ALFWorld scores.
+
+    Args:
+        root: Folder; games go to ``root/split/TASK/TRIAL/game.tw-pddl``, with ``traj_data.json`` and ``initial_state.pddl``.
+        num_games: How many there shall be.
+        seed: Seed of the set.
+        split: By scene, as ALFWorld splits: ``train`` or ``validation``.
+        task_types: Which of ALFWorld's six, in turn.
+        difficulty: ``tiny``, ``small``, ``full``, or limits of your own.
+        num_workers: Processes; ``None`` for as many as there are cores, at most 4.
+        timeout_s: Most seconds for one draw.
+        progress: Called with (games there, games wanted).
+
+    Returns:
+        Task ids, relative to ``root``, in the order of their index.
+
+    Raises:
+        ValueError: A bad argument.
+        ModuleNotFoundError: ALFWorld is not installed; the message says how to.
+        RuntimeError: A game could not be made in 20 draws.
+    """
+    if split not in ("train", "validation"):
+        raise ValueError(f"split: {split!r} is neither 'train' nor 'validation'")
+    unknown = [task_type for task_type in task_types if task_type not in TASK_TYPES]
+    if unknown or not task_types:
+        raise ValueError(f"task_types: {', '.join(unknown) or 'empty'}; there are {', '.join(TASK_TYPES)}")
+    if num_games < 1:
+        raise ValueError(f"num_games: {num_games} is not at least 1")
+    import_engine("alfworld")
+    recipe = Recipe(Path(root).resolve(), seed, split, tuple(task_types), as_difficulty(difficulty))
+    made = _existing(recipe, num_games)
+    report = progress or (lambda done, wanted: None)
+    report(len(made), num_games)
+    if len(made) < num_games:
+        _make_missing(recipe, num_games, made, num_workers or min(4, os.cpu_count() or 1), timeout_s, report)
+    return [made[index] for index in range(num_games)]
+
+
+def _existing(recipe: Recipe, num_games: int) -> dict[int, str]:
+    folders = {
+        path.parent.name: path.parent for path in (recipe.root / recipe.split).glob(f"*/*/{GAME_FILE}")
+    }
+    found = {index: folders.get(recipe.trial(index)) for index in range(num_games)}
+    return {
+        index: folder.relative_to(recipe.root).as_posix()
+        for index, folder in found.items()
+        if folder is not None and folder.parent.name.startswith(f"{recipe.task_type(index)}-")
+    }
+
+
+def _make_missing(
+    recipe: Recipe,
+    num_games: int,
+    made: dict[int, str],
+    num_workers: int,
+    timeout_s: float,
+    report: Callable[[int, int], None],
+) -> None:
+    missing = {
+        index: 0 for index in range(num_games) if index not in made
+    }  # index: draws that came to nothing
+    workers: list[Worker] = []
+    try:
+        while missing:
+            workers = [worker for worker in workers if worker.alive]
+            jobs = list(missing.items())[: num_workers * _JOBS_AT_ONCE]
+            workers += [_start(recipe) for _ in range(min(num_workers, len(jobs)) - len(workers))]
+            for place, worker in enumerate(workers):
+                worker.submit({job[0]: job for job in jobs[place :: len(workers)]}, timeout_s)
+            for key, answer in collect(workers):
+                index = int(str(key))
+                if isinstance(answer, str):
+                    made[index] = answer
+                    del missing[index]
+                    report(len(made), num_games)
+                elif not isinstance(answer, WorkerError) or answer.reason == "timeout":
+                    missing[index] += 1
+                elif answer.reason != "lost":
+                    raise RuntimeError(
+                        f"game {index} ({recipe.task_type(index)}) cannot be made: {answer.message}"
+                    )
+                if missing.get(index, 0) >= _MAX_ATTEMPTS:
+                    raise RuntimeError(
+                        f"game {index} ({recipe.task_type(index)}): no solvable one in {_MAX_ATTEMPTS} draws"
+                    )
+    finally:
+        for worker in workers:
+            worker.kill()
+
+
+def _start(recipe: Recipe) -> Worker:
+    return Worker(f"{__name__}:GameBuilder", recipe)
+
+
+class GameBuilder:
+    """Worker's side: draws, solves and writes games.
+
+    Args:
+        recipe: What to draw.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+        self._scenes = import_engine("rwml_lightning.envs.alfworld.scenes")
+        self._engine = import_engine("rwml_lightning.envs.alfworld.engine").make_engine()
+        info = import_engine("alfworld.info")
+        self._domain = Path(info.ALFRED_PDDL_PATH).read_text(encoding="utf-8")
+        self._grammar = Path(info.ALFRED_TWL2_PATH).read_text(encoding="utf-8")
+
+    def __call__(self, job: tuple[int, int]) -> str | None:
+        """Make a game.
+
+        Args:
+            job: (index of the game, which draw).
+
+        Returns:
+            Its task id; ``None`` where this draw has no solution.
+        """
+        index, attempt = job
+        recipe = self._recipe
+        task_type, trial = recipe.task_type(index), recipe.trial(index)
+        rng = Random(f"{recipe.seed}/{recipe.split}/{task_type}/{recipe.difficulty}/{index}/{attempt}")
+        scene = self._scenes.draw_scene(task_type, recipe.split, recipe.difficulty, rng)
+        content: dict[str, Any] = {
+            "pddl_domain": self._domain,
+            "grammar": self._grammar.replace("UNKNOWN GOAL", self._scenes.task_sentence(scene, rng)),
+            "pddl_problem": self._scenes.scene_problem(scene, trial),
+        }
+        content["walkthrough"] = self._solve(content)
+        content["solvable"] = bool(content["walkthrough"])
+        if not content["solvable"]:
+            return None
+        name = f"{task_type}-{scene.target}-None-{scene.goal or scene.lamp}-{scene.floor_plan}"
+        folder = recipe.root / recipe.split / name / trial
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "initial_state.pddl").write_text(content["pddl_problem"], encoding="utf-8")
+        (folder / "traj_data.json").write_text(
+            json.dumps(_trajectory(scene, trial), indent=1), encoding="utf-8"
+        )
+        unfinished = folder / f"{GAME_FILE}.part"  # a game file is whole or not there
+        unfinished.write_text(json.dumps(content), encoding="utf-8")
+        os.replace(unfinished, folder / GAME_FILE)
+        return folder.relative_to(recipe.root).as_posix()
+
+    def _solve(self, content: dict[str, Any]) -> list[str]:
+        """The planner's solution, played to check that it wins; empty where there is none or the game starts won."""
+        self._engine.load(content)
+        if self._engine.reset()["won"]:
+            return []
+        plan = list(self._engine.plan())
+        won = False
+        for command in plan:
+            _, _, won = self._engine.step(command)
+        return plan if won else []
+
+
+def _trajectory(scene: Any, trial: str) -> dict[str, Any]:
+    """What ALFWorld's own loaders read beside the game."""
+    return {
+        "task_id": trial,
+        "task_type": scene.task_type,
+        "scene": {"floor_plan": f"FloorPlan{scene.floor_plan}", "scene_num": scene.floor_plan},
+        "pddl_params": {
+            "object_target": scene.target,
+            "parent_target": scene.goal,
+            "toggle_target": scene.lamp,
+            "mrecep_target": "",
+            "object_sliced": False,
+        },
+        "turk_annotations": {"anns": []},
+    }
