@@ -1,0 +1,41 @@
+"""Pure functions on tensors: what the trainers are made of."""
+
+from rwml_lightning.functional.advantages import Normalisation, group_advantages
+from rwml_lightning.functional.attention import has_tree_attention, use_tree_attention
+from rwml_lightning.functional.kl import Estimator, kl_penalty
+from rwml_lightning.functional.logprobs import TokenLogprobs, chunked_logprobs, logprobs_from_logits
+from rwml_lightning.functional.losses import (
+    ImportanceWeights,
+    Normaliser,
+    Surrogate,
+    clipped_surrogate,
+    token_weights,
+    truncated_importance_weights,
+)
+from rwml_lightning.functional.packed import packed_logprobs, plain_logprobs, verify_packing
+from rwml_lightning.functional.prefix_tree import MicroBatch, PrefixTree, build_tree, micro_batches
+
+__all__ = [
+    "Estimator",
+    "ImportanceWeights",
+    "MicroBatch",
+    "Normalisation",
+    "Normaliser",
+    "PrefixTree",
+    "Surrogate",
+    "TokenLogprobs",
+    "build_tree",
+    "chunked_logprobs",
+    "clipped_surrogate",
+    "group_advantages",
+    "has_tree_attention",
+    "kl_penalty",
+    "logprobs_from_logits",
+    "micro_batches",
+    "packed_logprobs",
+    "plain_logprobs",
+    "token_weights",
+    "truncated_importance_weights",
+    "use_tree_attention",
+    "verify_packing",
+]

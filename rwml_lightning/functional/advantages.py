@@ -1,0 +1,57 @@
+"""Group-relative advantages (GRPO, arXiv 2402.03300, section 4.1.2)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Normalisation = Literal["mean_std", "mean", "leave_one_out"]
+
+
+def group_advantages(
+    rewards: Float[Tensor, "groups members"],
+    normalisation: Normalisation = "mean_std",
+    eps: float = 1e-6,
+) -> Float[Tensor, "groups members"]:
+    """How much better each member did than its group.
+
+    - ``mean_std``: (r - mean) / (std + eps), as RWML and GRPO have it. The standard deviation is the sample one
+      (divided by members - 1), as in TRL and verl, so that runs can be compared with theirs.
+    - ``mean``: r - mean, which does not blow up nearly constant groups (Dr. GRPO, arXiv 2503.20783).
+    - ``leave_one_out``: r - mean of the others, an unbiased baseline (RLOO, arXiv 2402.14740).
+
+    A group of one and a group whose rewards are all equal give exactly 0: they say nothing about what to prefer.
+
+    Args:
+        rewards: One row a group.
+        normalisation: See above.
+        eps: Added to the standard deviation.
+
+    Returns:
+        Advantages, shaped as ``rewards``.
+
+    Raises:
+        ValueError: If ``rewards`` is not a table or ``normalisation`` is unknown.
+    """
+    if rewards.ndim != 2:
+        raise ValueError(f"rewards must have the shape [groups, members], not {list(rewards.shape)}")
+    members = rewards.shape[1]
+    centred = rewards - rewards.mean(dim=1, keepdim=True)
+    match normalisation:
+        case "mean_std":
+            variance = centred.square().sum(dim=1, keepdim=True) / max(members - 1, 1)
+            advantages = centred / (variance.sqrt() + eps)
+        case "mean":
+            advantages = centred
+        case "leave_one_out":
+            advantages = centred * members / max(members - 1, 1)
+        case _:
+            raise ValueError(
+                f"normalisation must be 'mean_std', 'mean' or 'leave_one_out', not {normalisation!r}"
+            )
+    # Rounding in the mean of equal rewards would otherwise be divided by eps.
+    constant = (rewards == rewards[:, :1]).all(dim=1, keepdim=True)
+    return torch.where(constant, 0.0, advantages)

@@ -1,0 +1,188 @@
+"""Log-probabilities of trained tokens under any Hugging Face causal language model, packed and plain."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from rwml_lightning.functional.attention import ancestor_mask, has_tree_attention
+from rwml_lightning.functional.logprobs import TokenLogprobs, chunked_logprobs, logprobs_from_logits
+from rwml_lightning.functional.prefix_tree import MicroBatch, check_sequences, micro_batches
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+
+class Head(NamedTuple):
+    """What turns hidden states into logits: softcap(scale * (hidden @ weight.T + bias))."""
+
+    weight: Float[Tensor, "vocabulary width"]
+    bias: Float[Tensor, " vocabulary"] | None
+    scale: float
+    softcap: float | None
+
+
+def packed_logprobs(
+    model: nn.Module, micro: MicroBatch, temperature: float = 1.0, chunk_size: int = 512
+) -> TokenLogprobs:
+    """Log-probability and entropy of every trained token of a micro-batch, each distinct prefix computed once.
+
+    Values and gradients are those of :func:`plain_logprobs`. Works in train mode and with gradient checkpointing;
+    dropout must be 0 to be equal, for what is computed once is dropped once.
+
+    Args:
+        model: Causal language model, plain or wrapped by PEFT; call :func:`use_tree_attention` on it first for speed.
+        micro: Packed sequences, on the model's device.
+        temperature: Sampling temperature that the log-probabilities are for.
+        chunk_size: Tokens whose logits exist at one time.
+
+    Returns:
+        One value a trained token, in the order of ``micro.sequence_index`` and ``micro.token_index``.
+
+    Raises:
+        ValueError: If the model has a head that is not linear, or a sequence is longer than its attention window.
+    """
+    lm = causal_lm(model)
+    head = output_head(lm)
+    _check_window(lm, int(micro.position_ids.max()) + 1)
+    if has_tree_attention(lm):
+        mask = micro.subtree_end.view(1, 1, 1, -1)
+    else:
+        visible = ancestor_mask(micro.subtree_end)
+        mask = torch.zeros(visible.shape, dtype=lm.dtype, device=visible.device)
+        mask = mask.masked_fill_(~visible, torch.finfo(lm.dtype).min)[None, None]
+    hidden = lm.get_decoder()(
+        input_ids=micro.input_ids[None],
+        attention_mask=mask,
+        position_ids=micro.position_ids[None],
+        use_cache=False,
+    ).last_hidden_state[0]
+    edges = chunked_logprobs(
+        hidden.index_select(0, micro.edge_nodes),
+        head.weight,
+        micro.edge_targets,
+        chunk_size=chunk_size,
+        temperature=temperature,
+        bias=head.bias,
+        scale=head.scale,
+        softcap=head.softcap,
+    )
+    return TokenLogprobs(*(values.index_select(0, micro.edge_index) for values in edges))
+
+
+def plain_logprobs(
+    model: nn.Module,
+    sequences: Sequence[Sequence[int]],
+    trained_from: Sequence[int],
+    temperature: float = 1.0,
+) -> TokenLogprobs:
+    """The reference for :func:`packed_logprobs`: one padded batch, full logits, ``log_softmax``.
+
+    Args:
+        model: Causal language model, plain or wrapped by PEFT.
+        sequences: Token ids, prompt and completion.
+        trained_from: First trained token of each sequence, at least 1.
+        temperature: Sampling temperature that the log-probabilities are for.
+
+    Returns:
+        One value a trained token: sequences in order, tokens from ``trained_from`` to the end.
+    """
+    check_sequences(sequences, trained_from)
+    lm = causal_lm(model)
+    longest = max(map(len, sequences))
+    input_ids = torch.zeros(len(sequences), longest, dtype=torch.long, device=lm.device)
+    attended, trained = torch.zeros_like(input_ids), torch.zeros_like(input_ids, dtype=torch.bool)
+    for b, (sequence, first) in enumerate(zip(sequences, trained_from, strict=True)):
+        input_ids[b, : len(sequence)] = torch.as_tensor(sequence, device=lm.device)
+        attended[b, : len(sequence)] = 1
+        trained[b, first : len(sequence)] = True
+    kept = longest - min(trained_from)  # positions from which the head is needed, the last one aside
+    logits = lm(input_ids=input_ids, attention_mask=attended, use_cache=False, logits_to_keep=kept + 1).logits
+    tokens = logprobs_from_logits(logits[:, :-1], input_ids[:, -kept:], temperature)
+    return TokenLogprobs(*(values[trained[:, -kept:]] for values in tokens))
+
+
+def verify_packing(model: nn.Module, tolerance: float | None = None) -> float:
+    """Compare packed and plain log-probabilities of a few short sequences on the model itself.
+
+    An architecture whose hidden states depend on more than a token's ancestors and depth (recurrence, ALiBi), or whose
+    head has a step unknown here, is found out before training rather than trained wrongly.
+
+    Args:
+        model: As for :func:`packed_logprobs`.
+        tolerance: Largest difference in nats; by default 0.001 in float32 and wider, 0.1 below.
+
+    Returns:
+        Largest difference seen, in nats.
+
+    Raises:
+        ValueError: If it is above ``tolerance``.
+    """
+    lm = causal_lm(model)
+    vocabulary = output_head(lm).weight.shape[0]
+    stem = [(37 * i + 11) % vocabulary for i in range(12)]
+    sequences = [stem[:8], stem, [*stem[:6], *stem[:4]], stem[5:], stem[5:]]
+    trained_from = [1, 4, 6, 2, 1]
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            (micro,) = micro_batches(sequences, trained_from, max_tokens=1000)
+            packed = packed_logprobs(model, micro.to(lm.device)).logprobs
+            plain = plain_logprobs(model, sequences, trained_from).logprobs
+    finally:
+        model.train(training)
+    difference = float((packed - plain).abs().max())
+    if tolerance is None:
+        tolerance = 1e-3 if lm.dtype in (torch.float32, torch.float64) else 0.1
+    if not difference <= tolerance:
+        raise ValueError(
+            f"{type(lm).__name__} cannot be trained as a prefix tree: its log-probabilities change by {difference:.2g} "
+            f"nats (at most {tolerance:.2g} allowed). Recurrent layers, ALiBi or an unusual output head do that."
+        )
+    return difference
+
+
+def causal_lm(model: nn.Module) -> PreTrainedModel:
+    """The Hugging Face model itself, with adapters in place, inside what PEFT may have put around it."""
+    if not hasattr(model, "get_base_model"):
+        return cast("PreTrainedModel", model)
+    wrapped = cast("PeftModel", model)
+    if wrapped.active_peft_config.is_prompt_learning:
+        raise ValueError("prompt tuning is not supported; use LoRA or another adapter on the layers")
+    return cast("PreTrainedModel", wrapped.get_base_model())
+
+
+def output_head(lm: PreTrainedModel) -> Head:
+    """Weights of the output head, and what the model does to its logits.
+
+    Raises:
+        ValueError: If the head is not a linear layer.
+    """
+    layer = lm.get_output_embeddings()
+    if not isinstance(layer, nn.Linear) or hasattr(layer, "base_layer"):
+        raise ValueError(
+            f"the output head of {type(lm).__name__} must be a linear layer without adapter, not a "
+            f"{type(layer).__name__}; leave it out of LoRA's target_modules"
+        )
+    config = lm.config.get_text_config()
+    scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
+    softcap = getattr(config, "final_logit_softcapping", None)
+    return Head(layer.weight, layer.bias, scale, softcap)
+
+
+def _check_window(lm: PreTrainedModel, longest: int) -> None:
+    """All layers get one mask, so attention windows are fine as long as no sequence reaches their end."""
+    config = lm.config.get_text_config()
+    for name in ("sliding_window", "attention_chunk_size"):
+        window = getattr(config, name, None)
+        if window is not None and longest > window:
+            raise ValueError(
+                f"a sequence of {longest} tokens is longer than this model's {name} of {window}, which packing does "
+                f"not support; shorten prompts or completions"
+            )
