@@ -10,7 +10,6 @@ Nothing is patched: everything here is a subclass. Import it through ``extra.imp
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 import threading
@@ -34,6 +33,9 @@ from rwml_lightning.envs.alfworld.textgen import Context, TemplateGrammar
 
 _TRANSLATED_GAMES = 256
 _translation_lock = threading.Lock()
+# Each environment plays in a copy of the library of its own. A copy is never unloaded: copies share a C++ registry of
+# functions that lie in all of them, and the process would crash at exit.
+_idle_libraries: list[Any] = []
 
 
 class Parameter(NamedTuple):
@@ -254,6 +256,10 @@ class FastPddlEnv(PddlEnv):
     _last_action: Any
     _game_data: Any
 
+    def __init__(self, infos: textworld.EnvInfos | None = None) -> None:
+        textworld.Environment.__init__(self, infos)
+        self.downward_lib = _idle_libraries.pop() if _idle_libraries else fast_downward.load_lib()
+
     def load(self, filename_or_data: str | Mapping[str, Any]) -> None:
         """Load a game file, or its content."""
         self._game_file = filename_or_data if isinstance(filename_or_data, str) else None
@@ -377,11 +383,11 @@ class FastPddlEnv(PddlEnv):
         return self._pddl_state.replan(self._entity_infos)
 
     def close(self) -> None:
-        """Unload this environment's copy of the library; may be called twice."""
+        """Hand this environment's copy of the library back for the next one; may be called twice."""
         library, self.downward_lib = getattr(self, "downward_lib", None), None
         if library is not None:
-            with contextlib.suppress(TypeError):  # the interpreter is going down
-                fast_downward.close_lib(library)
+            library.cleanup()
+            _idle_libraries.append(library)
 
 
 def make_engine(fast: bool = True, plan: bool = False) -> textworld.core.Wrapper:
