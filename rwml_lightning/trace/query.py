@@ -1,0 +1,124 @@
+"""Which groups to list, in which order: a small record that becomes SQL."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Literal
+
+from rwml_lightning.trace.tables import storable
+
+Operator = Literal["=", "!=", "<", "<=", ">", ">=", "contains"]
+
+# Left joins: SQLite leaves out those whose columns a query does not name.
+SOURCE = """
+FROM groups LEFT JOIN transitions ON transitions.id = groups.transition_key
+LEFT JOIN texts AS task ON task.id = transitions.task
+"""
+COLUMNS: Mapping[str, str] = {
+    "id": "groups.id",
+    "stage": "groups.stage",
+    "step": "groups.step",
+    "source": "groups.source",
+    "position": "groups.position",
+    "policy_version": "groups.policy_version",
+    "mean_reward": "groups.mean_reward",
+    "mean_similarity": "groups.mean_similarity",
+    "best_similarity": "groups.best_similarity",
+    "mean_tokens": "groups.mean_tokens",
+    "well_formed": "groups.well_formed",
+    "zero_variance": "groups.zero_variance",
+    "prompt_tokens": "groups.prompt_tokens",
+    "transition_id": "transitions.transition_id",
+    "environment": "transitions.environment",
+    "game": "transitions.game",
+    "kind": "transitions.kind",
+    "split": "transitions.split",
+    "valid": "transitions.valid",
+    "knowable": "transitions.knowable",
+    "action": "transitions.action",
+    "task": "task.body",
+}
+OPERATORS = ("=", "!=", "<", "<=", ">", ">=", "contains")
+
+
+def column(name: str) -> str:
+    """SQL of a column; ValueError with the nearest name for an unknown one."""
+    if name not in COLUMNS:
+        near = get_close_matches(name, COLUMNS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(COLUMNS)}"
+        raise ValueError(f"no column {name!r} in the list of groups: {hint}")
+    return COLUMNS[name]
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """A condition on one column, for example ``Filter("mean_reward", ">=", 0.5)``.
+
+    Numbers compare as numbers; ``contains`` looks for a part of a text, without regard to (ASCII) case.
+    """
+
+    column: str
+    operator: Operator
+    value: float | str
+
+    def sql(self) -> tuple[str, float | str | bytes]:
+        """Condition with one placeholder, and its value."""
+        if self.operator not in OPERATORS:
+            raise ValueError(f"no operator {self.operator!r}: known are {', '.join(OPERATORS)}")
+        if self.operator == "contains":
+            escaped = re.sub(r"([\\%_])", r"\\\1", str(self.value))
+            return f"{column(self.column)} LIKE ? ESCAPE '\\'", storable(f"%{escaped}%")
+        value = storable(self.value) if isinstance(self.value, str) else self.value
+        return f"{column(self.column)} {self.operator} ?", value
+
+
+@dataclass(frozen=True, slots=True)
+class GroupQuery:
+    """Which groups, in which order.
+
+    Args:
+        stage: Only this stage.
+        source: ``train``, the name of an evaluation, or ``None`` for both.
+        order_by: A name of :data:`COLUMNS`; groups without a value come last, equals newest first.
+        descending: Largest first.
+        filters: Conditions that all hold.
+        search: Words that all occur in action, real next state or predicted next states of the group; the last one
+            may be unfinished.
+    """
+
+    stage: str | None = None
+    source: str | None = None
+    order_by: str = "id"
+    descending: bool = True
+    filters: tuple[Filter, ...] = ()
+    search: str = ""
+
+    def where(self) -> tuple[str, list[float | str | bytes]]:
+        """``FROM ... WHERE ...`` and its values."""
+        filters = list(self.filters)
+        filters += [Filter("stage", "=", self.stage)] if self.stage is not None else []
+        filters += [Filter("source", "=", self.source)] if self.source is not None else []
+        parts = [one.sql() for one in filters]
+        conditions = [condition for condition, _ in parts]
+        values = [value for _, value in parts]
+        if self.search.strip():
+            conditions.append("groups.id IN (SELECT rowid FROM group_search WHERE group_search MATCH ?)")
+            values.append(match_expression(self.search))
+        return f"{SOURCE} WHERE {' AND '.join(conditions) or '1'}", values
+
+    def order(self) -> str:
+        """``ORDER BY ...``."""
+        direction = "DESC" if self.descending else "ASC"
+        if self.order_by in ("id", "step"):
+            return f"ORDER BY {column(self.order_by)} {direction}, groups.id {direction}"
+        return f"ORDER BY {column(self.order_by)} {direction} NULLS LAST, groups.id DESC"
+
+
+def match_expression(search: str) -> str:
+    """FTS5 expression for words as a person types them; nothing in it is read as FTS5 syntax."""
+    words = re.findall(r"\w+", search.encode("utf-8", "replace").decode())
+    quoted = " AND ".join(f'"{word}"' for word in words)
+    return f"{quoted} *" if words else '""'  # the empty phrase matches nothing

@@ -1,0 +1,301 @@
+"""The reading side of the run store: never creates or changes the file, works while the trainer writes."""
+
+from __future__ import annotations
+
+import json
+import math
+import sqlite3
+import time
+from array import array
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from rwml_lightning.schema import Episode, Transition, Turn
+from rwml_lightning.trace.query import SOURCE, GroupQuery
+from rwml_lightning.trace.records import (
+    Command,
+    CommandName,
+    EpisodeSummary,
+    Evaluation,
+    GroupDetail,
+    GroupSummary,
+    PredictionRecord,
+    RunInfo,
+    StageInfo,
+    Step,
+)
+from rwml_lightning.trace.tables import TraceError, check_version, explained, named_row
+
+_SUMMARY = """
+groups.id, stage, step, source, position, transition_id, environment, game, kind, split, valid, knowable, action,
+policy_version, rewards, mean_reward, mean_similarity, best_similarity, mean_tokens, well_formed, zero_variance,
+prompt_tokens
+"""
+_EPISODE = (
+    "id, stage, step, position, episode_id, environment, game, success, truncated, num_turns, episode_return"
+)
+
+
+def number(value: float | None) -> float:
+    """A number that is always there; SQLite keeps NaN as NULL."""
+    return math.nan if value is None else value
+
+
+def _summary(row: dict[str, Any]) -> GroupSummary:
+    flags = {name: bool(row[name]) for name in ("valid", "knowable", "zero_variance")}
+    return GroupSummary(**{**row, **flags, "rewards": tuple(json.loads(row["rewards"]))})
+
+
+class TraceReader:
+    """Reads a run's ``trace.db``. Each call sees one committed state. Use one reader a thread.
+
+    Args:
+        path: The database file.
+
+    Raises:
+        TraceError: There is no such file, or it is no run store, damaged, or of another version.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise TraceError(f"{path}: no such file; name a run folder or its trace.db")
+        with explained(self.path):
+            self._db = self._connect()
+        self._db.row_factory = named_row
+
+    def _connect(self) -> sqlite3.Connection:
+        uri = self.path.resolve().as_uri()
+        # A store that was closed in good order and lies in a read-only folder opens as one that nobody will change.
+        unchanging = not self.path.with_name(self.path.name + "-wal").exists()
+        for options in ("mode=ro", "mode=ro&immutable=1"):
+            db = sqlite3.connect(f"{uri}?{options}", uri=True, timeout=10, isolation_level=None)
+            try:
+                check_version(db, self.path)
+                return db
+            except sqlite3.OperationalError as error:
+                db.close()
+                if not unchanging or "unable to open" not in str(error):
+                    raise
+            except BaseException:
+                db.close()
+                raise
+        raise TraceError(f"{self.path}: cannot be opened; check the folder's permissions")
+
+    def __enter__(self) -> TraceReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._db.close()
+
+    def _rows(self, statement: str, values: Sequence[Any] = ()) -> list[dict[str, Any]]:
+        with explained(self.path):
+            return self._db.execute(statement, values).fetchall()
+
+    def data_version(self) -> int:
+        """A number that changes when anything was committed: a cheap test whether to look again."""
+        return self._rows("PRAGMA data_version")[0]["data_version"]
+
+    def run(self) -> RunInfo:
+        """How the run stands."""
+        return RunInfo(**self._rows("SELECT created, heartbeat, status, detail FROM run")[0])
+
+    def stages(self) -> list[StageInfo]:
+        """Stages in the order in which they began."""
+        rows = self._rows(
+            "SELECT s.*, max(step) AS last_step, max(time) AS last_time FROM stages AS s "
+            "LEFT JOIN steps USING (stage) GROUP BY stage ORDER BY started"
+        )
+        return [StageInfo(**row) for row in rows]
+
+    def steps(self, stage: str, since_step: int = 0) -> list[Step]:
+        """Recorded steps of a stage from ``since_step`` on."""
+        rows = self._rows(
+            "SELECT * FROM steps WHERE stage = ? AND step >= ? ORDER BY step", (stage, since_step)
+        )
+        return [Step(**row) for row in rows]
+
+    def latest_step(self) -> Step | None:
+        """The step recorded last, of whatever stage."""
+        rows = self._rows("SELECT * FROM steps ORDER BY time DESC, step DESC LIMIT 1")
+        return Step(**rows[0]) if rows else None
+
+    def metric_names(self, stage: str) -> list[str]:
+        """Names that occur in a stage."""
+        # Hops from name to name over the key instead of reading every value.
+        rows = self._rows(
+            "WITH RECURSIVE names(name) AS (SELECT min(name) FROM metrics WHERE stage = :stage UNION ALL "
+            "SELECT (SELECT min(name) FROM metrics WHERE stage = :stage AND name > names.name) FROM names "
+            "WHERE names.name IS NOT NULL) SELECT name FROM names WHERE name IS NOT NULL",
+            {"stage": stage},  # type: ignore[arg-type]
+        )
+        return [row["name"] for row in rows]
+
+    def metrics(
+        self, stage: str, names: Iterable[str] | None = None, since_step: int = 0
+    ) -> dict[str, list[tuple[int, float]]]:
+        """Curves by name.
+
+        Args:
+            stage: Which stage.
+            names: Which metrics; all when left out. One that was never recorded has an empty curve.
+            since_step: First step wanted.
+
+        Returns:
+            For each name its (step, value) pairs in order of the step.
+        """
+        statement = "SELECT step, value FROM metrics WHERE stage = ? AND name = ? AND step >= ? ORDER BY step"
+        curves = {}
+        for name in self.metric_names(stage) if names is None else names:
+            rows = self._rows(statement, (stage, name, since_step))
+            curves[name] = [(row["step"], number(row["value"])) for row in rows]
+        return curves
+
+    def count_groups(self, query: GroupQuery = GroupQuery()) -> int:  # noqa: B008 - frozen
+        """How many groups a query has."""
+        where, values = query.where()
+        return self._rows(f"SELECT count(*) AS num_groups {where}", values)[0]["num_groups"]
+
+    def group_ids(self, query: GroupQuery = GroupQuery(), limit: int = -1, offset: int = 0) -> array[int]:  # noqa: B008
+        """Ids of a query's groups in its order: eight bytes each, so that a list of any length can be held."""
+        where, values = query.where()
+        statement = f"SELECT groups.id {where} {query.order()} LIMIT ? OFFSET ?"
+        cursor = self._db.cursor()
+        cursor.row_factory = None  # a dict for each of a hundred thousand ids would be most of the time
+        with explained(self.path):
+            return array("q", (row[0] for row in cursor.execute(statement, [*values, limit, offset])))
+
+    def groups_by_id(self, ids: Iterable[int]) -> list[GroupSummary]:
+        """Rows for ids, in their order; an id that was replaced meanwhile is left out."""
+        wanted = list(ids)
+        rows = self._rows(
+            f"SELECT {_SUMMARY} {SOURCE} WHERE groups.id IN (SELECT value FROM json_each(?))",
+            (json.dumps(wanted),),
+        )
+        found = {row["id"]: _summary(row) for row in rows}
+        return [found[one] for one in wanted if one in found]
+
+    def groups(
+        self,
+        query: GroupQuery = GroupQuery(),  # noqa: B008
+        limit: int = 100,
+        offset: int = 0,
+    ) -> list[GroupSummary]:
+        """One page of the list of groups."""
+        return self.groups_by_id(self.group_ids(query, limit, offset))
+
+    def group(self, group_id: int) -> GroupDetail | None:
+        """One group in full; ``None`` when a repeated step has replaced it."""
+        rows = self._rows(
+            "SELECT task.body AS task, history.body AS history, observation.body AS observation, "
+            "real.body AS next_state, prompt.body AS prompt FROM groups "
+            "JOIN transitions AS t ON t.id = transition_key JOIN texts AS task ON task.id = t.task "
+            "JOIN texts AS history ON history.id = t.history "
+            "JOIN texts AS observation ON observation.id = t.observation "
+            "JOIN texts AS real ON real.id = t.next_state JOIN texts AS prompt ON prompt.id = groups.prompt "
+            "WHERE groups.id = ?",
+            (group_id,),
+        )
+        summaries = self.groups_by_id([group_id])
+        if not rows or not summaries:
+            return None
+        (row,), (summary,) = rows, summaries
+        shared = ("transition_id", "environment", "game", "action", "kind", "valid", "knowable", "split")
+        transition = Transition(
+            task=row["task"],
+            history=tuple(Turn(*turn) for turn in json.loads(row["history"])),
+            observation=row["observation"],
+            next_state=row["next_state"],
+            **{name: getattr(summary, name) for name in shared},
+        )
+        return GroupDetail(summary, transition, row["prompt"])
+
+    def predictions(self, group_id: int) -> list[PredictionRecord]:
+        """Members of a group in order."""
+        rows = self._rows("SELECT * FROM predictions WHERE group_id = ? ORDER BY member", (group_id,))
+        for row in rows:
+            row["well_formed"] = bool(row["well_formed"])
+            row["parts"] = json.loads(row["parts"])
+            row["reward"], row["advantage"] = number(row["reward"]), number(row["advantage"])
+        return [PredictionRecord(**row) for row in rows]
+
+    def same_transition(self, transition_id: str) -> list[GroupSummary]:
+        """All groups of one transition, in the order in which they were recorded."""
+        return self.groups_by_id(
+            row["id"]
+            for row in self._rows(
+                "SELECT groups.id FROM transitions JOIN groups ON transition_key = transitions.id "
+                "WHERE transition_id = ? ORDER BY groups.id",
+                (transition_id,),
+            )
+        )
+
+    def episodes(self, stage: str | None = None, limit: int = 100, offset: int = 0) -> list[EpisodeSummary]:
+        """One page of the list of episodes, newest step first."""
+        rows = self._rows(
+            f"SELECT {_EPISODE} FROM episodes WHERE ? IN (stage, '') ORDER BY step DESC, position LIMIT ? OFFSET ?",
+            (stage or "", limit, offset),
+        )
+        for row in rows:
+            row["success"] = None if row["success"] is None else bool(row["success"])
+            row["truncated"] = bool(row["truncated"])
+            row["episode_return"] = number(row["episode_return"])
+        return [EpisodeSummary(**row) for row in rows]
+
+    def episode(self, key: int) -> Episode | None:
+        """One episode with its turns, by :attr:`EpisodeSummary.id`; ``None`` when it was replaced."""
+        rows = self._rows(
+            "SELECT episode_id, environment, game, seed, success, truncated, task.body AS task, "
+            "final.body AS final_observation FROM episodes JOIN texts AS task ON task.id = episodes.task "
+            "JOIN texts AS final ON final.id = episodes.final_observation WHERE episodes.id = ?",
+            (key,),
+        )
+        if not rows:
+            return None
+        turns = self._rows(
+            "SELECT body AS observation, action, valid, reward, thinking FROM turns "
+            "JOIN texts ON texts.id = observation WHERE episode = ? ORDER BY position",
+            (key,),
+        )
+        for turn in turns:
+            turn["valid"], turn["reward"] = bool(turn["valid"]), number(turn["reward"])
+        row = rows[0]
+        row["success"] = None if row["success"] is None else bool(row["success"])
+        row["truncated"] = bool(row["truncated"])
+        return Episode(turns=tuple(Turn(**turn) for turn in turns), **row)
+
+    def evaluations(self, stage: str | None = None) -> list[Evaluation]:
+        """Held-out results in the order in which they were recorded."""
+        rows = self._rows("SELECT * FROM evaluations WHERE ? IN (stage, '') ORDER BY time", (stage or "",))
+        return [Evaluation(**{**row, "result": json.loads(row["result"])}) for row in rows]
+
+    def commands(self, limit: int = 20) -> list[Command]:
+        """Commands sent to the trainer, newest first, with its answers."""
+        return [
+            Command(**row) for row in self._rows("SELECT * FROM control ORDER BY id DESC LIMIT ?", (limit,))
+        ]
+
+    def send_command(self, command: CommandName) -> int:
+        """Asks something of the trainer, the one thing that a reader writes.
+
+        Returns:
+            The command's id; look for its answer in :meth:`commands`.
+        """
+        if command not in get_args(CommandName):
+            raise ValueError(f"no command {command!r}: known are {', '.join(get_args(CommandName))}")
+        with explained(self.path):
+            db = sqlite3.connect(f"{self.path.resolve().as_uri()}?mode=rw", uri=True, timeout=10)
+            try:
+                with db:
+                    cursor = db.execute(
+                        "INSERT INTO control (time, command) VALUES (?, ?)", (time.time(), command)
+                    )
+            finally:
+                db.close()
+        assert cursor.lastrowid is not None
+        return cursor.lastrowid

@@ -1,0 +1,221 @@
+"""Table definitions of the run store, and what tells a run store from any other file.
+
+Texts that repeat (prompts, observations, next states, tasks) are stored once, found by their digest, so that rows of
+``groups`` and ``transitions`` stay narrow and a sort over a million predictions reads few pages. Completions are
+stored as written: each is read only together with its group.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+APPLICATION_ID = 0x52574D4C  # "RWML"
+SCHEMA_VERSION = 1
+
+TABLES = """
+CREATE TABLE run (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    created REAL NOT NULL,
+    heartbeat REAL NOT NULL,
+    status TEXT NOT NULL,
+    detail TEXT NOT NULL
+);
+CREATE TABLE stages (
+    stage TEXT PRIMARY KEY,
+    total_steps INTEGER NOT NULL,
+    config TEXT NOT NULL,
+    started REAL NOT NULL,
+    resumed REAL
+);
+CREATE TABLE steps (
+    stage TEXT NOT NULL,
+    step INTEGER NOT NULL,
+    time REAL NOT NULL,
+    PRIMARY KEY (stage, step)
+) WITHOUT ROWID;
+CREATE TABLE metrics (
+    stage TEXT NOT NULL,
+    name TEXT NOT NULL,
+    step INTEGER NOT NULL,
+    value REAL,
+    PRIMARY KEY (stage, name, step)
+) WITHOUT ROWID;
+CREATE TABLE evaluations (
+    stage TEXT NOT NULL,
+    step INTEGER NOT NULL,
+    name TEXT NOT NULL,
+    time REAL NOT NULL,
+    result TEXT NOT NULL,
+    PRIMARY KEY (stage, step, name)
+);
+CREATE TABLE texts (
+    id INTEGER PRIMARY KEY,
+    digest BLOB NOT NULL UNIQUE,
+    body TEXT NOT NULL
+);
+CREATE TABLE transitions (
+    id INTEGER PRIMARY KEY,
+    digest BLOB NOT NULL UNIQUE,
+    transition_id TEXT NOT NULL,
+    environment TEXT NOT NULL,
+    game TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    split TEXT NOT NULL,
+    valid INTEGER NOT NULL,
+    knowable INTEGER NOT NULL,
+    action TEXT NOT NULL,
+    task INTEGER NOT NULL REFERENCES texts,
+    history INTEGER NOT NULL REFERENCES texts,
+    observation INTEGER NOT NULL REFERENCES texts,
+    next_state INTEGER NOT NULL REFERENCES texts
+);
+CREATE INDEX transitions_by_name ON transitions (transition_id);
+-- AUTOINCREMENT: an id is never given twice, so that what group_search says of a replaced group points nowhere.
+CREATE TABLE groups (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    stage TEXT NOT NULL,
+    step INTEGER NOT NULL,
+    source TEXT NOT NULL,
+    position INTEGER NOT NULL,
+    transition_key INTEGER NOT NULL REFERENCES transitions,
+    policy_version INTEGER,
+    rewards TEXT NOT NULL,
+    mean_reward REAL,
+    mean_similarity REAL,
+    best_similarity REAL,
+    mean_tokens REAL,
+    well_formed REAL,
+    zero_variance INTEGER NOT NULL,
+    prompt_tokens INTEGER NOT NULL,
+    prompt INTEGER NOT NULL REFERENCES texts,
+    UNIQUE (stage, source, step, position)
+);
+CREATE INDEX groups_by_transition ON groups (transition_key);
+CREATE TABLE predictions (
+    group_id INTEGER NOT NULL REFERENCES groups ON DELETE CASCADE,
+    member INTEGER NOT NULL,
+    reward REAL,
+    similarity REAL,
+    advantage REAL,
+    well_formed INTEGER NOT NULL,
+    tokens INTEGER NOT NULL,
+    finish_reason TEXT NOT NULL,
+    policy_version INTEGER NOT NULL,
+    parts TEXT NOT NULL,
+    next_state TEXT,
+    thinking TEXT NOT NULL,
+    text TEXT NOT NULL,
+    UNIQUE (group_id, member)
+);
+CREATE TABLE episodes (
+    id INTEGER PRIMARY KEY,
+    stage TEXT NOT NULL,
+    step INTEGER NOT NULL,
+    position INTEGER NOT NULL,
+    episode_id TEXT NOT NULL,
+    environment TEXT NOT NULL,
+    game TEXT NOT NULL,
+    seed INTEGER NOT NULL,
+    success INTEGER,
+    truncated INTEGER NOT NULL,
+    num_turns INTEGER NOT NULL,
+    episode_return REAL,
+    task INTEGER NOT NULL REFERENCES texts,
+    final_observation INTEGER NOT NULL REFERENCES texts,
+    UNIQUE (stage, step, position)
+);
+CREATE TABLE turns (
+    episode INTEGER NOT NULL REFERENCES episodes ON DELETE CASCADE,
+    position INTEGER NOT NULL,
+    valid INTEGER NOT NULL,
+    reward REAL,
+    action TEXT NOT NULL,
+    observation INTEGER NOT NULL REFERENCES texts,
+    thinking TEXT NOT NULL,
+    PRIMARY KEY (episode, position)
+);
+CREATE TABLE control (
+    id INTEGER PRIMARY KEY,
+    time REAL NOT NULL,
+    command TEXT NOT NULL,
+    acknowledged REAL,
+    answer TEXT
+);
+-- One row a group and no copy of the text; columnsize is for ranking, which nobody asks for.
+CREATE VIRTUAL TABLE group_search USING fts5(action, next_state, predictions, content='', columnsize=0);
+"""
+
+
+class TraceError(ValueError):
+    """A run store that cannot be used; the message is one line for people."""
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turns what SQLite raises into a :class:`TraceError` that names the file and what to do."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        reason = str(error)
+        if "fts5" in reason:
+            advice = "use a Python whose SQLite has FTS5 (Debian's, conda's and python.org's have it)"
+        elif "locked" in reason or "busy" in reason:
+            advice = "another process holds it; try again"
+        elif "malformed" in reason or "not a database" in reason:
+            advice = "the file is damaged or no run store; copy what `sqlite3 FILE .recover` can save"
+        else:
+            advice = "check the disk and the folder's permissions"
+        raise TraceError(f"{path}: cannot use this run store ({reason}): {advice}") from error
+
+
+def named_row(cursor: sqlite3.Cursor, row: tuple[Any, ...]) -> dict[str, Any]:
+    """Row factory: a dict by column name, with texts that :func:`storable` wrote as bytes made text again."""
+    values = (value.decode("utf-8", "surrogatepass") if isinstance(value, bytes) else value for value in row)
+    return {column[0]: value for column, value in zip(cursor.description, values, strict=True)}
+
+
+def storable(text: str) -> str | bytes:
+    """Text as SQLite takes it: itself, or bytes when a lone surrogate makes it unfit for UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogatepass")
+    return text
+
+
+def has_tables(db: sqlite3.Connection) -> bool:
+    """Whether anything was ever defined in this database."""
+    return db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone() is not None
+
+
+def check_version(db: sqlite3.Connection, path: Path) -> None:
+    """Raises :class:`TraceError` unless the open database is a run store that this version understands."""
+    if not has_tables(db):
+        raise TraceError(f"{path}: empty, no run was recorded in it (yet); start one or name another folder")
+    (application_id,) = db.execute("PRAGMA application_id").fetchone()
+    if application_id != APPLICATION_ID:
+        raise TraceError(
+            f"{path}: an SQLite file, but not a run store of rwml-lightning; name a run's trace.db"
+        )
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    if version > SCHEMA_VERSION:
+        raise TraceError(
+            f"{path}: written by a newer rwml-lightning (store version {version}, known up to {SCHEMA_VERSION}); upgrade"
+        )
+    if version < SCHEMA_VERSION:
+        raise TraceError(
+            f"{path}: written by an older rwml-lightning (store version {version}, needed {SCHEMA_VERSION}); "
+            "read it with the version that wrote it"
+        )
+
+
+def create_tables(db: sqlite3.Connection) -> None:
+    """Defines everything in one transaction: a reader sees an empty file or a whole store."""
+    db.executescript(
+        f"BEGIN IMMEDIATE; {TABLES} PRAGMA application_id = {APPLICATION_ID}; "
+        f"PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+    )

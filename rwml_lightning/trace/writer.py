@@ -1,0 +1,300 @@
+"""The writing side of the run store: one transaction a step, so that kill -9 loses nothing that was committed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import astuple
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from rwml_lightning.schema import Episode, Group, Prediction, Transition
+from rwml_lightning.trace.records import Command, Status
+from rwml_lightning.trace.tables import (
+    TraceError,
+    check_version,
+    create_tables,
+    explained,
+    has_tables,
+    named_row,
+    storable,
+)
+
+
+def insert(db: sqlite3.Connection, table: str, row: Mapping[str, Any], or_replace: bool = False) -> int:
+    """Inserts one row given by column name and returns its id."""
+    verb = "INSERT OR REPLACE" if or_replace else "INSERT"
+    statement = f"{verb} INTO {table} ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})"
+    cursor = db.execute(statement, [storable(v) if isinstance(v, str) else v for v in row.values()])
+    assert cursor.lastrowid is not None
+    return cursor.lastrowid
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    known = list(values)
+    return fmean(known) if known else None
+
+
+class TraceWriter:
+    """Writes a run's ``trace.db``; there is one writer a run, used from one thread.
+
+    A store that exists is continued. Commands that were sent while nobody listened are answered as expired.
+
+    Args:
+        path: The database file; its folder is made.
+
+    Raises:
+        TraceError: The file is no run store, is damaged, or is of another version.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with explained(self.path):
+            self._db = sqlite3.connect(self.path, timeout=30, isolation_level=None)
+            try:
+                self._open()
+            except BaseException:
+                self._db.close()
+                raise
+
+    def _open(self) -> None:
+        if has_tables(self._db):
+            check_version(self._db, self.path)
+        (mode,) = self._db.execute("PRAGMA journal_mode = WAL").fetchone()
+        if mode != "wal":
+            raise TraceError(
+                f"{self.path}: this file system has no write-ahead log; keep runs on a local disk"
+            )
+        # In WAL mode NORMAL is safe against a killed process; a power cut may cost the last steps, never the file.
+        self._db.execute("PRAGMA synchronous = NORMAL")
+        self._db.execute("PRAGMA foreign_keys = ON")
+        self._db.execute("PRAGMA journal_size_limit = 67108864")
+        if not has_tables(self._db):
+            create_tables(self._db)
+        now = time.time()
+        with self._transaction():
+            self._db.execute(
+                "INSERT INTO run VALUES (1, ?, ?, 'running', '') ON CONFLICT (id) DO UPDATE "
+                "SET heartbeat = excluded.heartbeat, status = excluded.status, detail = excluded.detail",
+                (now, now),
+            )
+            self._db.execute(
+                "UPDATE control SET acknowledged = ?, answer = 'expired: the trainer had ended' "
+                "WHERE acknowledged IS NULL",
+                (now,),
+            )
+
+    def __enter__(self) -> TraceWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the file; the status stays as it was set."""
+        self._db.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[float]:
+        """Everything inside is committed together or not at all; gives the time and counts as a heartbeat."""
+        with explained(self.path):
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                now = time.time()
+                self._db.execute("UPDATE run SET heartbeat = ?", (now,))
+                yield now
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:  # a full disk has rolled back already
+                    self._db.execute("ROLLBACK")
+                raise
+
+    def start_stage(self, stage: str, total_steps: int, config_text: str) -> None:
+        """Announces a stage (``wm_sft``, ``wm_grpo``, ``policy_grpo``), or that it goes on after a restart."""
+        with self._transaction() as now:
+            self._db.execute(
+                "INSERT INTO stages VALUES (?, ?, ?, ?, NULL) ON CONFLICT (stage) DO UPDATE SET "
+                "total_steps = excluded.total_steps, config = excluded.config, resumed = excluded.started",
+                (stage, total_steps, storable(config_text), now),
+            )
+
+    def write_step(
+        self, stage: str, step: int, metrics: Mapping[str, float], groups: Iterable[Group] = ()
+    ) -> None:
+        """Records one optimizer step; what was recorded for the same step before is replaced.
+
+        Args:
+            stage: Name given to :meth:`start_stage`.
+            step: Optimizer step.
+            metrics: Values by name, for example ``wm/reward``.
+            groups: What the step was made from.
+        """
+        with self._transaction() as now:
+            self._db.execute("INSERT OR REPLACE INTO steps VALUES (?, ?, ?)", (stage, step, now))
+            self._db.execute("DELETE FROM metrics WHERE stage = ? AND step = ?", (stage, step))
+            self._db.executemany(
+                "INSERT INTO metrics VALUES (?, ?, ?, ?)",
+                [(stage, name, step, float(value)) for name, value in metrics.items()],
+            )
+            self._replace_groups(stage, step, "train", groups)
+
+    def write_evaluation(
+        self, stage: str, step: int, result: Any, groups: Iterable[Group] = (), name: str = "held_out"
+    ) -> None:
+        """Records results on held-out transitions, and the predictions they come from.
+
+        Args:
+            stage: Name given to :meth:`start_stage`.
+            step: Optimizer step after which the model was evaluated.
+            result: Anything that JSON can say, for example metrics by kind of action, floors among them.
+            groups: Predictions that a reader may look at.
+            name: Which evaluation, when there are several; not ``train``.
+        """
+        assert name != "train", "'train' is the source of training groups"
+        with self._transaction() as now:
+            row = {"stage": stage, "step": step, "name": name, "time": now, "result": json.dumps(result)}
+            insert(self._db, "evaluations", row, or_replace=True)
+            self._replace_groups(stage, step, name, groups)
+
+    def write_episodes(self, stage: str, step: int, episodes: Iterable[Episode]) -> None:
+        """Records the episodes of one step; those recorded for the same step before are replaced."""
+        with self._transaction():
+            self._db.execute("DELETE FROM episodes WHERE stage = ? AND step = ?", (stage, step))
+            for position, episode in enumerate(episodes):
+                self._write_episode({"stage": stage, "step": step, "position": position}, episode)
+
+    def set_status(self, status: Status, detail: str = "") -> None:
+        """Says how the run stands; ``detail`` is one line for people, such as the error it failed with."""
+        with self._transaction():
+            self._db.execute("UPDATE run SET status = ?, detail = ?", (status, storable(detail)))
+
+    def heartbeat(self) -> None:
+        """Signs of life between steps; every other write is one too."""
+        with self._transaction():
+            pass
+
+    def take_commands(self) -> list[Command]:
+        """Commands not yet acknowledged, oldest first."""
+        with explained(self.path):
+            cursor = self._db.execute("SELECT * FROM control WHERE acknowledged IS NULL ORDER BY id")
+            return [Command(**named_row(cursor, row)) for row in cursor]
+
+    def acknowledge(self, command_id: int, answer: str) -> None:
+        """Tells the sender that the command was heard, and what came of it."""
+        with self._transaction() as now:
+            self._db.execute(
+                "UPDATE control SET acknowledged = ?, answer = ? WHERE id = ?",
+                (now, storable(answer), command_id),
+            )
+
+    def _text(self, body: str) -> int:
+        """Id of a text that is stored once."""
+        digest = hashlib.blake2b(body.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        known = self._db.execute("SELECT id FROM texts WHERE digest = ?", (digest,)).fetchone()
+        return known[0] if known else insert(self._db, "texts", {"digest": digest, "body": body})
+
+    def _transition(self, transition: Transition) -> int:
+        """Id of a transition that is stored once, however often it is predicted."""
+        row: dict[str, Any] = {
+            "transition_id": transition.transition_id,
+            "environment": transition.environment,
+            "game": transition.game,
+            "kind": transition.kind,
+            "split": transition.split,
+            "valid": transition.valid,
+            "knowable": transition.knowable,
+            "action": transition.action,
+            "task": self._text(transition.task),
+            "history": self._text(json.dumps([astuple(turn) for turn in transition.history])),
+            "observation": self._text(transition.observation),
+            "next_state": self._text(transition.next_state),
+        }
+        digest = hashlib.blake2b(json.dumps(row).encode(), digest_size=16).digest()
+        known = self._db.execute("SELECT id FROM transitions WHERE digest = ?", (digest,)).fetchone()
+        return known[0] if known else insert(self._db, "transitions", {"digest": digest, **row})
+
+    def _replace_groups(self, stage: str, step: int, source: str, groups: Iterable[Group]) -> None:
+        self._db.execute(
+            "DELETE FROM groups WHERE stage = ? AND step = ? AND source = ?", (stage, step, source)
+        )
+        for position, group in enumerate(groups):
+            self._write_group({"stage": stage, "step": step, "source": source, "position": position}, group)
+
+    def _write_group(self, place: Mapping[str, Any], group: Group) -> None:
+        members = group.predictions
+        rewards = [member.score.reward for member in members]
+        similarities = [m.score.similarity for m in members if m.score.similarity is not None]
+        row = {
+            **place,
+            "transition_key": self._transition(group.transition),
+            "policy_version": min((m.completion.policy_version for m in members), default=None),
+            "rewards": json.dumps(rewards),
+            "mean_reward": _mean(rewards),
+            "mean_similarity": _mean(similarities),
+            "best_similarity": max(similarities, default=None),
+            "mean_tokens": _mean(len(member.completion.token_ids) for member in members),
+            "well_formed": _mean(member.score.well_formed for member in members),
+            "zero_variance": group.zero_variance,
+            "prompt_tokens": len(group.prompt_ids),
+            "prompt": self._text(group.prompt),
+        }
+        group_id = insert(self._db, "groups", row)
+        for member in members:
+            self._write_prediction(group_id, member)
+        predicted = dict.fromkeys(m.text if m.next_state is None else m.next_state for m in members)
+        words = (group.transition.action, group.transition.next_state, "\n".join(predicted))
+        self._db.execute(
+            "INSERT INTO group_search (rowid, action, next_state, predictions) VALUES (?, ?, ?, ?)",
+            (group_id, *(text.encode("utf-8", "replace").decode() for text in words)),
+        )
+
+    def _write_prediction(self, group_id: int, prediction: Prediction) -> None:
+        row = {
+            "group_id": group_id,
+            "member": prediction.member,
+            "reward": prediction.score.reward,
+            "similarity": prediction.score.similarity,
+            "advantage": prediction.advantage,
+            "well_formed": prediction.score.well_formed,
+            "tokens": len(prediction.completion.token_ids),
+            "finish_reason": prediction.completion.finish_reason,
+            "policy_version": prediction.completion.policy_version,
+            "parts": json.dumps(dict(prediction.score.parts)),
+            "next_state": prediction.next_state,
+            "thinking": prediction.thinking,
+            "text": prediction.text,
+        }
+        insert(self._db, "predictions", row)
+
+    def _write_episode(self, place: Mapping[str, Any], episode: Episode) -> None:
+        row = {
+            **place,
+            "episode_id": episode.episode_id,
+            "environment": episode.environment,
+            "game": episode.game,
+            "seed": episode.seed,
+            "success": episode.success,
+            "truncated": episode.truncated,
+            "num_turns": len(episode.turns),
+            "episode_return": episode.episode_return,
+            "task": self._text(episode.task),
+            "final_observation": self._text(episode.final_observation),
+        }
+        key = insert(self._db, "episodes", row)
+        for position, turn in enumerate(episode.turns):
+            turn_row = {
+                "episode": key,
+                "position": position,
+                "valid": turn.valid,
+                "reward": turn.reward,
+                "action": turn.action,
+                "observation": self._text(turn.observation),
+                "thinking": turn.thinking,
+            }
+            insert(self._db, "turns", turn_row)
