@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sqlite3
 import time
 from array import array
@@ -25,7 +26,7 @@ from rwml_lightning.trace.records import (
     StageInfo,
     Step,
 )
-from rwml_lightning.trace.tables import TraceError, check_version, explained, named_row
+from rwml_lightning.trace.tables import TraceError, check_version, explained, named_row, storable
 
 _SUMMARY = """
 groups.id, stage, step, source, position, transition_id, environment, game, kind, split, valid, knowable, action,
@@ -76,7 +77,7 @@ class TraceReader:
                 return db
             except sqlite3.OperationalError as error:
                 db.close()
-                if not unchanging or "unable to open" not in str(error):
+                if not unchanging or not re.search("unable to open|readonly", str(error)):
                     raise
             except BaseException:
                 db.close()
@@ -95,7 +96,8 @@ class TraceReader:
 
     def _rows(self, statement: str, values: Sequence[Any] = ()) -> list[dict[str, Any]]:
         with explained(self.path):
-            return self._db.execute(statement, values).fetchall()
+            bound = [storable(value) if isinstance(value, str) else value for value in values]
+            return self._db.execute(statement, bound).fetchall()
 
     def data_version(self) -> int:
         """A number that changes when anything was committed: a cheap test whether to look again."""
@@ -129,10 +131,10 @@ class TraceReader:
         """Names that occur in a stage."""
         # Hops from name to name over the key instead of reading every value.
         rows = self._rows(
-            "WITH RECURSIVE names(name) AS (SELECT min(name) FROM metrics WHERE stage = :stage UNION ALL "
-            "SELECT (SELECT min(name) FROM metrics WHERE stage = :stage AND name > names.name) FROM names "
+            "WITH RECURSIVE names(name) AS (SELECT min(name) FROM metrics WHERE stage = ?1 UNION ALL "
+            "SELECT (SELECT min(name) FROM metrics WHERE stage = ?1 AND name > names.name) FROM names "
             "WHERE names.name IS NOT NULL) SELECT name FROM names WHERE name IS NOT NULL",
-            {"stage": stage},  # type: ignore[arg-type]
+            (stage,),
         )
         return [row["name"] for row in rows]
 
