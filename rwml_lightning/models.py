@@ -107,7 +107,11 @@ def end_token_ids(name: str | Path) -> tuple[int, ...]:
 
     folder = resolve_model(name)
     has_generation_config = (folder / "generation_config.json").is_file()
-    config = GenerationConfig.from_pretrained(folder) if has_generation_config else AutoConfig.from_pretrained(folder)
+    config = (
+        GenerationConfig.from_pretrained(folder)
+        if has_generation_config
+        else AutoConfig.from_pretrained(folder)
+    )
     named = config.eos_token_id
     found = {load_tokenizer(folder).eos_token_id, *(named if isinstance(named, list) else [named])} - {None}
     if not found:
@@ -117,7 +121,9 @@ def end_token_ids(name: str | Path) -> tuple[int, ...]:
 
 def _checked_folder(folder: Path) -> Path:
     if not (folder / "config.json").is_file():
-        raise ValueError(f"model folder {str(folder)!r} has no config.json: is it a Hugging Face model folder?")
+        raise ValueError(
+            f"model folder {str(folder)!r} has no config.json: is it a Hugging Face model folder?"
+        )
     if not any(folder.glob("*.safetensors")):
         raise ValueError(
             f"model folder {str(folder)!r} has no *.safetensors file; other weight formats can run code and are not read"
@@ -174,7 +180,7 @@ def _convert_gguf(file: Path, folder: Path) -> None:
         AutoTokenizer.from_pretrained(**source).save_pretrained(complete)
         model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
         # The weights were dequantised on loading; a folder still marked as quantised would be refused.
-        model.hf_quantizer = None
+        model.hf_quantizer = None  # type: ignore[assignment]
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
         model.save_pretrained(complete)
@@ -204,7 +210,9 @@ def _hub_model(hub_id: str) -> Path:
         _within(HUB_TIMEOUT_S, lambda: _ask_hub(hub_id))
     except Exception as error:  # the hub client's transport errors share no base class across its versions
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ValueError(f"{tried}, and {constants.ENDPOINT} did not offer it ({reason}); {instead}") from error
+        raise ValueError(
+            f"{tried}, and {constants.ENDPOINT} did not offer it ({reason}); {instead}"
+        ) from error
     return _checked_folder(Path(snapshot_download(hub_id, allow_patterns=list(_HUB_FILES))))
 
 

@@ -96,7 +96,7 @@ class Transition:
     split: Literal["train", "validation"] = "train"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Sampling:
     """How to sample a completion.
 
@@ -200,6 +200,7 @@ class RolloutBatch:
         step: Position in training (rollout step), from which all seeds derive.
         policy_version: Version of the weights that wrote the completions.
         groups: One per prompt that survived.
+        temperature: Temperature they were sampled at; the trainer's log-probabilities use the same.
         dropped_groups: How many prompts were lost to failures after retries.
         seconds: Wall seconds by phase (``generate``, ``reward``, ``env``).
     """
@@ -207,5 +208,6 @@ class RolloutBatch:
     step: int
     policy_version: int
     groups: tuple[Group, ...]
+    temperature: float = 1.0
     dropped_groups: int = 0
     seconds: Mapping[str, float] = field(default_factory=dict)

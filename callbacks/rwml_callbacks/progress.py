@@ -1,0 +1,104 @@
+"""One line that says how training goes: reward, similarity, seconds by phase, time left."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ProgressBar
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from typing_extensions import override
+
+from rwml_callbacks.reward_logger import RewardLogger
+from rwml_lightning.modules.base import PolicyModule
+
+_PHASES = ("generate", "reward", "env", "update", "sync")
+
+
+class RolloutProgressBar(ProgressBar):
+    """A rich bar in a terminal, one plain line a step elsewhere, so that a log file reads well too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self._enabled = True
+
+    @override
+    def disable(self) -> None:
+        self._enabled = False
+
+    @override
+    def enable(self) -> None:
+        self._enabled = True
+
+    @override
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not (self._enabled and trainer.is_global_zero and sys.stderr.isatty()):
+            return
+        assert isinstance(pl_module, PolicyModule)
+        columns = (
+            TextColumn(pl_module.stage),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.description}"),
+        )
+        self._progress = Progress(*columns, console=Console(stderr=True))
+        self._task = self._progress.add_task("", total=num_steps(trainer), completed=trainer.global_step)
+        self._progress.start()
+
+    @override
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        assert isinstance(pl_module, PolicyModule)
+        logger = next((c for c in trainer.callbacks if isinstance(c, RewardLogger)), None)  # type: ignore[attr-defined]
+        if logger is None or not (self._enabled and trainer.is_global_zero):
+            return
+        text = describe(logger.metrics)
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=trainer.global_step, description=text)
+        else:
+            print(
+                f"{pl_module.stage} {trainer.global_step}/{num_steps(trainer)}  {text}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    @override
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._stop()
+
+    @override
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+
+def num_steps(trainer: L.Trainer) -> int:
+    """Optimizer steps of the whole stage."""
+    return int(trainer.estimated_stepping_batches)
+
+
+def describe(metrics: dict[str, float]) -> str:
+    """Reward, similarity, groups without variance, then seconds by phase; loss where there is no reward."""
+    parts = []
+    if "wm/reward" in metrics:
+        parts.append(f"reward {metrics['wm/reward']:.2f}")
+        parts.append(f"similarity {metrics.get('wm/similarity', float('nan')):.2f}")
+        parts.append(f"format {metrics['wm/format']:.2f}")
+        parts.append(f"groups without variance {100 * metrics['wm/zero_variance_groups']:.0f} %")
+    else:
+        parts.append(f"loss {metrics.get('train/loss', float('nan')):.3f}")
+    seconds = [f"{phase} {metrics[f'time/{phase}']:.1f}" for phase in _PHASES if f"time/{phase}" in metrics]
+    return "  ".join(parts) + "  seconds: " + ", ".join(seconds)

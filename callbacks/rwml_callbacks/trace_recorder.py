@@ -1,0 +1,114 @@
+"""Records the run where the dashboard reads it, and hears what the dashboard asks for."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.utilities import rank_zero_only
+from typing_extensions import override
+
+from rwml_callbacks.reward_logger import RewardLogger
+from rwml_lightning.modules.base import PolicyModule
+from rwml_lightning.trace import TraceWriter
+
+_POLL_SECONDS = 0.5
+
+
+class TraceRecorder(L.Callback):
+    """Writes steps, groups, predictions and held-out results to the run store, and obeys its control table.
+
+    Each step is committed at once, so that nothing recorded is lost when the process is killed. Place it after
+    :class:`RewardLogger`, whose metrics it records.
+
+    Args:
+        path: The run store, ``trace.db`` in the run folder.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._writer: TraceWriter | None = None
+
+    @property
+    def writer(self) -> TraceWriter:
+        if self._writer is None:
+            self._writer = TraceWriter(self.path)
+        return self._writer
+
+    @override
+    @rank_zero_only
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, PolicyModule)
+        config = self.path.parent / "config.yaml"
+        total = int(trainer.estimated_stepping_batches)
+        self.writer.start_stage(pl_module.stage, total, config.read_text() if config.exists() else "")
+        self.writer.set_status("running")
+
+    @override
+    @rank_zero_only
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, PolicyModule)
+        logger = next((c for c in trainer.callbacks if isinstance(c, RewardLogger)), None)  # type: ignore[attr-defined]
+        metrics = logger.metrics if logger is not None else outputs["metrics"]
+        scored = outputs.get("batch")
+        self.writer.write_step(pl_module.stage, trainer.global_step, metrics, scored.groups if scored else ())
+        self._obey(trainer)
+
+    @override
+    @rank_zero_only
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        results = getattr(pl_module, "results", None)
+        if results is None or trainer.sanity_checking:
+            return
+        assert isinstance(pl_module, PolicyModule)
+        result = {
+            "results": [asdict(row) for row in results],
+            "floors": [asdict(row) for row in pl_module.floors],  # type: ignore[attr-defined]
+        }
+        groups = pl_module.validation_groups  # type: ignore[attr-defined]
+        self.writer.write_evaluation(pl_module.stage, trainer.global_step, result, groups)
+
+    @override
+    @rank_zero_only
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.writer.set_status("finished")
+
+    @override
+    @rank_zero_only
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        self.writer.set_status("failed", f"{type(exception).__name__}: {exception}".splitlines()[0])
+
+    @override
+    @rank_zero_only
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _obey(self, trainer: L.Trainer) -> None:
+        paused = False
+        while True:
+            for command in self.writer.take_commands():
+                answer = f"at step {trainer.global_step}"
+                if command.command == "checkpoint":
+                    path = self.path.parent / "checkpoints" / f"asked-{trainer.global_step}.ckpt"
+                    trainer.save_checkpoint(path)
+                    answer = f"saved {path.name}"
+                elif command.command == "stop":
+                    trainer.should_stop = True
+                    paused = False
+                else:
+                    paused = command.command == "pause"
+                    self.writer.set_status("paused" if paused else "running")
+                self.writer.acknowledge(command.id, answer)
+            if not paused:
+                return
+            self.writer.heartbeat()
+            time.sleep(_POLL_SECONDS)

@@ -1,0 +1,6 @@
+"""``python -m rwml_lightning``."""
+
+from rwml_lightning.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,200 @@
+"""The command line: Lightning's own, with a run folder, a warm-up, and two commands more (``collect`` and ``export``)."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from jsonargparse import Namespace
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.cli import ArgsType, LightningCLI
+from typing_extensions import override
+
+from rwml_lightning.config_errors import ReadableParser
+from rwml_lightning.data.datamodule import RolloutDataModule
+from rwml_lightning.models import resolve_model
+from rwml_lightning.modules.base import PolicyModule
+from rwml_lightning.run import Run, RunFolder, open_run_folder
+from rwml_lightning.stages import WarmUp, fit_stage, warm_up
+from rwml_lightning.summary import print_summary
+
+log = logging.getLogger(__name__)
+
+
+class RWMLTrainer(L.Trainer):
+    """Lightning's trainer, with ``collect`` as a command."""
+
+    def collect(self, model: PolicyModule, datamodule: RolloutDataModule) -> None:
+        """Roll out, write transitions, nothing else."""
+        if datamodule.path.exists():
+            print(
+                f"{datamodule.path} is there already; name another file in data.transitions to collect anew"
+            )
+            return
+        datamodule.collect(lambda: model.tokenizer)
+
+
+class RWMLCLI(LightningCLI):
+    """``fit``, ``validate`` and ``collect`` from a config; see :func:`main` for ``export``."""
+
+    model: PolicyModule
+    datamodule: RolloutDataModule
+    trainer: RWMLTrainer
+
+    def __init__(self, args: ArgsType = None) -> None:
+        self.folder: RunFolder | None = None
+        super().__init__(
+            model_class=PolicyModule,
+            datamodule_class=RolloutDataModule,
+            trainer_class=RWMLTrainer,
+            trainer_defaults={
+                "max_epochs": 1,
+                "num_sanity_val_steps": 0,
+                "log_every_n_steps": 1,
+                "logger": False,
+                "enable_checkpointing": False,
+                "enable_model_summary": False,
+                "limit_val_batches": 1.0,
+                "check_val_every_n_epoch": None,
+                "val_check_interval": 1_000_000_000,
+            },
+            subclass_mode_model=True,
+            save_config_callback=None,
+            load_from_checkpoint_support=False,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            parser_class=ReadableParser,
+            args=args,
+        )
+
+    @staticmethod
+    @override
+    def subcommands() -> dict[str, set[str]]:
+        return {
+            "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"},
+            "validate": {"model", "dataloaders", "datamodule"},
+            "collect": {"model", "datamodule"},
+        }
+
+    @override
+    def add_arguments_to_parser(self, parser: Any) -> None:
+        parser.add_argument("--run", type=Run, default=Run(), help="Which run this is, and where it lies.")
+        parser.add_argument("--warm_up", type=WarmUp | None, default=None, help="Next-state SFT before GRPO.")
+        parser.add_argument(
+            "--checkpoint_every", type=int, default=50, help="Optimizer steps between two checkpoints."
+        )
+        parser.link_arguments("seed_everything", "data.seed")
+
+    @override
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        model = config.model.init_args.model
+        generator = config.data.generator
+        if isinstance(generator, Namespace) and generator.init_args.get("model", "") is None:
+            generator.init_args.model = model
+        if (
+            self.subcommand == "collect"
+            and config.data.collection
+            and config.data.collection.behaviour != "model"
+        ):
+            return
+        resolve_model(model)
+        embedder = config.data.reward.get("init_args", Namespace()).get("embedder")
+        if embedder is not None and self.subcommand != "collect":
+            resolve_model(embedder)
+
+    @override
+    def instantiate_trainer(self, **kwargs: Any) -> RWMLTrainer:
+        if self.subcommand != "collect":
+            if self.subcommand == "fit":
+                run = self._get(self.config_init, "run")
+                text = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_none=False)
+                self.folder = open_run_folder(run, text)
+            given = self._get(self.config_init, "trainer").get("callbacks") or []
+            every = self._get(self.config_init, "checkpoint_every")
+            kwargs["callbacks"] = [*given, *default_callbacks(given, self.folder, every)]
+        return super().instantiate_trainer(**kwargs)  # type: ignore[return-value]
+
+    def fit(self, model: PolicyModule, **kwargs: Any) -> None:
+        """All stages of the config, from where an earlier run of the same config stopped."""
+        assert self.folder is not None
+        print(f"run folder: {self.folder.path}", file=sys.stderr)
+        if not self.folder.finished:
+            try:
+                wanted = self._get(self.config_init, "warm_up")
+                if wanted is not None and model.init_from is None:
+                    callbacks = default_callbacks([], self.folder, None)
+                    result = warm_up(wanted, model, self.datamodule, self.trainer, self.folder, callbacks)
+                    model.init_from = str(result)
+                fit_stage(self.trainer, model, self.datamodule, self.folder, kwargs.get("ckpt_path"))
+            finally:
+                self.datamodule.close()
+        if self.trainer.is_global_zero:
+            print_summary(self.folder)
+
+    def validate(self, model: PolicyModule, **kwargs: Any) -> None:
+        """Held-out results of a checkpoint, or of the model as it is, as a table."""
+        from rich.console import Console
+
+        from rwml_lightning.evaluation import render_table
+
+        kwargs.pop("datamodule", None)
+        try:
+            self.trainer.validate(
+                model, self.datamodule, verbose=False, **{k: v for k, v in kwargs.items() if k != "verbose"}
+            )
+        finally:
+            self.datamodule.close()
+        rows = {"model": [*model.results, *model.floors]}  # type: ignore[attr-defined]
+        Console().print(render_table("Held-out transitions", rows))
+
+
+def default_callbacks(
+    given: list[Callback], folder: RunFolder | None, checkpoint_every: int | None
+) -> list[Callback]:
+    """What every run has, unless the config brings its own of the kind."""
+    from rwml_callbacks import RewardLogger, RolloutProgressBar, TraceRecorder, WeightSync
+
+    defaults: list[Callback] = [
+        WeightSync(),
+        RewardLogger(folder.metrics if folder else None),
+        RolloutProgressBar(),
+    ]
+    if folder is not None:
+        defaults.append(TraceRecorder(folder.trace))
+    if folder is not None and checkpoint_every is not None:
+        defaults.append(
+            ModelCheckpoint(
+                folder.checkpoints, filename="step-{step}", every_n_train_steps=checkpoint_every, save_top_k=1,
+                monitor="step", mode="max", auto_insert_metric_name=False,
+            )
+        )  # fmt: skip
+    return [callback for callback in defaults if not any(isinstance(own, type(callback)) for own in given)]
+
+
+def main(args: list[str] | None = None) -> None:
+    """Entry point of ``python -m rwml_lightning``; a user's mistake ends in one line and exit code 2."""
+    arguments = sys.argv[1:] if args is None else args
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    commands = ("fit", "validate", "collect", "export")
+    try:
+        if arguments[:1] == ["export"]:
+            from rwml_lightning.export import export_command
+
+            export_command(arguments[1:])
+        elif arguments and arguments[0].startswith("-") and any(a in commands for a in arguments):
+            command = next(a for a in arguments if a in commands)
+            raise ValueError(
+                f"the command comes first: python -m rwml_lightning {command} {arguments[0]} ..."
+            )
+        else:
+            sys.argv = [sys.argv[0], *arguments]
+            RWMLCLI()
+    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
+        if logging.getLogger("rwml_lightning").isEnabledFor(logging.DEBUG):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error

@@ -1,0 +1,5 @@
+from lightning.pytorch.cli import LightningArgumentParser
+
+
+class ReadableParser(LightningArgumentParser):
+    pass

@@ -1,0 +1,90 @@
+"""What a training step reads: rollouts made on the spot, or labelled answers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from rwml_lightning.schema import Transition
+from rwml_lightning.seeds import derive_seed
+
+Batch = TypeVar("Batch")
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """A prompt and the answer to imitate, as token ids."""
+
+    transition: Transition
+    prompt_ids: tuple[int, ...]
+    answer_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledBatch:
+    """One optimizer step of supervised fine-tuning."""
+
+    step: int
+    labels: tuple[Label, ...]
+
+
+class StepLoader(Generic[Batch]):
+    """Turns positions into batches: the transitions of step n follow from the seed and n alone.
+
+    Each pass is a new permutation, and all passes make up one Lightning epoch, so that a position is one number. The
+    length is known, so Lightning fetches no batch ahead: a batch is made after the weights of the step before it have
+    reached the generator. ``state_dict`` is the position, nothing is replayed.
+
+    Args:
+        transitions: What to draw from.
+        batch_size: Transitions a step; the last step of a pass may have fewer.
+        make: Makes the batch of a step from (step, transitions).
+        seed: Seed of the permutations; ``None`` keeps the order.
+        num_passes: How often every transition is used.
+    """
+
+    def __init__(
+        self,
+        transitions: Sequence[Transition],
+        batch_size: int,
+        make: Callable[[int, Sequence[Transition]], Batch],
+        seed: int | None,
+        num_passes: int = 1,
+    ) -> None:
+        self.transitions = transitions
+        self.batch_size = batch_size
+        self.make = make
+        self.num_passes = num_passes
+        self.step = 0
+
+    @property
+    def steps_per_pass(self) -> int:
+        """Steps that use every transition once."""
+        return math.ceil(len(self.transitions) / self.batch_size)
+
+    def __len__(self) -> int:
+        return self.num_passes * self.steps_per_pass
+
+    def __iter__(self) -> Iterator[Batch]:
+        while self.step < len(self):
+            step = self.step
+            self.step += 1
+            yield self.make(step, self.select(step))
+
+    def select(self, step: int) -> list[Transition]:
+        """Transitions of one step."""
+        number, index = divmod(step, self.steps_per_pass)
+        order: Sequence[int] = range(len(self.transitions))
+        if self.seed is not None:
+            keys = [derive_seed(self.seed, "order", number, i) for i in order]
+            order = sorted(order, key=keys.__getitem__)
+        chosen = order[index * self.batch_size : (index + 1) * self.batch_size]
+        return [self.transitions[i] for i in chosen]
+
+    def state_dict(self) -> dict[str, int]:
+        return {"step": self.step}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.step = state["step"]

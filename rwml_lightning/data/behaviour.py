@@ -1,0 +1,156 @@
+"""Who acts while transitions are collected: the model itself, or a random player for models too weak to act."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from rwml_lightning.data.prompts import ActionPrompt
+from rwml_lightning.generation import Generator
+from rwml_lightning.rewards import extract_answer
+from rwml_lightning.schema import Sampling, Turn
+from rwml_lightning.seeds import derive_seed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_ACTION = re.compile(r"<action>(.*?)</action>", re.DOTALL)
+
+
+@dataclass
+class EpisodeState:
+    """An episode in progress, as its player sees it.
+
+    Args:
+        episode_id: Game and number of the episode; the player's randomness derives from it.
+        task: Task text.
+        observation: Current state text.
+        admissible: Actions that the environment names; empty where it names none.
+        walkthrough: Expert actions, if the collection may use them.
+        turns: What happened so far.
+        known_actions: Every action that was admissible at some time.
+    """
+
+    episode_id: str
+    task: str
+    observation: str
+    admissible: Sequence[str]
+    walkthrough: Sequence[str] = ()
+    turns: list[Turn] = field(default_factory=list)
+    known_actions: set[str] = field(default_factory=set)
+
+
+class Behaviour(Protocol):
+    """Chooses actions for all live episodes at once."""
+
+    def act(self, states: Sequence[EpisodeState]) -> list[tuple[str, str]]:
+        """Return one (action, thinking) a state."""
+        ...
+
+
+class RandomBehaviour:
+    """Plays admissible actions at random, with steps of the stored expert solution and invalid actions mixed in.
+
+    A random player alone rarely takes, heats or cools anything; the mixture shows every kind of outcome.
+
+    Args:
+        expert_share: Probability that a step is the next one of the walkthrough, admissible or not.
+        invalid_share: Probability that a step is an action which was admissible before and is not now.
+        seed: The run's seed.
+    """
+
+    def __init__(self, expert_share: float, invalid_share: float, seed: int) -> None:
+        self.expert_share = expert_share
+        self.invalid_share = invalid_share
+        self.seed = seed
+        self._played: dict[str, int] = {}
+
+    def act(self, states: Sequence[EpisodeState]) -> list[tuple[str, str]]:
+        return [(self._choose(state), "") for state in states]
+
+    def _choose(self, state: EpisodeState) -> str:
+        if not state.admissible:
+            raise ValueError(
+                f"{state.episode_id}: the environment names no admissible actions (info['admissible_actions']), so "
+                "data.collection.behaviour can't be 'random'; set it to 'model'"
+            )
+        if not state.turns:
+            self._played[state.episode_id] = 0
+        rng = random.Random(derive_seed(self.seed, "act", state.episode_id, len(state.turns)))
+        draw = rng.random()
+        if draw < self.expert_share:
+            played = self._played[state.episode_id]
+            if played < len(state.walkthrough):
+                self._played[state.episode_id] = played + 1
+                return state.walkthrough[played]
+        elif draw < self.expert_share + self.invalid_share:
+            invalid = sorted(state.known_actions.difference(state.admissible))
+            if invalid:
+                return rng.choice(invalid)
+        return rng.choice(sorted(state.admissible))
+
+
+class ModelBehaviour:
+    """The policy plays, at temperature 1 as in the paper; an answer without an action is played as it stands.
+
+    Args:
+        generator: Writes the actions.
+        tokenizer: The policy's.
+        sampling: Temperature and limits.
+        seed: The run's seed.
+        prompt: Template.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        tokenizer: PreTrainedTokenizerBase,
+        sampling: Sampling,
+        seed: int,
+        prompt: ActionPrompt = ActionPrompt(),  # noqa: B008
+    ) -> None:
+        self.generator = generator
+        self.tokenizer = tokenizer
+        self.sampling = sampling
+        self.seed = seed
+        self.prompt = prompt
+
+    def act(self, states: Sequence[EpisodeState]) -> list[tuple[str, str]]:
+        prompts = [
+            self.prompt.encode(
+                self.tokenizer, state.task, state.turns, state.observation, sorted(state.admissible)
+            )
+            for state in states
+        ]
+        seeds = [[derive_seed(self.seed, "act", state.episode_id, len(state.turns))] for state in states]
+        completions = self.generator.generate(prompts, self.sampling, seeds)
+        texts = self.tokenizer.batch_decode([c[0].token_ids for c in completions], skip_special_tokens=True)
+        return [parse_action(text) for text in texts]
+
+
+def parse_action(text: str) -> tuple[str, str]:
+    """(action, thinking) of an answer; without ``<action>`` tags the last line is the action."""
+    thinking = extract_answer(text).thinking
+    answer = text.split("</think>")[-1]
+    found = _ACTION.search(answer)
+    lines = [line.strip() for line in answer.splitlines() if line.strip()]
+    action = found.group(1).strip() if found else (lines[-1] if lines else "")
+    return " ".join(action.split())[:200], thinking
+
+
+def make_behaviour(
+    name: str,
+    expert_share: float,
+    invalid_share: float,
+    max_tokens: int,
+    seed: int,
+    generator: Generator,
+    tokenizer: Callable[[], Any],
+) -> Behaviour:
+    """The player that a config names; the tokenizer is loaded for a model alone."""
+    if name == "random":
+        return RandomBehaviour(expert_share, invalid_share, seed)
+    return ModelBehaviour(generator, tokenizer(), Sampling(max_tokens), seed)

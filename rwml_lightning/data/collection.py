@@ -1,0 +1,375 @@
+"""Rolls a player out in an environment and writes what the environment answered."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from rwml_lightning.data.behaviour import Behaviour, EpisodeState, make_behaviour
+from rwml_lightning.data.transitions import read_metadata, read_transitions, split_of_game, write_transitions
+from rwml_lightning.envs import EnvironmentPool, EnvironmentSpec, Failure
+from rwml_lightning.generation import Generator
+from rwml_lightning.schema import Transition, Turn
+from rwml_lightning.seeds import derive_seed
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class GeneratedGames:
+    """ALFWorld games to generate from what its package ships; scores on them are not ALFWorld scores.
+
+    Args:
+        folder: Where they lie; ``data.environment.kwargs.data`` should name the same.
+        num_train: Games in training scenes.
+        num_validation: Games in other scenes.
+        difficulty: ``tiny``, ``small`` or ``full``: how many receptacles and objects.
+        num_workers: Processes that generate.
+    """
+
+    folder: str
+    num_train: int = 30
+    num_validation: int = 12
+    difficulty: str = "small"
+    num_workers: int = 2
+
+
+@dataclass(frozen=True)
+class Collection:
+    """How transitions are collected.
+
+    Args:
+        behaviour: ``model`` (the policy at temperature 1, as in the paper) or ``random``, for models too weak to act.
+        episodes_per_game: Episodes of each game.
+        max_steps: Actions an episode.
+        expert_share: For ``random``: share of steps taken from the stored walkthrough.
+        invalid_share: For ``random``: share of steps that try an action which is not admissible now.
+        max_new_tokens: For ``model``: limit of thinking and action.
+        history_turns: Earlier turns stored with each transition; prompts may show fewer.
+        validation_share: Share of games for validation where the environment has no validation split (paper: 10 %).
+        splits: Splits of the environment that are collected; ``null`` for all.
+        num_environments: Episodes at once.
+        num_workers: Processes that step them.
+        step_timeout_s: Seconds after which a step counts as hung.
+        max_dropped_share: Stop when more than this share of episodes is lost to failures of the environment.
+    """
+
+    behaviour: Literal["model", "random"] = "model"
+    episodes_per_game: int = 1
+    max_steps: int = 30
+    expert_share: float = 0.0
+    invalid_share: float = 0.0
+    max_new_tokens: int = 256
+    history_turns: int = 8
+    validation_share: float = 0.1
+    splits: list[str] | None = None
+    num_environments: int = 16
+    num_workers: int = 2
+    step_timeout_s: float = 60.0
+    max_dropped_share: float = 0.1
+
+
+@dataclass(frozen=True)
+class Job:
+    """One episode to play: a game, its number, and the split its transitions belong to."""
+
+    game: str
+    number: int
+    split: Literal["train", "validation"]
+
+    @property
+    def episode_id(self) -> str:
+        return f"{self.game}#{self.number}"
+
+
+def collect(
+    path: Path,
+    spec: EnvironmentSpec,
+    games: GeneratedGames | None,
+    collection: Collection,
+    seed: int,
+    generator: Generator,
+    tokenizer: Callable[[], Any],
+) -> None:
+    """Collect transitions into ``path``; interrupted, it goes on where it was.
+
+    Finished batches of episodes lie in ``<path>.parts`` until all are there; a file that is complete is left alone.
+
+    Args:
+        path: Parquet file to write.
+        spec: The environment.
+        games: Games to generate first.
+        collection: How to collect.
+        seed: The run's seed; an episode's actions follow from it and the episode's name.
+        generator: For ``behaviour: model``.
+        tokenizer: Gives the policy's tokenizer; for ``behaviour: model``.
+
+    Raises:
+        ValueError: Settings that do not fit, or parts collected with other settings.
+        RuntimeError: Too many episodes were lost to failures of the environment.
+    """
+    if path.exists():
+        return
+    if games is not None:
+        make_games(games, seed)
+    settings = {"environment": asdict(spec), "collection": asdict(collection), "seed": seed}
+    parts = path.with_name(path.name + ".parts")
+    check_settings(parts, settings)
+    jobs = list(list_jobs(spec, collection, seed))
+    behaviour = make_behaviour(
+        collection.behaviour,
+        collection.expert_share,
+        collection.invalid_share,
+        collection.max_new_tokens,
+        seed,
+        generator,
+        tokenizer,
+    )
+    size = collection.num_environments
+    chunks = [jobs[i : i + size] for i in range(0, len(jobs), size)]
+    dropped = 0
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("collecting episodes"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )  # fmt: skip
+    with (
+        EnvironmentPool(spec, collection.num_workers, collection.step_timeout_s) as pool,
+        Progress(*columns, console=console, disable=not console.is_terminal) as progress,
+    ):
+        task = progress.add_task("", total=len(jobs))
+        for number, chunk in enumerate(chunks):
+            part = parts / f"{number:05d}.parquet"
+            if not part.exists():
+                transitions, lost = play(pool, chunk, behaviour, collection, spec.id, seed)
+                write_transitions(part, transitions, {"dropped": lost})
+            dropped += len(read_metadata(part)["dropped"])
+            finished = min((number + 1) * size, len(jobs))
+            if dropped > collection.max_dropped_share * finished and dropped > 1:
+                raise RuntimeError(
+                    f"{dropped} of {finished} episodes were lost to failures of the environment, more than "
+                    f"data.collection.max_dropped_share ({collection.max_dropped_share}) allows; the log names them"
+                )
+            progress.update(task, advance=len(chunk), description=f"{dropped} dropped" if dropped else "")
+    transitions = [
+        t for number in range(len(chunks)) for t in read_transitions(parts / f"{number:05d}.parquet")
+    ]
+    if not transitions:
+        raise RuntimeError(f"no transitions came of {len(jobs)} episodes; the log says why")
+    write_transitions(path, transitions, {**settings, "dropped_episodes": dropped})
+    for part in parts.iterdir():
+        part.unlink()
+    parts.rmdir()
+    console.print(collection_table(transitions, len(jobs), dropped))
+
+
+def make_games(games: GeneratedGames, seed: int) -> None:
+    """Generate the games that are not there yet."""
+    from rwml_lightning.envs.alfworld.generate import generate_games
+
+    console = Console(stderr=True)
+    for split, count in (("train", games.num_train), ("validation", games.num_validation)):
+        with Progress(
+            TextColumn(f"generating {split} games"), BarColumn(), MofNCompleteColumn(), console=console,
+            disable=not console.is_terminal,
+        ) as progress:  # fmt: skip
+            task = progress.add_task("", total=count)
+            generate_games(
+                games.folder,
+                count,
+                seed=seed,
+                split=split,
+                difficulty=games.difficulty,
+                num_workers=games.num_workers,
+                progress=partial(_show, progress, task),
+            )
+
+
+def _show(progress: Progress, task: TaskID, done: int, total: int) -> None:
+    progress.update(task, completed=done, total=total)
+
+
+def check_settings(parts: Path, settings: dict[str, Any]) -> None:
+    """Refuse to go on with parts that were collected otherwise."""
+    parts.mkdir(parents=True, exist_ok=True)
+    file = parts / "settings.json"
+    text = json.dumps(settings, sort_keys=True, default=str)
+    if not file.exists():
+        file.write_text(text)
+    elif file.read_text() != text:
+        raise ValueError(
+            f"{parts} holds the parts of a collection with other settings: remove it, or name another file in "
+            "data.transitions"
+        )
+
+
+def list_jobs(spec: EnvironmentSpec, collection: Collection, seed: int) -> Iterator[Job]:
+    """All episodes to play, in an order that mixes games and splits.
+
+    An environment without a ``tasks`` attribute is played ``episodes_per_game`` times by seed alone.
+    """
+    environment = spec.make()
+    tasks = getattr(environment.unwrapped, "tasks", None)
+    environment.close()
+    if tasks is None:
+        names = {"": [""]}
+    else:
+        names = {k: list(v) for k, v in (tasks if isinstance(tasks, dict) else {"train": tasks}).items()}
+    unknown = sorted(set(collection.splits or ()) - set(names))
+    if unknown:
+        raise ValueError(
+            f"data.collection.splits names {unknown[0]!r}; the environment has {', '.join(sorted(names))}"
+        )
+    chosen = {
+        split: games
+        for split, games in names.items()
+        if collection.splits is None or split in collection.splits
+    }
+    has_validation = any(is_validation(split) for split in chosen) and any(
+        not is_validation(split) for split in chosen
+    )
+    games = [game for listed in chosen.values() for game in listed]
+    drawn = split_of_game(games, seed, collection.validation_share)
+    jobs: list[Job] = []
+    for split, listed in chosen.items():
+        for game in listed:
+            for number in range(collection.episodes_per_game):
+                own: Literal["train", "validation"] = "validation" if is_validation(split) else "train"
+                jobs.append(Job(game, number, own if has_validation else drawn[game]))
+    if tasks is None:  # the seed is the game
+        drawn = split_of_game([job.episode_id for job in jobs], seed, collection.validation_share)
+        jobs = [Job(job.game, job.number, drawn[job.episode_id]) for job in jobs]
+    yield from sorted(jobs, key=lambda job: derive_seed(seed, "job", job.episode_id))
+
+
+def is_validation(split: str) -> bool:
+    """Whether games of this split are never trained on."""
+    return split.startswith(("valid", "test", "eval"))
+
+
+def play(
+    pool: EnvironmentPool,
+    jobs: Sequence[Job],
+    behaviour: Behaviour,
+    collection: Collection,
+    environment: str,
+    seed: int,
+    attempts: int = 2,
+) -> tuple[list[Transition], list[str]]:
+    """Play some episodes at once; one that fails is tried again in a fresh environment, then dropped.
+
+    Returns:
+        Transitions in the order of ``jobs``, and the names of the episodes that were lost.
+    """
+    played: dict[int, list[Transition]] = {}
+    waiting = dict(enumerate(jobs))
+    for attempt in range(attempts):
+        played |= _play_once(pool, waiting, behaviour, collection, environment, seed)
+        waiting = {slot: job for slot, job in waiting.items() if slot not in played}
+        if not waiting:
+            break
+        fate = "is tried again" if attempt + 1 < attempts else "is dropped"
+        for job in waiting.values():
+            log.warning("episode %s failed and %s", job.episode_id, fate)
+    return [t for slot in sorted(played) for t in played[slot]], [job.episode_id for job in waiting.values()]
+
+
+def _play_once(
+    pool: EnvironmentPool,
+    jobs: dict[int, Job],
+    behaviour: Behaviour,
+    collection: Collection,
+    environment: str,
+    seed: int,
+) -> dict[int, list[Transition]]:
+    """Transitions by slot, of the episodes that came to their end without a failure."""
+    results = pool.reset_many(
+        (slot, derive_seed(seed, "episode", job.episode_id), job.game or None) for slot, job in jobs.items()
+    )
+    begun = [slot for slot, result in results.items() if not isinstance(result, Failure)]
+    expert = pool.call_many(begun, "walkthrough") if collection.expert_share else {}
+    live: dict[int, EpisodeState] = {}
+    for slot, result in results.items():
+        walkthrough = expert.get(slot, ())
+        if isinstance(result, Failure) or isinstance(walkthrough, Failure):
+            failure = result if isinstance(result, Failure) else walkthrough
+            log.warning("episode %s: %s", jobs[slot].episode_id, failure.error)
+            continue
+        admissible = result.info.get("admissible_actions", ())
+        live[slot] = EpisodeState(
+            episode_id=jobs[slot].episode_id,
+            task=str(result.info.get("task", "")),
+            observation=str(result.obs),
+            admissible=admissible,
+            walkthrough=walkthrough,
+            known_actions=set(admissible),
+        )
+    transitions: dict[int, list[Transition]] = {slot: [] for slot in live}
+    finished: dict[int, list[Transition]] = {}
+    for turn in range(collection.max_steps):
+        if not live:
+            break
+        actions = dict(zip(live, behaviour.act(list(live.values())), strict=True))
+        results = pool.step_many({slot: action for slot, (action, _) in actions.items()})
+        for slot, result in results.items():
+            state = live[slot]
+            if isinstance(result, Failure):
+                log.warning("episode %s: %s", state.episode_id, result.error)
+                del live[slot]
+                continue
+            action, thinking = actions[slot]
+            observation, info = str(result.obs), result.info
+            valid = bool(info.get("valid", not state.admissible or action in state.admissible))
+            if action and observation.strip():
+                transitions[slot].append(
+                    Transition(
+                        transition_id=f"{state.episode_id}/{turn}",
+                        environment=environment,
+                        game=jobs[slot].game or state.episode_id,
+                        task=state.task,
+                        history=tuple(
+                            state.turns[-collection.history_turns :] if collection.history_turns else ()
+                        ),
+                        observation=state.observation,
+                        action=action,
+                        next_state=observation,
+                        kind=str(info.get("kind", "other")),
+                        valid=valid,
+                        knowable=bool(info.get("knowable", True)),
+                        split=jobs[slot].split,
+                    )
+                )
+            state.turns.append(Turn(state.observation, action, valid, result.reward, thinking))
+            state.observation = observation
+            state.admissible = info.get("admissible_actions", ())
+            state.known_actions.update(state.admissible)
+            if result.done:
+                finished[slot] = transitions[slot]
+                del live[slot]
+    return finished | {slot: transitions[slot] for slot in live}
+
+
+def collection_table(transitions: Sequence[Transition], num_episodes: int, num_dropped: int) -> Table:
+    """What was collected: transitions by kind and split."""
+    table = Table(
+        title=f"{len(transitions)} transitions of {num_episodes - num_dropped} episodes, {num_dropped} dropped"
+    )
+    for column in ("kind", "train", "validation", "invalid", "not knowable"):
+        table.add_column(column, justify="left" if column == "kind" else "right")
+    counts = Counter((t.kind, t.split) for t in transitions)
+    invalid = Counter(t.kind for t in transitions if not t.valid)
+    unknowable = Counter(t.kind for t in transitions if not t.knowable)
+    for kind in sorted({t.kind for t in transitions}):
+        numbers = (counts[kind, "train"], counts[kind, "validation"], invalid[kind], unknowable[kind])
+        table.add_row(kind, *map(str, numbers))
+    return table

@@ -1,0 +1,220 @@
+"""The DataModule that drives generator, reward and environments for every stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import lightning as L
+from typing_extensions import override
+
+from rwml_lightning.data.batches import Label, LabelledBatch, StepLoader
+from rwml_lightning.data.collection import Collection, GeneratedGames, collect
+from rwml_lightning.data.prompts import WorldModelPrompt, encode_answer
+from rwml_lightning.data.rollouts import WorldModelRollouts
+from rwml_lightning.data.transitions import read_transitions
+from rwml_lightning.envs import EnvironmentSpec
+from rwml_lightning.envs.alfworld.floors import FLOORS
+from rwml_lightning.evaluation import Result, evaluate_floors
+from rwml_lightning.generation import Generator
+from rwml_lightning.rewards import NextStateReward
+from rwml_lightning.schema import RolloutBatch, Sampling, Transition
+from rwml_lightning.seeds import derive_seed
+
+if TYPE_CHECKING:
+    from rwml_lightning.modules.base import PolicyModule
+
+
+@dataclass(frozen=True)
+class Validation:
+    """How held-out predictions are made.
+
+    Args:
+        num_transitions: Held-out transitions used, a fixed random draw; ``None`` uses all.
+        group_size: Predictions a transition.
+        temperature: 1 is what training samples at; 0 is greedy.
+        batch_size: Prompts generated at once.
+    """
+
+    num_transitions: int | None = None
+    group_size: int = 1
+    temperature: float = 1.0
+    batch_size: int = 64
+
+
+class RolloutDataModule(L.LightningDataModule):
+    """Transitions in; on-policy rollouts, labelled batches and held-out rollouts out.
+
+    ``prepare_data`` makes what is missing: games, then transitions. Which batches the training loader gives depends on
+    the stage: rollouts for an on-policy module, labels for supervised fine-tuning.
+
+    Args:
+        transitions: Parquet file of transitions; collected into it when it is not there.
+        generator: Writes completions.
+        reward: Scores predictions.
+        environment: Where transitions are collected.
+        games: Games to generate for it when they are not there.
+        collection: How transitions are collected.
+        prompt: Template of the world-model prompt.
+        sampling: Limits and temperature in training.
+        prompts_per_step: Transitions a step (paper: 32).
+        group_size: Predictions a transition (paper: 8 on ALFWorld, 16 on tau2-bench).
+        num_passes: How often each training transition is used (paper: 2 epochs).
+        num_transitions: Training transitions used, a fixed random draw; ``None`` uses all.
+        validation: How held-out predictions are made.
+        on_broken: A broken row of the file is refused (``raise``), or named, counted and left out (``skip``).
+        seed: The run's seed; ``null`` takes ``seed_everything``.
+    """
+
+    def __init__(
+        self,
+        transitions: str,
+        generator: Generator,
+        reward: NextStateReward,
+        environment: EnvironmentSpec | None = None,
+        games: GeneratedGames | None = None,
+        collection: Collection | None = None,
+        prompt: WorldModelPrompt = WorldModelPrompt(),  # noqa: B008
+        sampling: Sampling = Sampling(max_tokens=512),  # noqa: B008
+        prompts_per_step: int = 32,
+        group_size: int = 8,
+        num_passes: int = 2,
+        num_transitions: int | None = None,
+        validation: Validation = Validation(),
+        on_broken: Literal["raise", "skip"] = "raise",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (("prompts_per_step", prompts_per_step, 1), ("group_size", group_size, 1)):
+            if value < least:
+                raise ValueError(f"data.{name} is {value}; it must be at least {least}")
+        self.path = Path(transitions)
+        self.generator = generator
+        self.reward = reward
+        self.environment = environment
+        self.games = games
+        self.collection = collection
+        self.prompt = prompt
+        self.sampling = sampling
+        self.prompts_per_step = prompts_per_step
+        self.group_size = group_size
+        self.num_passes = num_passes
+        self.num_transitions = num_transitions
+        self.validation = validation
+        self.on_broken: Literal["raise", "skip"] = on_broken
+        self.seed = seed
+        self.train_transitions: list[Transition] = []
+        self.validation_transitions: list[Transition] = []
+
+    @property
+    def module(self) -> PolicyModule:
+        """The LightningModule of the current stage."""
+        assert self.trainer is not None
+        return self.trainer.lightning_module  # type: ignore[return-value]
+
+    @cached_property
+    def rollouts(self) -> WorldModelRollouts:
+        """Makes and scores predictions with the current stage's tokenizer."""
+        return WorldModelRollouts(self.generator, self.reward, self.prompt, self.module.tokenizer, self.seed)
+
+    @override
+    def prepare_data(self) -> None:
+        if not self.path.exists():
+            self.collect(lambda: self.module.tokenizer)
+
+    def collect(self, tokenizer: Callable[[], Any]) -> None:
+        """Collect transitions into the file, or finish what an interrupted collection left."""
+        if self.environment is None or self.collection is None:
+            raise ValueError(
+                f"data.transitions names {self.path}, which does not exist, and data.environment and data.collection do "
+                "not say how to collect it"
+            )
+        collect(
+            self.path, self.environment, self.games, self.collection, self.seed, self.generator, tokenizer
+        )
+
+    @override
+    def setup(self, stage: str) -> None:
+        if self.train_transitions:
+            return
+        transitions = read_transitions(self.path, self.on_broken)
+        self.train_transitions = self._draw(transitions, "train", self.num_transitions)
+        self.validation_transitions = self._draw(transitions, "validation", self.validation.num_transitions)
+        if not self.train_transitions:
+            raise ValueError(f"{self.path} holds no training transitions")
+
+    def _draw(self, transitions: Sequence[Transition], split: str, count: int | None) -> list[Transition]:
+        """A fixed random draw that does not depend on the order of the file."""
+        chosen = [transition for transition in transitions if transition.split == split]
+        chosen.sort(key=lambda transition: derive_seed(self.seed, "draw", transition.transition_id))
+        return chosen[:count]
+
+    @override
+    def train_dataloader(self) -> StepLoader[Any]:
+        make = self._rollout if self.module.on_policy else self._label
+        return StepLoader(self.train_transitions, self.prompts_per_step, make, self.seed, self.num_passes)
+
+    @override
+    def val_dataloader(self) -> StepLoader[RolloutBatch]:
+        return StepLoader(self.validation_transitions, self.validation.batch_size, self._held_out, None)
+
+    @override
+    def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
+        return batch  # token ids become tensors in the module, once packed
+
+    def _rollout(self, step: int, transitions: Sequence[Transition]) -> RolloutBatch:
+        return self.rollouts.collect(
+            self.module.stage, step, self._own(transitions), self.group_size, self.sampling
+        )
+
+    def _label(self, step: int, transitions: Sequence[Transition]) -> LabelledBatch:
+        tokenizer = self.module.tokenizer
+        return LabelledBatch(
+            step,
+            tuple(
+                Label(t, self.prompt.encode(tokenizer, t), encode_answer(tokenizer, t.next_state))
+                for t in self._own(transitions)
+            ),
+        )
+
+    def _held_out(self, step: int, transitions: Sequence[Transition]) -> RolloutBatch:
+        sampling = Sampling(self.sampling.max_tokens, self.validation.temperature, self.sampling.top_p)
+        return self.rollouts.collect(
+            "validation", step, self._own(transitions), self.validation.group_size, sampling
+        )
+
+    def _own(self, transitions: Sequence[Transition]) -> Sequence[Transition]:
+        """This rank's share of a step."""
+        assert self.trainer is not None
+        return transitions[self.trainer.global_rank :: self.trainer.world_size]
+
+    def evaluate_floors(self, transitions: Sequence[Transition]) -> list[Result]:
+        """What predictors without a model score on the same transitions."""
+        return evaluate_floors(transitions, self.reward, FLOORS)
+
+    @contextmanager
+    def as_labels(self, num_transitions: int, batch_size: int, num_passes: int) -> Iterator[None]:
+        """Within it a supervised stage reads the first ``num_transitions``, ``batch_size`` a step."""
+        kept = (self.train_transitions, self.prompts_per_step, self.num_passes, self.trainer)
+        self.prepare_data()
+        self.setup("fit")
+        self.train_transitions = self.train_transitions[:num_transitions]
+        self.prompts_per_step, self.num_passes = batch_size, num_passes
+        try:
+            yield
+        finally:
+            self.train_transitions, self.prompts_per_step, self.num_passes, self.trainer = kept
+
+    def probe_ids(self) -> list[int]:
+        """A fixed sequence for comparing generator and trainer: the first held-out prompt and its real answer."""
+        transition = (self.validation_transitions or self.train_transitions)[0]
+        tokenizer = self.module.tokenizer
+        return [*encode_answer(tokenizer, transition.next_state), *self.prompt.encode(tokenizer, transition)]
+
+    def close(self) -> None:
+        """End the generator."""
+        self.generator.close()

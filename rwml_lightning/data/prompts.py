@@ -1,0 +1,148 @@
+"""Prompt templates: what the model reads before it predicts a next state, and before it acts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rwml_lightning.rewards.extraction import format_answer
+from rwml_lightning.schema import Transition, Turn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_WORLD_MODEL_SYSTEM = (
+    "You foresee what a text environment answers. Think briefly inside <think></think> about what the action does, "
+    "then write the immediate next observation, in the wording of the past ones, inside <next_state></next_state>."
+)
+_WORLD_MODEL_USER = """\
+Task: {task}
+{history}Current observation: {observation}
+Potential action: {action}"""
+
+_ACTION_SYSTEM = (
+    "You act in a text environment to solve a task. Think briefly inside <think></think>, then write one action "
+    "inside <action></action>."
+)
+_ACTION_USER = """\
+Task: {task}
+{history}Current observation: {observation}
+Admissible actions: {actions}"""
+
+
+def render_history(turns: Sequence[Turn]) -> str:
+    """Earlier turns, oldest first, as the lines that stand before the current observation; empty without turns."""
+    return "".join(f"Past observation: {turn.observation}\nPast action: {turn.action}\n" for turn in turns)
+
+
+def encode_chat(tokenizer: PreTrainedTokenizerBase, system: str, user: str) -> tuple[int, ...]:
+    """Token ids up to where the model begins to write; plain text for a tokenizer without a chat template."""
+    if tokenizer.chat_template is None:
+        return tuple(tokenizer.encode(f"{system}\n\n{user}\n" if system else user))
+    messages = [{"role": "system", "content": system}] if system else []
+    messages.append({"role": "user", "content": user})
+    return tuple(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
+
+
+@dataclass(frozen=True)
+class WorldModelPrompt:
+    """Asks for the next state: role, task, history, current observation, potential action (arXiv 2602.05842, appendix).
+
+    Args:
+        history_turns: Most earlier turns shown (H; the paper does not give it).
+        max_observation_chars: Longer past and current observations are cut in the middle, next states never.
+        system: System message; empty for none.
+        user: User message with the fields ``{task}``, ``{history}``, ``{observation}`` and ``{action}``.
+    """
+
+    history_turns: int = 2
+    max_observation_chars: int = 4000
+    system: str = _WORLD_MODEL_SYSTEM
+    user: str = _WORLD_MODEL_USER
+
+    def __post_init__(self) -> None:
+        check_fields("data.prompt.user", self.user, {"task", "history", "observation", "action"})
+
+    def render(self, transition: Transition) -> str:
+        """The user message for one transition; the real next state is no part of it."""
+        recent = transition.history[-self.history_turns :] if self.history_turns else ()
+        turns = [Turn(shorten(turn.observation, self.max_observation_chars), turn.action) for turn in recent]
+        return self.user.format(
+            task=transition.task,
+            history=render_history(turns),
+            observation=shorten(transition.observation, self.max_observation_chars),
+            action=transition.action,
+        )
+
+    def encode(self, tokenizer: PreTrainedTokenizerBase, transition: Transition) -> tuple[int, ...]:
+        """Prompt token ids."""
+        return encode_chat(tokenizer, self.system, self.render(transition))
+
+
+@dataclass(frozen=True)
+class ActionPrompt:
+    """Asks for an action; for collecting transitions with the model itself.
+
+    Args:
+        history_turns: Most earlier turns shown.
+        max_observation_chars: Longer observations are cut in the middle.
+        system: System message; empty for none.
+        user: User message with the fields ``{task}``, ``{history}``, ``{observation}`` and ``{actions}``.
+    """
+
+    history_turns: int = 2
+    max_observation_chars: int = 4000
+    system: str = _ACTION_SYSTEM
+    user: str = _ACTION_USER
+
+    def __post_init__(self) -> None:
+        check_fields("prompt.user", self.user, {"task", "history", "observation", "actions"})
+
+    def encode(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        task: str,
+        history: Sequence[Turn],
+        observation: str,
+        actions: Sequence[str],
+    ) -> tuple[int, ...]:
+        """Prompt token ids."""
+        recent = history[-self.history_turns :] if self.history_turns else ()
+        user = self.user.format(
+            task=task,
+            history=render_history(recent),
+            observation=shorten(observation, self.max_observation_chars),
+            actions=", ".join(actions),
+        )
+        return encode_chat(tokenizer, self.system, user)
+
+
+def encode_answer(tokenizer: PreTrainedTokenizerBase, next_state: str) -> tuple[int, ...]:
+    """Label of next-state SFT: empty thinking, the next state, the end token (arXiv 2602.05842, WM SFT)."""
+    ids = tokenizer.encode(format_answer(next_state), add_special_tokens=False)
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            "the tokenizer has no end token (eos_token), so the model could not learn where to stop"
+        )
+    return (*ids, tokenizer.eos_token_id)
+
+
+def shorten(text: str, max_chars: int) -> str:
+    """The text itself, or its head and tail around an ellipsis when it is longer than ``max_chars`` characters."""
+    if len(text) <= max_chars:
+        return text
+    head = max_chars * 2 // 3
+    return f"{text[:head]} ... {text[len(text) - (max_chars - head) :]}"
+
+
+def check_fields(key: str, template: str, allowed: set[str]) -> None:
+    """Raise a ValueError that names the key when a template asks for a field that does not exist."""
+    from string import Formatter
+
+    used = {name for _, name, _, _ in Formatter().parse(template) if name is not None}
+    unknown = sorted(used - allowed)
+    if unknown:
+        raise ValueError(
+            f"{key} asks for {{{unknown[0]}}}; it may use " + ", ".join(f"{{{n}}}" for n in sorted(allowed))
+        )

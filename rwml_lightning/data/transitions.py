@@ -1,0 +1,141 @@
+"""Transition files: one Parquet row per transition, readable by anything that reads Parquet."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rapidfuzz import process
+
+from rwml_lightning.schema import Transition, Turn
+
+log = logging.getLogger(__name__)
+
+_METADATA_KEY = b"rwml"
+SCHEMA = pa.schema(
+    [
+        ("transition_id", pa.string()),
+        ("environment", pa.string()),
+        ("game", pa.string()),
+        ("task", pa.string()),
+        ("history", pa.list_(pa.struct([("observation", pa.string()), ("action", pa.string())]))),
+        ("observation", pa.string()),
+        ("action", pa.string()),
+        ("next_state", pa.string()),
+        ("kind", pa.string()),
+        ("valid", pa.bool_()),
+        ("knowable", pa.bool_()),
+        ("split", pa.string()),
+    ]
+)
+_REQUIRED_TEXT = ("transition_id", "game", "observation", "action", "next_state")
+
+
+def write_transitions(
+    path: Path, transitions: Iterable[Transition], metadata: Mapping[str, Any] | None = None
+) -> None:
+    """Write all transitions at once; the file appears only when it is whole.
+
+    Args:
+        path: Parquet file; its folder is made.
+        transitions: What to write.
+        metadata: How they were made; :func:`read_metadata` gives it back.
+    """
+    rows = [_to_row(transition) for transition in transitions]
+    schema = SCHEMA.with_metadata({_METADATA_KEY: json.dumps(dict(metadata or {})).encode()})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), partial, compression="zstd")
+    partial.replace(path)
+
+
+def read_transitions(path: Path, on_broken: Literal["raise", "skip"] = "raise") -> list[Transition]:
+    """Read a transition file.
+
+    Args:
+        path: Parquet file.
+        on_broken: ``raise`` names the first broken row; ``skip`` leaves broken rows out and logs how many and which.
+
+    Raises:
+        ValueError: The file is no transition file, or a row is broken.
+    """
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} can't be read as Parquet: {str(error).splitlines()[0]}") from error
+    for name in SCHEMA.names:
+        if name not in table.column_names:
+            near = process.extractOne(name, table.column_names, score_cutoff=60)
+            hint = f"; is it the column {near[0]!r}?" if near else f"; it has {', '.join(table.column_names)}"
+            raise ValueError(f"{path} has no column {name!r}{hint}")
+    transitions: list[Transition] = []
+    broken: list[str] = []
+    seen: set[str] = set()
+    for number, row in enumerate(table.select(SCHEMA.names).to_pylist()):
+        fault = _fault(row, seen)
+        if fault is None:
+            seen.add(row["transition_id"])
+            transitions.append(_from_row(row))
+        elif on_broken == "raise":
+            raise ValueError(f"{path}, row {number}: {fault}. Mend the file, or set data.on_broken to 'skip'")
+        else:
+            broken.append(f"{number} ({fault})")
+    if broken:
+        log.warning("%s: %d broken rows left out: %s", path, len(broken), ", ".join(broken[:20]))
+    return transitions
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """How the file was made; empty for a file that does not say."""
+    metadata = pq.read_schema(path).metadata or {}
+    return json.loads(metadata.get(_METADATA_KEY, b"{}"))
+
+
+def split_of_game(
+    games: Sequence[str], seed: int, validation_share: float
+) -> dict[str, Literal["train", "validation"]]:
+    """Split by game, so that no validation transition comes from a game seen in training (paper: 90/10).
+
+    Args:
+        games: Game ids; order and repetition do not matter.
+        seed: Seed of the draw.
+        validation_share: Share of games for validation; at least one game when there are two or more.
+    """
+    from rwml_lightning.seeds import derive_seed
+
+    distinct = sorted(set(games), key=lambda game: derive_seed(seed, "split", game))
+    count = round(len(distinct) * validation_share)
+    if validation_share > 0 and len(distinct) > 1:
+        count = min(max(count, 1), len(distinct) - 1)
+    return {game: "validation" if i < count else "train" for i, game in enumerate(distinct)}
+
+
+def _to_row(transition: Transition) -> dict[str, Any]:
+    row = asdict(transition)
+    row["history"] = [{"observation": turn.observation, "action": turn.action} for turn in transition.history]
+    return row
+
+
+def _from_row(row: dict[str, Any]) -> Transition:
+    history = tuple(Turn(turn["observation"], turn["action"]) for turn in row["history"] or ())
+    return Transition(**{**row, "history": history})
+
+
+def _fault(row: dict[str, Any], seen: set[str]) -> str | None:
+    for name in _REQUIRED_TEXT:
+        if not row[name]:
+            return f"{name} is empty"
+    if row["split"] not in ("train", "validation"):
+        return f"split is {row['split']!r}, not 'train' or 'validation'"
+    if row["transition_id"] in seen:
+        return f"transition_id {row['transition_id']!r} stands twice"
+    return next(
+        (f"{name} is missing" for name, value in row.items() if value is None and name != "history"), None
+    )

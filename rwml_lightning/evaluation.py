@@ -1,0 +1,127 @@
+"""Held-out results of a world model: how close, how often right, how well formed, by kind of step, beside the floors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rwml_lightning.rewards.base import NextStateReward
+from rwml_lightning.schema import Group, Score, Transition
+
+Predictor = Callable[[Transition], str]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One row of an evaluation table; shares lie in [0, 1].
+
+    Args:
+        name: ``all``, a kind of step, or the name of a floor.
+        count: Predictions in the row.
+        similarity: Mean cosine similarity; a prediction that is missing counts as 0.
+        accuracy: Share with a distance under tau_d.
+        exact: Share equal to the real next state, white space aside.
+        well_formed: Share with a non-empty ``<next_state>``.
+    """
+
+    name: str
+    count: int
+    similarity: float
+    accuracy: float
+    exact: float
+    well_formed: float
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One prediction beside what really happened."""
+
+    transition: Transition
+    prediction: str | None
+    score: Score
+
+
+def summarise(name: str, scored: Sequence[Scored], success_similarity: float) -> Result:
+    """Mean of each measure over ``scored``, which must not be empty."""
+    count = len(scored)
+    assert count, f"no predictions in {name}"
+    similarities = [item.score.similarity for item in scored]
+    exact = [_normalise(item.prediction) == _normalise(item.transition.next_state) for item in scored]
+    return Result(
+        name=name,
+        count=count,
+        similarity=sum(s or 0.0 for s in similarities) / count,
+        accuracy=sum(s is not None and s > success_similarity for s in similarities) / count,
+        exact=sum(exact) / count,
+        well_formed=sum(item.score.well_formed for item in scored) / count,
+    )
+
+
+def evaluate_groups(groups: Iterable[Group], success_similarity: float) -> list[Result]:
+    """``all``, then whether the next state could be known from the history, then each kind of step."""
+    scored = [
+        Scored(group.transition, prediction.next_state, prediction.score)
+        for group in groups
+        for prediction in group.predictions
+    ]
+    rows = {"all": scored}
+    for item in scored:
+        rows.setdefault("knowable" if item.transition.knowable else "not knowable", []).append(item)
+    for item in sorted(scored, key=lambda item: item.transition.kind):
+        rows.setdefault(item.transition.kind, []).append(item)
+    return [summarise(name, items, success_similarity) for name, items in rows.items()]
+
+
+def evaluate_floors(
+    transitions: Sequence[Transition], reward: NextStateReward, floors: Mapping[str, Predictor]
+) -> list[Result]:
+    """What each model-free predictor scores on the same transitions, so that wording is not taken for knowledge."""
+    results = []
+    for name, predict in floors.items():
+        predictions = [predict(transition) for transition in transitions]
+        scores = reward.score(transitions, predictions)
+        scored = [Scored(*item) for item in zip(transitions, predictions, scores, strict=True)]
+        results.append(summarise(name, scored, reward.success_similarity))
+    return results
+
+
+def as_metrics(results: Iterable[Result], prefix: str) -> dict[str, float]:
+    """Flat metrics: ``<prefix>/accuracy`` for ``all``, ``<prefix>/<kind>/accuracy`` for the rest."""
+    metrics: dict[str, float] = {}
+    for result in results:
+        scope = prefix if result.name == "all" else f"{prefix}/{result.name.replace(' ', '_')}"
+        for measure in ("similarity", "accuracy", "exact", "well_formed"):
+            metrics[f"{scope}/{measure}"] = getattr(result, measure)
+    return metrics
+
+
+def render_table(title: str, columns: Mapping[str, Sequence[Result]]) -> Any:
+    """A rich table: one row per kind, one block of measures per evaluation, for example before and after.
+
+    Args:
+        title: Heading.
+        columns: Evaluations by name; rows are matched by their name.
+    """
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    table.add_column("n", justify="right")
+    for name in columns:
+        for measure in ("similarity", "under tau_d", "exact", "format"):
+            table.add_column(f"{name}\n{measure}" if len(columns) > 1 else measure, justify="right")
+    names = list(dict.fromkeys(result.name for results in columns.values() for result in results))
+    for row in names:
+        found = [next((r for r in results if r.name == row), None) for results in columns.values()]
+        count = next(r.count for r in found if r is not None)
+        cells: list[str] = []
+        for r in found:
+            values = (r.similarity, r.accuracy, r.exact, r.well_formed) if r else (None,) * 4
+            cells += ["" if value is None else f"{value:.2f}" for value in values]
+        table.add_row(row, str(count), *cells, end_section=row in ("all", "not knowable"))
+    return table
+
+
+def _normalise(text: str | None) -> str | None:
+    return None if text is None else " ".join(text.split())

@@ -1,0 +1,42 @@
+"""``export``: a Lightning checkpoint as a plain Hugging Face folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from jsonargparse import auto_cli
+
+from rwml_lightning.models import load_tokenizer
+from rwml_lightning.modules.policy import LoRA, export_policy, load_policy
+
+
+def export(ckpt_path: str, output: str) -> None:
+    """Write a checkpoint's policy as a Hugging Face folder (safetensors, adapters merged).
+
+    Args:
+        ckpt_path: Lightning checkpoint of any stage.
+        output: Folder to write; it must not exist.
+
+    Raises:
+        ValueError: No such checkpoint, one of something else, or a folder that exists.
+    """
+    checkpoint, folder = Path(ckpt_path), Path(output)
+    if not checkpoint.is_file():
+        raise ValueError(f"--ckpt_path names {checkpoint}, which is no file")
+    if folder.exists():
+        raise ValueError(f"--output names {folder}, which exists already; name a new folder")
+    saved = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True).get("policy")
+    if saved is None:
+        raise ValueError(
+            f"{checkpoint} does not say which model it holds, so it is no checkpoint of rwml-lightning"
+        )
+    lora = LoRA(**saved["lora"]) if saved["lora"] else None
+    policy = load_policy(saved["model"], saved["dtype"], lora, False, str(checkpoint))
+    export_policy(policy, load_tokenizer(saved["model"]), folder)
+    print(f"wrote {folder}")
+
+
+def export_command(arguments: list[str]) -> None:
+    """Parse the command line of ``export`` and run it."""
+    auto_cli(export, args=arguments, prog="python -m rwml_lightning export")

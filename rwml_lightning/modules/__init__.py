@@ -1,0 +1,7 @@
+"""LightningModules, one per stage."""
+
+from rwml_lightning.modules.policy import LoRA
+from rwml_lightning.modules.wm_grpo import WorldModelGRPO
+from rwml_lightning.modules.wm_sft import WorldModelSFT
+
+__all__ = ["LoRA", "WorldModelGRPO", "WorldModelSFT"]

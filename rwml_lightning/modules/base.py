@@ -1,0 +1,200 @@
+"""What every stage shares: the policy, its optimizer, and how a generator gets its weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from rwml_lightning.functional import plain_logprobs
+from rwml_lightning.models import load_tokenizer
+from rwml_lightning.modules.policy import Dtype, LoRA, generator_tensors, load_policy
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or gradient is not finite; raised before the optimizer step, so that the weights are still good."""
+
+
+class PolicyModule(L.LightningModule):
+    """A Hugging Face causal language model under manual optimisation: one call, one optimizer step.
+
+    Args:
+        model: Folder, hub id, or ``package:`` name.
+        init_from: Weights of an earlier stage (exported folder or Lightning checkpoint).
+        lora: Adapters to train; ``None`` trains every weight.
+        dtype: Dtype of the weights.
+        gradient_checkpointing: Recompute activations in the backward pass.
+        learning_rate: Peak learning rate of AdamW.
+        learning_rate_schedule: After the warm-up, ``constant``, or down to 0 as ``linear`` or ``cosine`` at the last step.
+        learning_rate_warmup_steps: Steps of linear rise at the start.
+        weight_decay: Decoupled weight decay.
+        max_grad_norm: Gradients longer than this are shortened to it.
+        max_tokens_per_micro_batch: Token budget of one forward and backward pass.
+        head_chunk_size: Positions whose logits exist at once.
+    """
+
+    stage: ClassVar[str]
+    on_policy: ClassVar[bool]
+    policy: nn.Module
+
+    def __init__(
+        self,
+        model: str,
+        init_from: str | None = None,
+        lora: LoRA | None = None,
+        dtype: Dtype = "float32",
+        gradient_checkpointing: bool = False,
+        learning_rate: float = 1e-6,
+        learning_rate_schedule: Literal["constant", "linear", "cosine"] = "constant",
+        learning_rate_warmup_steps: int = 0,
+        weight_decay: float = 0.0,
+        max_grad_norm: float = 1.0,
+        max_tokens_per_micro_batch: int = 4096,
+        head_chunk_size: int = 1024,
+    ) -> None:
+        super().__init__()
+        for name, value in (("learning_rate", learning_rate), ("max_grad_norm", max_grad_norm)):
+            if not value > 0:
+                raise ValueError(f"model.{name} is {value}; it must be above 0")
+        self.automatic_optimization = False
+        self.model = model
+        self.init_from = init_from
+        self.lora = lora
+        self.dtype_name: Dtype = dtype
+        self.gradient_checkpointing = gradient_checkpointing
+        self.learning_rate = learning_rate
+        self.learning_rate_schedule = learning_rate_schedule
+        self.learning_rate_warmup_steps = learning_rate_warmup_steps
+        self.weight_decay = weight_decay
+        self.max_grad_norm = max_grad_norm
+        self.max_tokens_per_micro_batch = max_tokens_per_micro_batch
+        self.head_chunk_size = head_chunk_size
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer."""
+        return load_tokenizer(self.model)
+
+    @property
+    def policy_version(self) -> int:
+        """Optimizer steps taken: the version of the weights."""
+        return self.trainer.global_step
+
+    @override
+    def configure_model(self) -> None:
+        if not hasattr(self, "policy"):
+            self.policy = load_policy(
+                self.model, self.dtype_name, self.lora, self.gradient_checkpointing, self.init_from
+            )
+
+    @override
+    def configure_optimizers(self) -> Any:
+        trained = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(
+            trained, lr=self.learning_rate, weight_decay=self.weight_decay, betas=(0.9, 0.95), fused=True
+        )
+        total = int(self.trainer.estimated_stepping_batches)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: self._learning_rate_factor(step, total)
+        )
+        return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["policy"] = {
+            "stage": self.stage,
+            "model": self.model,
+            "dtype": self.dtype_name,
+            "lora": asdict(self.lora) if self.lora is not None else None,
+        }
+        checkpoint["torch_rng_state"] = (
+            torch.get_rng_state()
+        )  # samples have seeds of their own; dropout has not
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        saved = checkpoint.get("policy", {}).get("stage")
+        if saved != self.stage:
+            raise ValueError(
+                f"the checkpoint is of stage {saved or 'unknown'}, not {self.stage}: to start from its weights, name it "
+                "in model.init_from instead of --ckpt_path"
+            )
+        torch.set_rng_state(checkpoint["torch_rng_state"])
+
+    def _learning_rate_factor(self, step: int, total: int) -> float:
+        warmup = self.learning_rate_warmup_steps
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        if self.learning_rate_schedule == "constant":
+            return 1.0
+        progress = min((step - warmup) / max(total - warmup, 1), 1.0)
+        return (
+            1 - progress
+            if self.learning_rate_schedule == "linear"
+            else 0.5 * (1 + math.cos(math.pi * progress))
+        )
+
+    def optimizer_step_checked(self, names: Sequence[str]) -> float:
+        """Clip the gathered gradients and step the optimizer and its schedule.
+
+        Gradients that are all absent leave weights and moments as they are, yet the step counts.
+
+        Args:
+            names: Samples the gradients come from, for the error.
+
+        Returns:
+            Gradient norm before clipping.
+
+        Raises:
+            NonFiniteError: The norm is not finite.
+        """
+        optimizer: Any = self.optimizers()
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = float(torch.nn.utils.get_total_norm([p.grad for p in parameters])) if parameters else 0.0
+        if not math.isfinite(norm):
+            raise NonFiniteError(
+                f"the gradient is {norm}; nothing was updated. Samples of this step: {_some(names)}"
+            )
+        if norm > self.max_grad_norm:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, torch.tensor(norm))
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        scheduler: Any = self.lr_schedulers()
+        if scheduler is not None:
+            scheduler.step()
+        return norm
+
+    def check_finite(self, loss: Tensor, names: Sequence[str]) -> None:
+        """Raise NonFiniteError that names the samples when the loss is not finite."""
+        if not torch.isfinite(loss):
+            raise NonFiniteError(f"the loss is {loss.item()}; nothing was updated. Samples: {_some(names)}")
+
+    def generator_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Weights as a generator wants them; see :func:`rwml_lightning.modules.policy.generator_tensors`."""
+        return generator_tensors(self.policy)
+
+    @torch.no_grad()
+    def score(self, token_ids: Sequence[int]) -> list[float]:
+        """Log-probability of every token but the first, by the plain path; for the check after a weight update."""
+        was_training = self.policy.training
+        self.policy.eval()
+        try:
+            logprobs, _ = plain_logprobs(self.policy, [list(token_ids)], [1])
+        finally:
+            self.policy.train(was_training)
+        return logprobs.float().tolist()
+
+
+def _some(names: Sequence[str], most: int = 16) -> str:
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,0 +1,265 @@
+"""The GRPO update that both stages share: from scored samples to one optimizer step."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from rwml_lightning.functional import (
+    clipped_surrogate,
+    kl_penalty,
+    micro_batches,
+    packed_logprobs,
+    token_weights,
+    truncated_importance_weights,
+)
+from rwml_lightning.modules.base import PolicyModule
+from rwml_lightning.modules.policy import load_policy, reference_mode
+from rwml_lightning.schema import Completion
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sampled text to learn from.
+
+    Args:
+        name: What errors call it.
+        prompt_ids: Tokens that are read, never trained on.
+        completion: Tokens that the policy sampled.
+        advantage: Its worth against its group.
+    """
+
+    name: str
+    prompt_ids: tuple[int, ...]
+    completion: Completion
+    advantage: float
+
+
+class GRPOModule(PolicyModule):
+    """Group-relative policy optimisation (arXiv 2402.03300) over a prefix tree of the step's samples.
+
+    Args:
+        clip_low: How far the ratio to the old policy may fall below 1.
+        clip_high: How far it may rise above 1.
+        num_iterations: Optimizer steps on each rollout; the clip matters from the second on.
+        advantage_normalisation: ``mean_std`` (the paper's), ``mean`` or ``leave_one_out``.
+        loss_normalisation: Mean per ``sequence`` and then over sequences, over all ``token``s of the step, or by a
+            ``constant`` length.
+        loss_constant: Length for ``constant``, in tokens.
+        kl_coefficient: Weight of the KL penalty towards the policy at the start; 0 needs no reference policy.
+        kl_estimator: ``k1``, ``k2`` or ``k3``.
+        importance_cap: Largest weight that corrects generator to trainer; ``None`` corrects nothing.
+        max_staleness: Oldest policy version to train on, in optimizer steps behind the current one.
+        **policy: See :class:`PolicyModule`.
+    """
+
+    on_policy = True
+
+    def __init__(
+        self,
+        clip_low: float = 0.2,
+        clip_high: float = 0.2,
+        num_iterations: int = 1,
+        advantage_normalisation: Literal["mean_std", "mean", "leave_one_out"] = "mean_std",
+        loss_normalisation: Literal["sequence", "token", "constant"] = "sequence",
+        loss_constant: float | None = None,
+        kl_coefficient: float = 0.0,
+        kl_estimator: Literal["k1", "k2", "k3"] = "k3",
+        importance_cap: float | None = 2.0,
+        max_staleness: int = 0,
+        **policy: Any,
+    ) -> None:
+        super().__init__(**policy)
+        if (loss_constant is not None) != (loss_normalisation == "constant"):
+            raise ValueError(
+                "model.loss_constant goes with model.loss_normalisation 'constant', and only with it"
+            )
+        if num_iterations < 1:
+            raise ValueError(f"model.num_iterations is {num_iterations}; it must be at least 1")
+        self.clip_low = clip_low
+        self.clip_high = clip_high
+        self.num_iterations = num_iterations
+        self.advantage_normalisation: Literal["mean_std", "mean", "leave_one_out"] = advantage_normalisation
+        self.loss_normalisation: Literal["sequence", "token", "constant"] = loss_normalisation
+        self.loss_constant = loss_constant
+        self.kl_coefficient = kl_coefficient
+        self.kl_estimator: Literal["k1", "k2", "k3"] = kl_estimator
+        self.importance_cap = importance_cap
+        self.max_staleness = max_staleness
+        self._reference: list[
+            nn.Module
+        ] = []  # in a list: neither trained, nor moved, nor saved as a submodule
+
+    def on_fit_start(self) -> None:
+        # Loaded anew, for after a crash the policy has moved on: the reference is where the stage started.
+        if self.kl_coefficient and self.lora is None:
+            reference = load_policy(self.model, self.dtype_name, None, False, self.init_from)
+            self._reference = [reference.eval().requires_grad_(False).to(self.device)]
+
+    def update(self, samples: Sequence[Sample], temperature: float) -> dict[str, float]:
+        """Take ``num_iterations`` optimizer steps on one rollout.
+
+        Samples without advantage cost nothing unless the KL penalty needs them; they count in the normalisation.
+
+        Args:
+            samples: The whole step's samples.
+            temperature: What they were sampled at.
+
+        Returns:
+            Metrics of the last iteration under ``train/``.
+
+        Raises:
+            NonFiniteError: The loss or gradient is not finite; the weights are untouched.
+            RuntimeError: A sample is staler than ``max_staleness``.
+        """
+        self._check_versions(samples)
+        step = _StepTensors.of(samples, self.loss_normalisation, self.loss_constant, self.device)
+        step.weights.mul_(self._rank_scale(samples))
+        trained = [i for i, s in enumerate(samples) if self.kl_coefficient or s.advantage != 0]
+        micros = list(
+            micro_batches(
+                [samples[i].prompt_ids + samples[i].completion.token_ids for i in trained],
+                [len(samples[i].prompt_ids) for i in trained],
+                self.max_tokens_per_micro_batch,
+            )
+        )
+        place = torch.tensor(trained, device=self.device)
+        metrics: dict[str, float] = {}
+        for iteration in range(self.num_iterations):
+            totals = _Totals()
+            for micro in micros:
+                micro = micro.to(self.device)
+                sequence = place[micro.sequence_index]
+                token = step.offsets[sequence] + micro.token_index - step.prompt_lengths[sequence]
+                names = sorted({samples[i].name for i in sequence.unique().tolist()})
+                loss = self._micro_loss(micro, token, step, temperature, iteration, totals)
+                self.check_finite(loss, names)
+                self.manual_backward(loss)
+            norm = self.optimizer_step_checked([samples[i].name for i in trained])
+            metrics = totals.metrics() | {"train/grad_norm": norm}
+        metrics["train/learning_rate"] = float(self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
+        metrics["train/trained_tokens"] = float(sum(len(samples[i].completion.token_ids) for i in trained))
+        return metrics
+
+    def _micro_loss(
+        self,
+        micro: Any,
+        token: Tensor,
+        step: _StepTensors,
+        temperature: float,
+        iteration: int,
+        totals: _Totals,
+    ) -> Tensor:
+        logprobs, entropy = packed_logprobs(
+            self.policy, micro, temperature=temperature, chunk_size=self.head_chunk_size
+        )
+        if iteration == 0:
+            step.old_logprobs[token] = logprobs.detach()
+        surrogate = clipped_surrogate(
+            logprobs, step.old_logprobs[token], step.advantages[token], self.clip_low, self.clip_high
+        )
+        correction = truncated_importance_weights(
+            step.old_logprobs[token], step.generator_logprobs[token], self.importance_cap or float("inf")
+        )
+        terms = surrogate.loss
+        if self.importance_cap is not None:
+            terms = terms * correction.weights
+        if self.kl_coefficient:
+            with torch.no_grad(), self._reference_policy() as reference:
+                reference_logprobs, _ = packed_logprobs(
+                    reference, micro, temperature=temperature, chunk_size=self.head_chunk_size
+                )
+            kl = kl_penalty(logprobs, reference_logprobs, self.kl_estimator)
+            totals.add(kl=kl)
+            terms = terms + self.kl_coefficient * kl
+        loss = (step.weights[token] * terms).sum()
+        totals.add(
+            entropy=entropy,
+            clip_fraction=surrogate.clipped.float(),
+            importance_ratio=correction.ratio,
+            importance_clipped=(correction.ratio != correction.weights).float(),
+        )
+        totals.loss += loss.item()
+        return loss
+
+    @contextlib.contextmanager
+    def _reference_policy(self) -> Any:
+        if self._reference:
+            yield self._reference[0]
+        else:
+            with reference_mode(self.policy):
+                yield self.policy
+
+    def _check_versions(self, samples: Sequence[Sample]) -> None:
+        for sample in samples:
+            staleness = self.policy_version - sample.completion.policy_version
+            if not 0 <= staleness <= self.max_staleness:
+                raise RuntimeError(
+                    f"{sample.name} was written by policy version {sample.completion.policy_version}, the trainer is at "
+                    f"{self.policy_version}, and model.max_staleness is {self.max_staleness}: the generator did not get "
+                    "the weights. Is the WeightSync callback there?"
+                )
+
+    def _rank_scale(self, samples: Sequence[Sample]) -> float:
+        """Turns this rank's normalisation into the whole step's, given that strategies average gradients over ranks."""
+        if self.trainer.world_size == 1:
+            return 1.0
+        by_token = self.loss_normalisation == "token"
+        own = sum(len(s.completion.token_ids) for s in samples) if by_token else len(samples)
+        every = self.all_gather(torch.tensor(float(own), device=self.device)).sum().item()
+        return own * self.trainer.world_size / every
+
+
+@dataclass
+class _StepTensors:
+    """One value a sampled token, sample after sample; one offset and prompt length a sample."""
+
+    offsets: Tensor
+    prompt_lengths: Tensor
+    advantages: Tensor
+    weights: Tensor
+    generator_logprobs: Tensor
+    old_logprobs: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        samples: Sequence[Sample],
+        normaliser: Literal["sequence", "token", "constant"],
+        constant: float | None,
+        device: torch.device,
+    ) -> _StepTensors:
+        lengths = torch.tensor([len(s.completion.token_ids) for s in samples])
+        advantages = torch.tensor([s.advantage for s in samples])
+        logprobs = torch.tensor([p for s in samples for p in s.completion.logprobs])
+        return cls(
+            offsets=(lengths.cumsum(0) - lengths).to(device),
+            prompt_lengths=torch.tensor([len(s.prompt_ids) for s in samples], device=device),
+            advantages=advantages.repeat_interleave(lengths).to(device),
+            weights=token_weights(lengths, normaliser, constant).repeat_interleave(lengths).to(device),
+            generator_logprobs=logprobs.to(device),
+            old_logprobs=torch.zeros_like(logprobs, device=device),
+        )
+
+
+class _Totals:
+    """Token means over a step's micro-batches."""
+
+    def __init__(self) -> None:
+        self.loss = 0.0
+        self._sums: dict[str, float] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, **values: Tensor) -> None:
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + float(value.detach().sum())
+            self._counts[name] = self._counts.get(name, 0) + value.numel()
+
+    def metrics(self) -> dict[str, float]:
+        means = {f"train/{name}": total / self._counts[name] for name, total in self._sums.items()}
+        return {"train/loss": self.loss, **means}

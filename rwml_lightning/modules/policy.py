@@ -1,0 +1,145 @@
+"""The language model under training: loading, LoRA, and its weights as a generator wants them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from rwml_lightning.models import load_causal_lm, resolve_model
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """Low-rank adapters instead of full fine-tuning.
+
+    Args:
+        rank: Rank r.
+        alpha: Scale; the adapter is multiplied by alpha / r.
+        dropout: Dropout before the adapter. Above 0 the trainer's log-probabilities are not the generator's.
+        target_modules: Module names, or ``all-linear``.
+    """
+
+    rank: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+    target_modules: str | list[str] = "all-linear"
+
+
+def load_policy(
+    model: str, dtype: Dtype, lora: LoRA | None, gradient_checkpointing: bool, init_from: str | None
+) -> nn.Module:
+    """Load the policy.
+
+    Args:
+        model: Folder, hub id or ``package:`` name of a Hugging Face causal model.
+        dtype: Dtype of the weights.
+        lora: Adapters to train; ``None`` trains every weight.
+        gradient_checkpointing: Recompute activations in the backward pass.
+        init_from: Weights of an earlier stage: an exported Hugging Face folder, or a Lightning checkpoint whose
+            weights then replace those of ``model``.
+
+    Raises:
+        ValueError: ``init_from`` does not exist, or holds other weights than this model's.
+    """
+    folder = Path(init_from) if init_from else None
+    if folder is not None and not folder.exists():
+        raise ValueError(f"model.init_from names {init_from}, which does not exist")
+    source = str(folder) if folder is not None and folder.is_dir() else model
+    policy: Any = load_causal_lm(source, dtype=getattr(torch, dtype))
+    if gradient_checkpointing:
+        policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        policy.enable_input_require_grads()
+    if lora is not None:
+        policy = add_lora(policy, lora)
+    if folder is not None and folder.is_file():
+        load_checkpoint_weights(policy, folder)
+    return policy
+
+
+def add_lora(policy: Any, lora: LoRA) -> nn.Module:
+    """Wrap a model in fresh adapters, which change nothing until they are trained."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(policy, config)
+
+
+def load_checkpoint_weights(policy: nn.Module, checkpoint: Path) -> None:
+    """Copy the policy's weights out of a Lightning checkpoint."""
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+    weights = {
+        name.removeprefix("policy."): value for name, value in state.items() if name.startswith("policy.")
+    }
+    missing, unexpected = policy.load_state_dict(weights, strict=False)
+    tied = set(getattr(policy, "all_tied_weights_keys", None) or {})
+    missing = [name for name in missing if name not in tied]
+    if missing or unexpected:
+        example = (missing or unexpected)[0]
+        raise ValueError(
+            f"{checkpoint} holds the weights of another model or LoRA setting: {example} does not match"
+        )
+
+
+def generator_tensors(policy: Any) -> Iterator[tuple[str, Tensor]]:
+    """Named weights as the base Hugging Face model spells them, adapters merged, shards gathered; tied ones once.
+
+    The policy itself is left as it is: merging in place and undoing it would add rounding at every step.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    adapted = {
+        _base_name(name) + ".weight": module
+        for name, module in policy.named_modules()
+        if isinstance(module, LoraLayer)
+    }
+    for name, parameter in policy.named_parameters(remove_duplicate=True):
+        if "lora_" in name:
+            continue
+        weight = parameter.detach()
+        if isinstance(weight, DTensor):
+            weight = weight.full_tensor()
+        name = _base_name(name)
+        if name in adapted:
+            layer = adapted[name]
+            for adapter in layer.active_adapters:
+                weight = weight + layer.get_delta_weight(adapter).detach().to(weight.dtype)
+        yield name, weight
+
+
+def _base_name(name: str) -> str:
+    return name.removeprefix("base_model.model.").replace(".base_layer", "")
+
+
+@contextlib.contextmanager
+def reference_mode(policy: Any) -> Iterator[None]:
+    """Within it a LoRA policy answers as the model it started from: the reference needs no second copy."""
+    with policy.disable_adapter():
+        yield
+
+
+def export_policy(policy: Any, tokenizer: Any, output: Path) -> None:
+    """Write a plain Hugging Face folder (safetensors, adapters merged) that transformers and vLLM load."""
+    base = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
+    state = {name: tensor.contiguous().cpu() for name, tensor in generator_tensors(policy)}
+    base.save_pretrained(output, state_dict=state, safe_serialization=True)
+    tokenizer.save_pretrained(output)
+
+
+def resolve(model: str) -> str:
+    """Where the model lies; at once, before anything is loaded."""
+    return str(resolve_model(model))

@@ -1,0 +1,53 @@
+"""World-model GRPO: the policy learns to predict the next state (arXiv 2602.05842, section 3)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from rwml_lightning.functional import group_advantages
+from rwml_lightning.modules.grpo import GRPOModule, Sample
+from rwml_lightning.modules.world_model import WorldModelModule
+from rwml_lightning.schema import Group, RolloutBatch
+
+
+class WorldModelGRPO(WorldModelModule, GRPOModule):
+    """RWML's own stage: rewards for predicted next states, group-relative advantages, one update a rollout.
+
+    ``training_step`` returns the batch with its advantages under ``batch`` and the metrics under ``metrics``.
+    """
+
+    stage = "wm_grpo"
+
+    def training_step(self, batch: RolloutBatch, batch_idx: int) -> dict[str, object]:
+        start = time.perf_counter()
+        groups = self.with_advantages(batch.groups)
+        samples = [
+            Sample(
+                f"{group.transition.transition_id}#{p.member}", group.prompt_ids, p.completion, p.advantage
+            )
+            for group in groups
+            for p in group.predictions
+        ]
+        metrics = self.update(samples, batch.temperature)
+        seconds = {**batch.seconds, "update": time.perf_counter() - start}
+        return {"batch": replace(batch, groups=groups, seconds=seconds), "metrics": metrics}
+
+    def with_advantages(self, groups: Sequence[Group]) -> tuple[Group, ...]:
+        """The same groups, every member with its advantage."""
+        if not groups:
+            return ()
+        rewards = torch.tensor([[p.score.reward for p in group.predictions] for group in groups])
+        advantages = group_advantages(rewards, self.advantage_normalisation).tolist()
+        return tuple(
+            replace(
+                group,
+                predictions=tuple(
+                    replace(p, advantage=a) for p, a in zip(group.predictions, row, strict=True)
+                ),
+            )
+            for group, row in zip(groups, advantages, strict=True)
+        )

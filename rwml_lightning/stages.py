@@ -1,0 +1,114 @@
+"""The stages of a run: a short supervised warm-up, then the stage that the config names."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import lightning as L
+
+from rwml_lightning.data.datamodule import RolloutDataModule
+from rwml_lightning.modules.base import PolicyModule
+from rwml_lightning.modules.policy import export_policy
+from rwml_lightning.modules.wm_sft import WorldModelSFT
+from rwml_lightning.run import RunFolder
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """A short next-state SFT before GRPO, for models too small to write a well-formed answer untaught.
+
+    Args:
+        num_transitions: Training transitions it uses.
+        batch_size: Transitions an optimizer step.
+        num_passes: How often each is used.
+        learning_rate: Of AdamW.
+    """
+
+    num_transitions: int = 64
+    batch_size: int = 8
+    num_passes: int = 1
+    learning_rate: float = 1e-4
+
+
+def warm_up(
+    wanted: WarmUp,
+    model: PolicyModule,
+    data: RolloutDataModule,
+    trainer: L.Trainer,
+    folder: RunFolder,
+    callbacks: list[L.Callback],
+) -> Path:
+    """Run the warm-up unless its result is there.
+
+    Args:
+        wanted: How long and how fast.
+        model: Module of the main stage, whose model it is.
+        data: Shared by both stages.
+        trainer: Of the main stage; the warm-up runs on the same devices.
+        folder: Where the result goes.
+        callbacks: For the warm-up's own trainer.
+
+    Returns:
+        A Hugging Face folder to start the main stage from.
+    """
+    if folder.warm_up.is_dir():
+        return folder.warm_up
+    log.warning(
+        "warm-up: next-state SFT on %d transitions, so that the model writes well-formed answers before GRPO begins",
+        wanted.num_transitions,
+    )
+    module = WorldModelSFT(
+        model=model.model,
+        dtype=model.dtype_name,
+        gradient_checkpointing=model.gradient_checkpointing,
+        learning_rate=wanted.learning_rate,
+        max_tokens_per_micro_batch=model.max_tokens_per_micro_batch,
+        head_chunk_size=model.head_chunk_size,
+    )
+    with data.as_labels(wanted.num_transitions, wanted.batch_size, wanted.num_passes):
+        stage_trainer = L.Trainer(
+            accelerator=trainer.accelerator,
+            devices=trainer.num_devices,
+            precision=trainer.precision,
+            max_epochs=1,
+            num_sanity_val_steps=0,
+            check_val_every_n_epoch=None,
+            val_check_interval=1_000_000_000,
+            logger=trainer.loggers or False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            callbacks=callbacks,
+        )
+        stage_trainer.validate(module, data, verbose=False)
+        stage_trainer.fit(module, data)
+    if trainer.is_global_zero:
+        write_export(module, folder.warm_up)
+    return folder.warm_up
+
+
+def fit_stage(
+    trainer: L.Trainer, model: PolicyModule, data: RolloutDataModule, folder: RunFolder, ckpt_path: str | None
+) -> None:
+    """Validate, train, validate, export; from the run's last checkpoint when there is one."""
+    resume_from = ckpt_path or folder.last_checkpoint
+    if resume_from is None:
+        trainer.validate(model, data, verbose=False)
+    else:
+        log.warning("going on from %s", resume_from)
+    trainer.fit(model, data, ckpt_path=resume_from, weights_only=True)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    trainer.validate(model, data, verbose=False)
+    if trainer.is_global_zero:
+        write_export(model, folder.export)
+
+
+def write_export(module: PolicyModule, output: Path) -> None:
+    """Write a Hugging Face folder that appears only when it is whole."""
+    partial = output.with_name(f".{output.name}")
+    export_policy(module.policy, module.tokenizer, partial)
+    partial.rename(output)

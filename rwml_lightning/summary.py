@@ -1,0 +1,94 @@
+"""How a run ended, in plain words: held-out numbers beside the floors, three predictions, where to look further."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from rwml_lightning.evaluation import Result, render_table
+from rwml_lightning.run import RunFolder
+from rwml_lightning.trace import Evaluation, Filter, GroupQuery, TraceReader
+
+
+def print_summary(folder: RunFolder, num_samples: int = 3) -> None:
+    """Print held-out results at the start, after the warm-up and at the end, and some of the last predictions.
+
+    Args:
+        folder: A finished run.
+        num_samples: How many predictions.
+    """
+    console = Console()
+    with TraceReader(folder.trace) as reader:
+        evaluations = milestones(reader.evaluations())
+        if not evaluations:
+            console.print(f"No held-out results in {folder.trace}.")
+            return
+        console.print()
+        console.print(
+            render_table(
+                "Held-out transitions (similarity, share under tau_d, exact match, well-formed answers)",
+                {name: _rows(evaluation, "results") for name, evaluation in evaluations.items()},
+            )
+        )
+        last = list(evaluations.values())[-1]
+        console.print(render_table("Floors: predictors without a model", {"floor": _rows(last, "floors")}))
+        console.print(_samples(reader, last, num_samples))
+    console.print(f"Run folder: {folder.path}", highlight=False)
+    console.print(f"Look at every prediction: rwml-tui {folder.path}", highlight=False)
+    console.print(f"The model, for transformers and vLLM: {folder.export}", highlight=False)
+
+
+def milestones(evaluations: list[Evaluation]) -> dict[str, Evaluation]:
+    """First and last evaluation of the run, and the one after the warm-up, by name."""
+    main = [e for e in evaluations if e.stage != "wm_sft"]
+    warm_up = [e for e in evaluations if e.stage == "wm_sft"]
+    if not main:
+        main, warm_up = warm_up, []
+    if not main:
+        return {}
+    named = {"before": warm_up[0]} if warm_up else {}
+    named["after warm-up" if warm_up else "before"] = main[0]
+    if len(main) > 1:
+        named["end"] = main[-1]
+    return named
+
+
+def _rows(evaluation: Evaluation, key: str) -> list[Result]:
+    return [Result(**row) for row in evaluation.result[key]]
+
+
+def _samples(reader: TraceReader, evaluation: Evaluation, count: int) -> Table:
+    table = Table(title="Sample predictions at the end", title_justify="left", show_lines=True)
+    for column in ("action", "predicted next state", "real next state", "similarity"):
+        table.add_column(column, justify="right" if column == "similarity" else "left", overflow="fold")
+    query = GroupQuery(
+        stage=evaluation.stage,
+        source=evaluation.name,
+        filters=(Filter("step", "=", evaluation.step),),
+        descending=False,
+    )
+    kinds: set[str] = set()
+    for summary in reader.groups(query, limit=200):
+        if summary.kind in kinds or len(kinds) >= count:
+            continue
+        kinds.add(summary.kind)
+        group = reader.group(summary.id)
+        first = reader.predictions(summary.id)[0]
+        assert group is not None
+        predicted = (
+            escape(_printable(first.next_state)) if first.next_state else "[dim](no well-formed answer)[/dim]"
+        )
+        similarity = "" if first.similarity is None else f"{first.similarity:.2f}"
+        table.add_row(
+            escape(_printable(summary.action)),
+            predicted,
+            escape(_printable(group.transition.next_state)),
+            similarity,
+        )
+    return table
+
+
+def _printable(text: str) -> str:
+    """Control characters shown, not obeyed."""
+    return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)
