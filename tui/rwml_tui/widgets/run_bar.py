@@ -1,0 +1,37 @@
+"""One line on top: which run, how it stands, and how old its last record is."""
+
+from __future__ import annotations
+
+import time
+
+from rich.text import Text
+from textual.widgets import Static
+
+from rwml_lightning.trace import TraceReader
+from rwml_tui.text import age, one_line
+
+STYLES = {"running": "bold green", "paused": "bold yellow", "finished": "bold", "failed": "bold red"}
+
+
+class RunBar(Static):
+    """Shows a run's state; an old last record is how a dead trainer is seen."""
+
+    def show(self, reader: TraceReader, follow: bool) -> None:
+        """Reads the state anew."""
+        self.remove_class("problem")
+        run, step = reader.run(), reader.latest_step()
+        totals = {stage.stage: stage.total_steps for stage in reader.stages()}
+        parts = [one_line(reader.path.resolve().parent.name), Text(run.status, STYLES.get(run.status, ""))]
+        if step is None:
+            parts.append(Text("no step yet"))
+        else:
+            parts += [one_line(step.stage), Text(f"step {step.step}/{totals.get(step.stage, '?')}")]
+        parts.append(Text(f"last record {age(time.time() - run.heartbeat)} ago"))
+        parts += [Text("following")] if follow else []
+        parts += [one_line(run.detail, limit=200)] if run.detail else []
+        self.update(Text("  ").join(parts))
+
+    def complain(self, message: str) -> None:
+        """Shows a problem instead of the state."""
+        self.add_class("problem")
+        self.update(one_line(message, limit=500))

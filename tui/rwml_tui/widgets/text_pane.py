@@ -1,0 +1,30 @@
+"""A titled pane that scrolls one text."""
+
+from __future__ import annotations
+
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.containers import VerticalScroll
+from textual.widgets import Static
+
+
+class TextPane(VerticalScroll):
+    """Shows a text; takes the focus, so that keys can scroll it.
+
+    Args:
+        title: Written into the border.
+        id: Widget id.
+    """
+
+    def __init__(self, title: str, id: str) -> None:
+        super().__init__(id=id)
+        self.border_title = title
+
+    def compose(self) -> ComposeResult:
+        """One text."""
+        yield Static(markup=False)
+
+    def show(self, text: Text) -> None:
+        """Replaces the text and goes back to its top."""
+        self.query_one(Static).update(text)
+        self.scroll_home(animate=False)
