@@ -13,7 +13,8 @@ def uniforms(seeds: list[int], num_tokens: int) -> Float[Tensor, "sample token"]
     Drawn on the CPU, so that they are the same whatever device samples with them.
     """
     rows = [
-        torch.rand(num_tokens, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in seeds
+        torch.rand(num_tokens, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        for seed in seeds
     ]
     return torch.stack(rows) if rows else torch.empty(0, num_tokens, dtype=torch.float64)
 
@@ -50,7 +51,9 @@ def sample_tokens(
     cumulative = (logits - highest).exp_().cumsum(-1, dtype=torch.float64)
     total = cumulative[:, -1:]
     # Rounding may lift uniform * total to total, beyond the last token.
-    threshold = torch.minimum(uniform[:, None].to(total) * total, torch.nextafter(total, torch.zeros_like(total)))
+    threshold = torch.minimum(
+        uniform[:, None].to(total) * total, torch.nextafter(total, torch.zeros_like(total))
+    )
     tokens = torch.searchsorted(cumulative, threshold, right=True)
     logprobs = logits.gather(-1, tokens) - highest - total.log().to(logits.dtype)
     return tokens[:, 0], logprobs[:, 0]

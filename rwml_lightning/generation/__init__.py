@@ -1,0 +1,7 @@
+"""Generators: token ids in, completions with log-probabilities out."""
+
+from rwml_lightning.generation.base import Generator
+from rwml_lightning.generation.hf import HFGenerator
+from rwml_lightning.generation.vllm_engine import VLLMGenerator
+
+__all__ = ["Generator", "HFGenerator", "VLLMGenerator"]

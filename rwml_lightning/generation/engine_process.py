@@ -1,0 +1,177 @@
+"""Keeping watch over an engine that runs in processes of its own: nothing waits for a dead or a hung one."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import queue
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from typing import Any, TypeVar
+
+import psutil
+
+_T = TypeVar("_T")
+POLL_S = 1.0
+END_GRACE_S = 5.0
+
+
+class EngineProcess:
+    """Runs calls into an engine on a thread of their own, with a time limit and an eye on the engine's processes.
+
+    The thread matters twice: the caller can give up on a call that never returns, and the thread does not keep the
+    interpreter from ending.
+
+    Args:
+        name: How the names of the engine's child processes begin.
+    """
+
+    def __init__(self, name: str = "EngineCore") -> None:
+        self.name = name
+        self._processes: list[psutil.Process] = []
+        self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
+        self._closed = False
+        threading.Thread(target=_serve, args=(self._calls,), daemon=True, name="engine-calls").start()
+        # Runs when this object is collected or the interpreter ends, whichever is first.
+        self._end = weakref.finalize(self, _end_all, self._processes)
+
+    @property
+    def pid(self) -> int:
+        """Process id of the engine."""
+        return self._processes[0].pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether all processes of a started engine are running."""
+        return bool(self._processes) and all(map(_is_running, self._processes))
+
+    def start(self, load: Callable[[], _T], timeout_s: float) -> _T:
+        """Load the engine.
+
+        Args:
+            load: Starts it, and returns when it is ready.
+            timeout_s: Most seconds it may take.
+
+        Raises:
+            RuntimeError: It did not start, or not in time. None of its processes is left then.
+        """
+        before = {process.pid for process in multiprocessing.active_children()}
+        future = self._submit(load)
+        try:
+            result = future.result(timeout_s)
+        except FutureTimeoutError:
+            self._adopt(before)
+            self.end()
+            raise RuntimeError(
+                f"the engine was not ready after {timeout_s:g} s and was ended: raise startup_timeout_s, "
+                "or look above for what it was waiting for"
+            ) from None
+        except BaseException as error:
+            self._adopt(before)
+            self.end()
+            if isinstance(error, RuntimeError):
+                raise RuntimeError(
+                    f"the engine did not start; its own messages are above ({error})"
+                ) from error
+            raise
+        self._adopt(before)
+        return result
+
+    def call(self, what: str, call: Callable[[], _T], timeout_s: float) -> _T:
+        """Result of a call into the engine.
+
+        Args:
+            what: The call's name, for messages.
+            call: Does it.
+            timeout_s: Most seconds it may take.
+
+        Raises:
+            RuntimeError: The engine died, or did not answer in time; none of its processes is left then.
+        """
+        future = self._submit(call)
+        deadline = time.monotonic() + timeout_s
+        while not future.done():
+            try:
+                return future.result(min(POLL_S, max(0.0, deadline - time.monotonic())))
+            except FutureTimeoutError:
+                if future.done():
+                    break
+            if not self.alive:
+                self.end()
+                raise RuntimeError(
+                    f"the engine died during {what}; its last messages are above (often: out of memory, "
+                    "so lower max_num_seqs, max_model_len or kv_cache_gib)"
+                )
+            if time.monotonic() >= deadline:
+                self.end()
+                raise RuntimeError(
+                    f"the engine did not finish {what} within {timeout_s:g} s and was ended: raise request_timeout_s "
+                    "if it was only slow"
+                )
+        return future.result()
+
+    def end(self, shutdown: Callable[[], None] | None = None) -> None:
+        """End the engine and all its processes.
+
+        Args:
+            shutdown: The engine's own way to end, tried first.
+        """
+        if shutdown is not None and self.alive:
+            future = self._submit(shutdown)
+            with contextlib.suppress(FutureTimeoutError):  # what is left is ended below
+                future.result(END_GRACE_S)
+        self._end()
+        self._processes.clear()
+
+    def _submit(self, call: Callable[[], _T]) -> Future[_T]:
+        future: Future[_T] = Future()
+        self._calls.put((future, call))
+        return future
+
+    def _adopt(self, before: set[int | None]) -> None:
+        """Take note of the processes that were started, and of theirs."""
+        for child in multiprocessing.active_children():
+            if child.pid is None or child.pid in before or not child.name.startswith(self.name):
+                continue
+            try:
+                process = psutil.Process(child.pid)
+                self._processes += [process, *process.children(recursive=True)]
+            except psutil.NoSuchProcess:
+                continue
+
+
+def _serve(calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]]) -> None:
+    while True:
+        future, call = calls.get()
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+        del future, call
+
+
+def _is_running(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _end_all(processes: list[psutil.Process]) -> None:
+    # psutil knows a process by id and start time, so that no later process of the same id is hit.
+    for process in processes:
+        try:
+            process.terminate()
+        except psutil.NoSuchProcess:
+            continue
+    _, left = psutil.wait_procs(processes, timeout=END_GRACE_S)
+    for process in left:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(left, timeout=END_GRACE_S)

@@ -1,0 +1,216 @@
+"""Decoding groups of completions with any Hugging Face causal model, each group's prompt prefilled and kept once.
+
+A step feeds one new token of every unfinished member of every group: rows are groups, queries are members, the
+position of each is its own depth, and the mask lets it see the prompt and its own tokens. Finished members are no
+longer fed, and once a quarter of the cache is theirs it is packed anew.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from rwml_lightning.generation.group_cache import GROUPED_SDPA, GroupCache
+from rwml_lightning.generation.sampling import sample_tokens, uniforms
+from rwml_lightning.schema import Completion, Sampling
+
+SHARED = -2  # owner of a column that all members see
+NOBODY = -1  # owner of a padding column, and content of a slot without a member
+PREFILL_TOKENS = 8192  # most tokens, padding included, of one prefill pass
+
+
+@contextmanager
+def decoding_mode(model: PreTrainedModel) -> Iterator[None]:
+    """Evaluation mode, no gradients, and attention that takes a mask; all as before afterwards.
+
+    Not inference mode: buffers a model computes on its first pass would be of no use to the training that follows.
+    """
+    training = [module for module in model.modules() if module.training]
+    implementation = model.config._attn_implementation
+    model.eval()
+    if implementation != "eager":
+        model.config._attn_implementation = GROUPED_SDPA
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.config._attn_implementation = implementation
+        for module in training:
+            module.training = True
+
+
+def check_decodable(model: PreTrainedModel, context: int) -> None:
+    """Refuse models whose context a mask over a plain cache cannot express.
+
+    Args:
+        model: The model.
+        context: Most tokens a prompt and its completion have together.
+    """
+    config = model.config.get_text_config()
+    name = type(model).__name__
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if kinds or model._is_stateful or "position_ids" not in inspect.signature(model.forward).parameters:
+        raise ValueError(
+            f"HFGenerator cannot decode {name} (recurrent or other special layers): use VLLMGenerator"
+        )
+    window = getattr(config, "sliding_window", None)
+    if window is not None and getattr(config, "use_sliding_window", True) and context > window:
+        raise ValueError(
+            f"HFGenerator keeps no sliding window: {context} tokens exceed the {window} of {name}; "
+            "shorten prompts or max_tokens, or use VLLMGenerator"
+        )
+
+
+def decode_groups(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    seeds: Sequence[Sequence[int]],
+    sampling: Sampling,
+    end_tokens: Sequence[int],
+    policy_version: int,
+) -> list[list[Completion]]:
+    """Sample completions of some prompts, all at once; to be called in :func:`decoding_mode`.
+
+    Args:
+        model: Causal language model.
+        prompts: Token ids, none empty, of similar lengths for least padding.
+        seeds: Seeds of each prompt's completions.
+        sampling: How to sample.
+        end_tokens: Tokens that end a completion.
+        policy_version: Stamped on the completions.
+    """
+    device = model.device
+    sizes = [len(group) for group in seeds]
+    num_samples, num_steps = sum(sizes), sampling.max_tokens
+    slots = _first_slots(sizes).to(device)
+    prompt_of = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)).tolist()
+    # Prefill leaves out the last prompt token, so that the first step is like any other.
+    last = torch.tensor([prompts[prompt][-1] for prompt in prompt_of], device=device)
+    depth = torch.tensor([len(prompts[prompt]) - 1 for prompt in prompt_of], device=device)
+    uniform = uniforms([seed for group in seeds for seed in group], num_steps).to(device)
+    tokens = torch.zeros(num_samples, num_steps, dtype=torch.long, device=device)
+    logprobs = torch.zeros(num_samples, num_steps, device=device)
+    num_tokens = torch.zeros(num_samples, dtype=torch.long, device=device)
+    stopped = torch.zeros(num_samples, dtype=torch.bool, device=device)
+    ends = torch.tensor(list(end_tokens), dtype=torch.long, device=device)
+
+    longest = max(map(len, prompts))
+    cache = GroupCache(len(prompts), capacity=longest + slots.shape[1] * min(num_steps, 64))
+    owner = _prefill(model, cache, prompts)
+    for step in range(num_steps):
+        if slots.shape[1] == 0:
+            break
+        fed = slots.clamp(min=0)
+        cache.place(slice(None), owner.shape[1])
+        owner = torch.cat([owner, slots], dim=1)
+        logits = model(
+            input_ids=last[fed],
+            position_ids=depth[fed] + step,
+            attention_mask=_additive(_visible(owner, slots), model.dtype)[:, None],
+            past_key_values=cache,
+            use_cache=True,
+        ).logits
+        member = slots >= 0
+        sample = slots[member]
+        token, logprob = sample_tokens(
+            logits[member], uniform[sample, step], sampling.temperature, sampling.top_p
+        )
+        tokens[sample, step], logprobs[sample, step] = token, logprob
+        last[sample], num_tokens[sample] = token, step + 1
+        ended = torch.isin(token, ends)
+        if ended.any():
+            stopped[sample] = ended
+            slots = _drop(slots, sample[ended])
+            owner, slots = _repack(cache, owner, slots)
+
+    records = [
+        Completion(
+            token_ids=tuple(ids[:length]),
+            logprobs=tuple(values[:length]),
+            finish_reason="stop" if stop else "length",
+            policy_version=policy_version,
+        )
+        for ids, values, length, stop in zip(
+            tokens.tolist(), logprobs.tolist(), num_tokens.tolist(), stopped.tolist(), strict=True
+        )
+    ]
+    completions = iter(records)
+    return [[next(completions) for _ in group] for group in seeds]
+
+
+def _first_slots(sizes: Sequence[int]) -> Int[Tensor, "row query"]:
+    """Number of the sample that each query of each row feeds."""
+    slots = torch.full((len(sizes), max(sizes)), NOBODY)
+    first = 0
+    for row, size in enumerate(sizes):
+        slots[row, :size] = torch.arange(first, first + size)
+        first += size
+    return slots
+
+
+def _prefill(
+    model: PreTrainedModel, cache: GroupCache, prompts: Sequence[Sequence[int]]
+) -> Int[Tensor, "row column"]:
+    """Cache all of the prompts but their last tokens; returns the owner of each column."""
+    heads = [list(prompt[:-1]) for prompt in prompts]
+    longest = max(map(len, heads))
+    owner = torch.full((len(heads), longest), NOBODY)
+    for row, head in enumerate(heads):
+        owner[row, : len(head)] = SHARED
+    rows_a_pass = max(1, PREFILL_TOKENS // max(1, longest))
+    for first in range(0, len(heads), rows_a_pass):
+        part = heads[first : first + rows_a_pass]
+        width = max(map(len, part))
+        if width == 0:
+            continue
+        ids = torch.tensor([head + [0] * (width - len(head)) for head in part], device=model.device)
+        positions = torch.arange(width, device=model.device).expand(len(part), -1)
+        cache.place(slice(first, first + len(part)), 0)
+        # Padding stands on the right, where causal attention hides it from the prompt itself.
+        model(input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return owner.to(model.device)
+
+
+def _visible(
+    owner: Int[Tensor, "row column"], slots: Int[Tensor, "row query"]
+) -> Bool[Tensor, "row query column"]:
+    """Which columns each member sees: the prompt and its own."""
+    return (owner[:, None, :] == slots[:, :, None]) | (owner == SHARED)[:, None, :]
+
+
+def _additive(
+    visible: Bool[Tensor, "row query column"], dtype: torch.dtype
+) -> Float[Tensor, "row query column"]:
+    # Additive masks are understood by every attention; eager attention would add a Boolean one as 0 and 1.
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(
+        ~visible, torch.finfo(dtype).min
+    )
+
+
+def _drop(slots: Int[Tensor, "row query"], gone: Int[Tensor, " sample"]) -> Int[Tensor, "row fewer"]:
+    """Take samples out of their slots and close the gaps."""
+    slots = slots.masked_fill(torch.isin(slots, gone), NOBODY)
+    empty = slots == NOBODY
+    width = int((~empty).sum(1).max())
+    return slots.gather(1, empty.to(torch.int8).argsort(dim=1, stable=True))[:, :width]
+
+
+def _repack(
+    cache: GroupCache, owner: Int[Tensor, "row column"], slots: Int[Tensor, "row query"]
+) -> tuple[Int[Tensor, "kept_row kept_column"], Int[Tensor, "kept_row query"]]:
+    """Forget finished groups and the columns of finished members, when that frees at least a quarter."""
+    rows = (slots != NOBODY).any(1).nonzero()[:, 0]
+    kept_owner, kept_slots = owner[rows], slots[rows]
+    live = _visible(kept_owner, kept_slots.masked_fill(kept_slots == NOBODY, SHARED)).any(1)
+    width = int(live.sum(1).max()) if len(rows) else 0
+    if not 0 < len(rows) * width <= owner.numel() * 3 // 4:
+        return owner, slots
+    columns = (~live).to(torch.int8).argsort(dim=1, stable=True)[:, :width]
+    cache.keep(rows, columns)
+    return kept_owner.masked_fill(~live, NOBODY).gather(1, columns), kept_slots

