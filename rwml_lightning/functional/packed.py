@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, cast
 
@@ -121,9 +122,13 @@ def verify_packing(model: nn.Module, tolerance: float | None = None) -> float:
         Largest difference seen, in nats.
 
     Raises:
-        ValueError: If it is above ``tolerance``.
+        ValueError: If it is above ``tolerance``, or the model takes no ``position_ids``.
     """
     lm = causal_lm(model)
+    if "position_ids" not in inspect.signature(lm.get_decoder().forward).parameters:
+        raise ValueError(
+            f"{type(lm).__name__} takes no position_ids, so it cannot be trained as a prefix tree"
+        )
     vocabulary = output_head(lm).weight.shape[0]
     stem = [(37 * i + 11) % vocabulary for i in range(12)]
     sequences = [stem[:8], stem, [*stem[:6], *stem[:4]], stem[5:], stem[5:]]
