@@ -1,0 +1,242 @@
+"""HFGenerator against Hugging Face's own generate and the plain forward pass, on tiny random models."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from rwml_lightning.generation import Generator, HFGenerator
+from rwml_lightning.generation.group_cache import GroupCache
+from rwml_lightning.schema import Completion, Sampling
+
+VOCABULARY = 97
+SHAPE = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.3,  # far enough from uniform that greedy choices are no ties
+    "eos_token_id": None,
+    "pad_token_id": 0,
+}
+ARCHITECTURES = {
+    "llama": (LlamaConfig, LlamaForCausalLM),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+}
+PROMPTS = [[5], list(range(1, 18)), [9, 8, 7, 6, 5], list(range(40, 71))]
+# float32 with different summation orders; measured differences are below 1e-5.
+TOLERANCE = 1e-4
+
+
+def tiny_model(architecture: str = "llama", attention: str = "sdpa", **changes: object) -> PreTrainedModel:
+    config_class, model_class = ARCHITECTURES[architecture]
+    torch.manual_seed(0)
+    config = config_class(**{**SHAPE, **changes})
+    config._attn_implementation = attention
+    return model_class(config).eval()
+
+
+def attached(model: PreTrainedModel, end_token_ids: tuple[int, ...] = (), **arguments: object) -> HFGenerator:
+    generator = HFGenerator(end_token_ids=end_token_ids, **arguments)
+    generator.attach(model)
+    return generator
+
+
+def plain_logprobs(
+    model: torch.nn.Module, prompt: list[int], completion: Completion, temperature: float = 1.0
+) -> list[float]:
+    ids = torch.tensor([[*prompt, *completion.token_ids]])
+    with torch.no_grad():
+        logits = model(input_ids=ids).logits[0, len(prompt) - 1 : -1]
+    chosen = ids[0, len(prompt) :, None]
+    return (logits / temperature).log_softmax(-1).gather(-1, chosen)[:, 0].tolist()
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_greedy_equals_generate(architecture: str, attention: str) -> None:
+    model = tiny_model(architecture, attention)
+    completions = attached(model).generate(PROMPTS, Sampling(20, temperature=0), [[0, 1]] * len(PROMPTS))
+    for prompt, group in zip(PROMPTS, completions, strict=True):
+        expected = model.generate(torch.tensor([prompt]), max_new_tokens=20, do_sample=False)[
+            0, len(prompt) :
+        ]
+        for completion in group:
+            assert completion.token_ids == tuple(expected.tolist())
+            assert completion.logprobs == pytest.approx(
+                plain_logprobs(model, prompt, completion), abs=TOLERANCE
+            )
+            assert completion.finish_reason == "length"
+
+
+def test_greedy_stops_at_the_end_token() -> None:
+    model = tiny_model()
+    free = attached(model).generate([PROMPTS[1]], Sampling(20, temperature=0), [[0]])[0][0]
+    end = free.token_ids[6]
+    stopped = attached(model, end_token_ids=(end,)).generate(
+        [PROMPTS[1]], Sampling(20, temperature=0), [[0]]
+    )[0][0]
+    assert stopped.token_ids == free.token_ids[: free.token_ids.index(end) + 1]
+    assert stopped.finish_reason == "stop"
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_logprobs_are_those_of_the_plain_forward_pass(architecture: str, temperature: float) -> None:
+    model = tiny_model(architecture)
+    sampling = Sampling(24, temperature=temperature)
+    # A third of the vocabulary ends a completion, so that members and whole groups finish at different steps.
+    generator = attached(model, end_token_ids=tuple(range(32)))
+    completions = generator.generate(PROMPTS, sampling, [list(range(6))] * len(PROMPTS))
+    lengths = set()
+    for prompt, group in zip(PROMPTS, completions, strict=True):
+        for completion in group:
+            expected = plain_logprobs(model, prompt, completion, temperature)
+            assert completion.logprobs == pytest.approx(expected, abs=TOLERANCE)
+            assert (completion.finish_reason == "stop") == (completion.token_ids[-1] < 32)
+            assert all(token >= 32 for token in completion.token_ids[:-1])
+            lengths.add(len(completion.token_ids))
+    assert len(lengths) > 2
+
+
+def test_nucleus_keeps_the_smallest_set_and_renormalises() -> None:
+    model = tiny_model()
+    prompt = PROMPTS[1]
+    for completion in attached(model).generate([prompt], Sampling(12, top_p=0.6), [list(range(8))])[0]:
+        ids = torch.tensor([[*prompt, *completion.token_ids]])
+        with torch.no_grad():
+            probabilities = model(input_ids=ids).logits[0, len(prompt) - 1 : -1].softmax(-1)
+        for row, token, logprob in zip(probabilities, completion.token_ids, completion.logprobs, strict=True):
+            ordered, order = row.sort(descending=True)
+            size = int((ordered.cumsum(0) < 0.6).sum()) + 1
+            assert token in order[:size].tolist()
+            assert logprob == pytest.approx(float((row[token] / ordered[:size].sum()).log()), abs=TOLERANCE)
+
+
+def test_a_completion_depends_on_its_prompt_and_seed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model()
+    repacked = []
+    keep = GroupCache.keep
+    monkeypatch.setattr(GroupCache, "keep", lambda *a: (repacked.append(a[2].shape), keep(*a))[1])
+    sampling = Sampling(40)
+    seeds = [[10 * index + member for member in range(index + 2)] for index in range(len(PROMPTS))]
+    generator = attached(model, end_token_ids=tuple(range(12)))
+    together = generator.generate(PROMPTS, sampling, seeds)
+    assert repacked, "no finished completion was forgotten: the test has lost its point"
+    for index, prompt in enumerate(PROMPTS):
+        for member, seed in enumerate(seeds[index]):
+            alone = generator.generate([prompt], sampling, [[seed]])[0][0]
+            assert alone.token_ids == together[index][member].token_ids
+            assert alone.logprobs == pytest.approx(together[index][member].logprobs, abs=TOLERANCE)
+    assert len({completion.token_ids for completion in together[3]}) > 1
+
+
+def test_more_completions_than_decode_at_once() -> None:
+    model = tiny_model()
+    seeds = [[1, 2, 3], [4], [], [5, 6]]
+    together = attached(model).generate(PROMPTS, Sampling(8), seeds)
+    in_turn = attached(model, max_num_seqs=2).generate(PROMPTS, Sampling(8), seeds)
+    assert [len(group) for group in together] == [3, 1, 0, 2]
+    assert [[c.token_ids for c in group] for group in together] == [
+        [c.token_ids for c in group] for group in in_turn
+    ]
+
+
+def test_lora_adapters_take_part() -> None:
+    model = get_peft_model(
+        tiny_model(), LoraConfig(r=4, target_modules=["q_proj", "v_proj"], lora_dropout=0.5)
+    )
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    model.train()
+    completion = attached(model).generate([PROMPTS[1]], Sampling(16), [[3]])[0][0]
+    assert model.training
+    model.eval()
+    assert completion.logprobs == pytest.approx(plain_logprobs(model, PROMPTS[1], completion), abs=TOLERANCE)
+    with model.disable_adapter():
+        assert completion.logprobs != pytest.approx(plain_logprobs(model, PROMPTS[1], completion), abs=0.01)
+
+
+def test_attached_module_is_left_as_it_was() -> None:
+    model = tiny_model()
+    model.train()
+    model.model.layers[0].eval()
+    before = [module.training for module in model.modules()]
+    generator = attached(model)
+    generator.update_weights(iter(()), version=7)
+    assert generator.generate([PROMPTS[0]], Sampling(4), [[0]])[0][0].policy_version == 7
+    assert [module.training for module in model.modules()] == before
+    assert model.config._attn_implementation == "sdpa"
+    model(input_ids=torch.tensor([PROMPTS[1]])).logits.sum().backward()
+    assert model.lm_head.weight.grad is not None
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_own_copy_follows_weight_updates(tmp_path, tied: bool) -> None:
+    model = tiny_model(tie_word_embeddings=tied)
+    model.save_pretrained(tmp_path)
+    generator = HFGenerator(str(tmp_path), end_token_ids=())
+    original = generator.generate([PROMPTS[1]], Sampling(12), [[0]])
+    weights = {name: tensor.clone() for name, tensor in model.named_parameters()}
+    assert ("lm_head.weight" in weights) is not tied
+    generator.update_weights(((name, -tensor) for name, tensor in weights.items()), version=1)
+    changed = generator.generate([PROMPTS[1]], Sampling(12), [[0]])
+    assert changed[0][0].token_ids != original[0][0].token_ids
+    assert changed[0][0].policy_version == 1
+    generator.update_weights(weights.items(), version=2)
+    again = generator.generate([PROMPTS[1]], Sampling(12), [[0]])
+    assert again[0][0].token_ids == original[0][0].token_ids
+    weights.pop("model.norm.weight")
+    with pytest.raises(ValueError, match=r"1 weights are missing, 'model\.norm\.weight'"):
+        generator.update_weights(weights.items(), version=3)
+    with pytest.raises(ValueError, match=r"no weight 'model\.nomr\.weight'"):
+        generator.update_weights([("model.nomr.weight", torch.ones(32))], version=3)
+
+
+def test_score_is_the_plain_forward_pass() -> None:
+    model = tiny_model()
+    sequence = PROMPTS[3]
+    expected = plain_logprobs(model, sequence[:1], Completion(tuple(sequence[1:]), (), "length", 0))
+    assert attached(model).score([sequence, sequence[:5]])[0] == pytest.approx(expected, abs=TOLERANCE)
+
+
+def test_refusals() -> None:
+    generator = attached(tiny_model(), max_model_len=30)
+    with pytest.raises(
+        ValueError, match=r"prompt 1 has 17 tokens; with max_tokens=20 it exceeds the context of 30"
+    ):
+        generator.generate(PROMPTS[:2], Sampling(20), [[0], [0]])
+    with pytest.raises(ValueError, match="prompt 0 is empty"):
+        generator.generate([[]], Sampling(20), [[0]])
+    with pytest.raises(ValueError, match="2 prompts but seeds for 1"):
+        generator.generate(PROMPTS[:2], Sampling(20), [[0]])
+    with pytest.raises(ValueError, match="temperature"):
+        generator.generate(PROMPTS[:1], Sampling(20, temperature=-1.0), [[0]])
+    with pytest.raises(ValueError, match="no model"):
+        HFGenerator().start()
+    assert isinstance(generator, Generator)
+
+
+def test_sliding_windows_are_refused_only_when_they_matter() -> None:
+    config = MistralConfig(**{**SHAPE, "sliding_window": 24})
+    generator = attached(MistralForCausalLM(config).eval())
+    generator.generate([PROMPTS[1]], Sampling(4), [[0]])
+    with pytest.raises(ValueError, match="sliding window: 35 tokens exceed the 24"):
+        generator.generate([PROMPTS[3]], Sampling(4), [[0]])
