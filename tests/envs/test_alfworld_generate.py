@@ -113,5 +113,8 @@ def test_difficulty_must_leave_something() -> None:
 
 def test_a_planner_that_takes_too_long_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generate, "_MAX_ATTEMPTS", 2)
-    with pytest.raises(RuntimeError, match=r"game 0 \(pick_and_place_simple\): no solvable one in 2 draws"):
+    message = (
+        r"game 0 \(pick_and_place_simple\): no playable one in 2 draws; in the last, no answer within 0.001 s"
+    )
+    with pytest.raises(RuntimeError, match=message):
         generate_games(tmp_path, 1, difficulty="tiny", num_workers=1, timeout_s=0.001)

@@ -74,8 +74,8 @@ def generate_games(
     """Make games that the planner can win, each with its solution as ``walkthrough``.
 
     The same arguments give the same games; game ``i`` does not depend on ``num_games``. Games that are there already are
-    kept, so a broken-off run is taken up where it was. A draw whose planning exceeds ``timeout_s`` is drawn again, the one
-    case in which two machines may differ.
+    kept, so a broken-off run is taken up where it was. A draw whose planning exceeds ``timeout_s`` or crashes is
+    drawn again, the one case in which two machines may differ.
 
     Scores on generated games are not ALFWorld scores.
 
@@ -137,7 +137,7 @@ def _make_missing(
 ) -> None:
     missing = {
         index: 0 for index in range(num_games) if index not in made
-    }  # index: draws that came to nothing
+    }  # draws that came to nothing, by index
     workers: list[Worker] = []
     try:
         while missing:
@@ -152,19 +152,23 @@ def _make_missing(
                     made[index] = answer
                     del missing[index]
                     report(len(made), num_games)
-                elif not isinstance(answer, WorkerError) or answer.reason == "timeout":
-                    missing[index] += 1
-                elif answer.reason != "lost":
-                    raise RuntimeError(
-                        f"game {index} ({recipe.task_type(index)}) cannot be made: {answer.message}"
-                    )
-                if missing.get(index, 0) >= _MAX_ATTEMPTS:
-                    raise RuntimeError(
-                        f"game {index} ({recipe.task_type(index)}): no solvable one in {_MAX_ATTEMPTS} draws"
+                elif not (isinstance(answer, WorkerError) and answer.reason == "lost"):
+                    missing[index] = _next_draw(
+                        answer, missing[index], f"game {index} ({recipe.task_type(index)})"
                     )
     finally:
         for worker in workers:
             worker.kill()
+
+
+def _next_draw(answer: WorkerError | None, draw: int, game: str) -> int:
+    """The draw after one that has no solution, or whose planner took too long or crashed."""
+    problem = "the planner finds no solution" if answer is None else answer.message
+    if isinstance(answer, WorkerError) and answer.reason == "raised":
+        raise RuntimeError(f"{game} cannot be made: {problem}")
+    if draw + 1 >= _MAX_ATTEMPTS:
+        raise RuntimeError(f"{game}: no playable one in {_MAX_ATTEMPTS} draws; in the last, {problem}")
+    return draw + 1
 
 
 def _start(recipe: Recipe) -> Worker:
