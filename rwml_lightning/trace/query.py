@@ -12,11 +12,8 @@ from rwml_lightning.trace.tables import storable
 
 Operator = Literal["=", "!=", "<", "<=", ">", ">=", "contains"]
 
-# Left joins: SQLite leaves out those whose columns a query does not name.
-SOURCE = """
-FROM groups LEFT JOIN transitions ON transitions.id = groups.transition_key
-LEFT JOIN texts AS task ON task.id = transitions.task
-"""
+JOIN_TRANSITIONS = "LEFT JOIN transitions ON transitions.id = groups.transition_key"
+JOIN_TASK = "LEFT JOIN texts AS task ON task.id = transitions.task"
 COLUMNS: Mapping[str, str] = {
     "id": "groups.id",
     "stage": "groups.stage",
@@ -97,7 +94,7 @@ class GroupQuery:
     search: str = ""
 
     def where(self) -> tuple[str, list[float | str | bytes]]:
-        """``FROM ... WHERE ...`` and its values."""
+        """``FROM ... WHERE ...`` and its values; only tables that the query names are joined."""
         filters = list(self.filters)
         filters += [Filter("stage", "=", self.stage)] if self.stage is not None else []
         filters += [Filter("source", "=", self.source)] if self.source is not None else []
@@ -107,7 +104,12 @@ class GroupQuery:
         if self.search.strip():
             conditions.append("groups.id IN (SELECT rowid FROM group_search WHERE group_search MATCH ?)")
             values.append(match_expression(self.search))
-        return f"{SOURCE} WHERE {' AND '.join(conditions) or '1'}", values
+        tables = {
+            column(name).partition(".")[0] for name in (self.order_by, *(one.column for one in filters))
+        }
+        joins = [JOIN_TRANSITIONS] if tables & {"transitions", "task"} else []
+        joins += [JOIN_TASK] if "task" in tables else []
+        return f"FROM groups {' '.join(joins)} WHERE {' AND '.join(conditions) or '1'}", values
 
     def order(self) -> str:
         """``ORDER BY ...``."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from rwml_lightning.schema import Episode, Transition, Turn
-from rwml_lightning.trace.query import SOURCE, GroupQuery
+from rwml_lightning.trace.query import JOIN_TRANSITIONS, GroupQuery
 from rwml_lightning.trace.records import (
     Command,
     CommandName,
@@ -65,6 +65,9 @@ class TraceReader:
         with explained(self.path):
             self._db = self._connect()
         self._db.row_factory = named_row
+        self._db.execute(
+            "PRAGMA cache_size = -32768"
+        )  # KiB: the list of a hundred thousand groups, sorted again
 
     def _connect(self) -> sqlite3.Connection:
         uri = self.path.resolve().as_uri()
@@ -98,6 +101,13 @@ class TraceReader:
         with explained(self.path):
             bound = [storable(value) if isinstance(value, str) else value for value in values]
             return self._db.execute(statement, bound).fetchall()
+
+    def _tuples(self, statement: str, values: Sequence[Any]) -> list[Any]:
+        """Numbers alone, where a dict for each of a hundred thousand rows would be most of the time."""
+        cursor = self._db.cursor()
+        cursor.row_factory = None
+        with explained(self.path):
+            return cursor.execute(statement, values).fetchall()
 
     def data_version(self) -> int:
         """A number that changes when anything was committed: a cheap test whether to look again."""
@@ -154,8 +164,8 @@ class TraceReader:
         statement = "SELECT step, value FROM metrics WHERE stage = ? AND name = ? AND step >= ? ORDER BY step"
         curves = {}
         for name in self.metric_names(stage) if names is None else names:
-            rows = self._rows(statement, (stage, name, since_step))
-            curves[name] = [(row["step"], number(row["value"])) for row in rows]
+            rows = self._tuples(statement, (stage, name, since_step))
+            curves[name] = [(step, number(value)) for step, value in rows]
         return curves
 
     def count_groups(self, query: GroupQuery = GroupQuery()) -> int:  # noqa: B008 - frozen
@@ -167,16 +177,13 @@ class TraceReader:
         """Ids of a query's groups in its order: eight bytes each, so that a list of any length can be held."""
         where, values = query.where()
         statement = f"SELECT groups.id {where} {query.order()} LIMIT ? OFFSET ?"
-        cursor = self._db.cursor()
-        cursor.row_factory = None  # a dict for each of a hundred thousand ids would be most of the time
-        with explained(self.path):
-            return array("q", (row[0] for row in cursor.execute(statement, [*values, limit, offset])))
+        return array("q", (group_id for (group_id,) in self._tuples(statement, [*values, limit, offset])))
 
     def groups_by_id(self, ids: Iterable[int]) -> list[GroupSummary]:
         """Rows for ids, in their order; an id that was replaced meanwhile is left out."""
         wanted = list(ids)
         rows = self._rows(
-            f"SELECT {_SUMMARY} {SOURCE} WHERE groups.id IN (SELECT value FROM json_each(?))",
+            f"SELECT {_SUMMARY} FROM groups {JOIN_TRANSITIONS} WHERE groups.id IN (SELECT value FROM json_each(?))",
             (json.dumps(wanted),),
         )
         found = {row["id"]: _summary(row) for row in rows}

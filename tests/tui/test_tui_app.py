@@ -90,19 +90,19 @@ def test_prediction_and_reality_stand_side_by_side(run: Path, size: tuple[int, i
             "go to shelf 1",
         ):
             assert words in screen
-        for words in ("member 1/2", "similarity 0.875", "reward 1", "advantage +0.50", "thought 0"):
+        for words in ("predicted 1/2", "similarity 0.875", "reward 1", "advantage +0.50", "thought 0"):
             assert words in screen
         assert "a mug at step 4" in screen
         assert "real" in screen
         await pilot.press("down")
         assert "a mug at step 3" in shown(app)
         await pilot.press("n")
-        assert "member 2/2" in shown(app)
+        assert "predicted 2/2" in shown(app)
         assert "a vase" in shown(app)
         await pilot.press("n")
-        assert "member 1/2" in shown(app)
+        assert "predicted 1/2" in shown(app)
         await pilot.press("p")
-        assert "member 2/2" in shown(app)
+        assert "predicted 2/2" in shown(app)
         assert "advantage -0.50" in shown(app)
 
     drive(run, test, size)
@@ -202,6 +202,15 @@ def test_a_run_deleted_while_open(run: Path) -> None:
         assert "a mug at step 4" in shown(app)
 
     drive(run, test)
+
+
+def test_leaving_while_rows_arrive(run: Path) -> None:
+    async def test(app: Dashboard, pilot: Pilot[None]) -> None:
+        app._seen = None
+        app.refresh_run()  # its messages are still on their way when the session ends
+
+    for _ in range(5):
+        drive(run, test)
 
 
 def test_every_key_in_the_footer_works(run: Path) -> None:

@@ -38,18 +38,19 @@ class Dashboard(App[None]):
         self.reader = reader
         self.follow = reader.run().alive if follow is None else follow
         self._seen: int | None = None
+        self._bar, self._table, self._view = RunBar(markup=False), GroupTable(), GroupView()
 
     def compose(self) -> ComposeResult:
         """State, list, group, keys."""
-        yield RunBar(markup=False)
-        yield GroupTable()
-        yield GroupView()
+        yield self._bar
+        yield self._table
+        yield self._view
         yield Footer()
 
     def on_mount(self) -> None:
         """First look, then a look every two seconds."""
         self.refresh_run()
-        self.query_one(GroupTable).focus()
+        self._table.focus()
         self.set_interval(REFRESH_SECONDS, self.refresh_run)
 
     def refresh_run(self) -> None:
@@ -60,26 +61,26 @@ class Dashboard(App[None]):
             version = self.reader.data_version()
             if self._seen is None or (self.follow and version != self._seen):
                 groups = self.reader.groups(GroupQuery(), limit=NUM_ROWS)
-                self.query_one(GroupTable).show(groups, self.reader.count_groups())
+                self._table.show(groups, self.reader.count_groups())
                 self._seen = version
-            self.query_one(RunBar).show(self.reader, self.follow)
+            self._bar.show(self.reader, self.follow)
         except TraceError as error:
-            self.query_one(RunBar).complain(str(error))
+            self._bar.complain(str(error))
 
     @on(GroupTable.RowHighlighted)
     def show_group(self) -> None:
         """Shows the group under the cursor."""
-        group_id = self.query_one(GroupTable).selected
+        group_id = self._table.selected
         try:
             detail = None if group_id is None else self.reader.group(group_id)
             predictions = [] if group_id is None else self.reader.predictions(group_id)
-            self.query_one(GroupView).show(detail, predictions)
+            self._view.show(detail, predictions)
         except TraceError as error:
-            self.query_one(RunBar).complain(str(error))
+            self._bar.complain(str(error))
 
     def action_member(self, by: int) -> None:
         """Steps through the group."""
-        self.query_one(GroupView).step_member(by)
+        self._view.step_member(by)
 
     def action_follow(self) -> None:
         """Starts or stops following."""

@@ -37,12 +37,12 @@ def prediction_text(prediction: PredictionRecord) -> Text:
     return Text("\n").join(part for part in (thinking, visible(prediction.next_state)) if part)
 
 
-def score_text(prediction: PredictionRecord, num_members: int) -> Text:
+def score_text(prediction: PredictionRecord) -> Text:
     """What one member was worth, in one line."""
     similarity = "-" if prediction.similarity is None else f"{prediction.similarity:.3f}"
     return Text(
-        f"member {prediction.member + 1}/{num_members}  similarity {similarity}  reward {prediction.reward:g}  "
-        f"advantage {prediction.advantage:+.2f}  {prediction.tokens} tokens  {prediction.finish_reason}  "
+        f"similarity {similarity}  reward {prediction.reward:g}  advantage {prediction.advantage:+.2f}  "
+        f"{prediction.tokens} tokens{', cut off' if prediction.finish_reason == 'length' else ''}  "
         f"policy {prediction.policy_version}"
     )
 
@@ -50,28 +50,27 @@ def score_text(prediction: PredictionRecord, num_members: int) -> Text:
 class GroupView(Vertical):
     """Three panes and a line of numbers about the member that is shown."""
 
-    member: reactive[int] = reactive(0)
+    member: reactive[int] = reactive(0, init=False)
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Held here, since a message may still come while the app closes and a query finds nothing any more.
+        self._score = Static(id="score", markup=False)
+        self._situation = TextPane("history and action", id="context")
+        self._predicted = TextPane("predicted", id="predicted")
+        self._real = TextPane("real", id="real")
+        self._predictions: list[PredictionRecord] = []
 
     def compose(self) -> ComposeResult:
         """Numbers above, panes below."""
-        yield Static(id="score", markup=False)
-        with Horizontal():
-            yield TextPane("history and action", id="context")
-            yield TextPane("predicted", id="predicted")
-            yield TextPane("real", id="real")
-
-    def on_mount(self) -> None:
-        """Starts empty."""
-        self._predictions: list[PredictionRecord] = []
+        yield self._score
+        yield Horizontal(self._situation, self._predicted, self._real)
 
     def show(self, detail: GroupDetail | None, predictions: list[PredictionRecord]) -> None:
         """Shows another group; the place in the group is kept, so that it can be followed through groups."""
         self._predictions = predictions
-        self.query_one("#context", TextPane).show(
-            Text() if detail is None else context_text(detail.transition)
-        )
-        real = Text() if detail is None else visible(detail.transition.next_state)
-        self.query_one("#real", TextPane).show(real)
+        self._situation.show(Text() if detail is None else context_text(detail.transition))
+        self._real.show(Text() if detail is None else visible(detail.transition.next_state))
         self.set_reactive(GroupView.member, min(self.member, max(len(predictions) - 1, 0)))
         self.watch_member()
 
@@ -82,8 +81,12 @@ class GroupView(Vertical):
 
     def watch_member(self) -> None:
         """Shows the member."""
-        known = self.member < len(self._predictions)
-        one = self._predictions[self.member] if known else None
-        score = Text() if one is None else score_text(one, len(self._predictions))
-        self.query_one("#score", Static).update(score)
-        self.query_one("#predicted", TextPane).show(Text() if one is None else prediction_text(one))
+        if not self._predictions:
+            self._predicted.border_title = "predicted"
+            self._score.update("")
+            self._predicted.show(Text())
+            return
+        one = self._predictions[self.member]
+        self._predicted.border_title = f"predicted {self.member + 1}/{len(self._predictions)}"
+        self._score.update(score_text(one))
+        self._predicted.show(prediction_text(one))

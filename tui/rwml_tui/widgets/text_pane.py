@@ -19,12 +19,13 @@ class TextPane(VerticalScroll):
     def __init__(self, title: str, id: str) -> None:
         super().__init__(id=id)
         self.border_title = title
+        self._text = Static(markup=False)
 
     def compose(self) -> ComposeResult:
         """One text."""
-        yield Static(markup=False)
+        yield self._text
 
     def show(self, text: Text) -> None:
         """Replaces the text and goes back to its top."""
-        self.query_one(Static).update(text)
+        self._text.update(text)
         self.scroll_home(animate=False)
