@@ -136,8 +136,11 @@ class TraceWriter:
             groups: What the step was made from.
         """
         with self._transaction() as now:
-            self._db.execute("INSERT OR REPLACE INTO steps VALUES (?, ?, ?)", (stage, step, now))
-            self._db.execute("DELETE FROM metrics WHERE stage = ? AND step = ?", (stage, step))
+            place = (stage, step)
+            if self._db.execute("SELECT 1 FROM steps WHERE stage = ? AND step = ?", place).fetchone():
+                # Reads all curves of the stage, which lie by name: not for every step.
+                self._db.execute("DELETE FROM metrics WHERE stage = ? AND step = ?", place)
+            self._db.execute("INSERT OR REPLACE INTO steps VALUES (?, ?, ?)", (*place, now))
             self._db.executemany(
                 "INSERT INTO metrics VALUES (?, ?, ?, ?)",
                 [(stage, name, step, float(value)) for name, value in metrics.items()],

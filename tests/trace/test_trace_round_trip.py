@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from statistics import median
 
 import pytest
 
@@ -238,3 +239,23 @@ def test_texts_are_stored_once(writer: TraceWriter, reader: TraceReader, make_gr
         writer.write_step("wm_grpo", step, {}, [make_group(real="r" * 1000)])
     assert reader._rows("SELECT count(*) AS n FROM texts WHERE body LIKE 'rrr%'") == [{"n": 1}]
     assert reader._rows("SELECT count(*) AS n FROM transitions") == [{"n": 1}]
+
+
+def test_a_step_costs_the_same_late_in_a_run(writer: TraceWriter, make_group: MakeGroup) -> None:
+    def work(step: int) -> int:
+        """Hundreds of SQLite instructions that one step takes."""
+        counted = 0
+
+        def count() -> int:
+            nonlocal counted
+            counted += 1
+            return 0
+
+        writer._db.set_progress_handler(count, 100)
+        writer.write_step("wm_grpo", step, {f"metric {i}": 1.0 for i in range(10)}, [make_group(f"t{step}")])
+        writer._db.set_progress_handler(None, 0)
+        return counted
+
+    steps = [work(step) for step in range(1, 401)]
+    assert min(steps) > 0
+    assert median(steps[-50:]) < 1.5 * median(steps[:50])
