@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
-from pathlib import Path
+import warnings
 from typing import Any
 
 import lightning as L
@@ -55,7 +56,6 @@ class RWMLCLI(LightningCLI):
                 "num_sanity_val_steps": 0,
                 "log_every_n_steps": 1,
                 "logger": False,
-                "enable_checkpointing": False,
                 "enable_model_summary": False,
                 "limit_val_batches": 1.0,
                 "check_val_every_n_epoch": None,
@@ -108,6 +108,8 @@ class RWMLCLI(LightningCLI):
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> RWMLTrainer:
+        if self.subcommand != "fit":
+            kwargs["enable_checkpointing"] = False
         if self.subcommand != "collect":
             if self.subcommand == "fit":
                 run = self._get(self.config_init, "run")
@@ -139,7 +141,7 @@ class RWMLCLI(LightningCLI):
         """Held-out results of a checkpoint, or of the model as it is, as a table."""
         from rich.console import Console
 
-        from rwml_lightning.evaluation import render_table
+        from rwml_lightning.evaluation import render_results
 
         kwargs.pop("datamodule", None)
         try:
@@ -148,8 +150,8 @@ class RWMLCLI(LightningCLI):
             )
         finally:
             self.datamodule.close()
-        rows = {"model": [*model.results, *model.floors]}  # type: ignore[attr-defined]
-        Console().print(render_table("Held-out transitions", rows))
+        Console().print(render_results("Held-out transitions", model.results))  # type: ignore[attr-defined]
+        Console().print(render_results("Floors: predictors without a model", model.floors))  # type: ignore[attr-defined]
 
 
 def default_callbacks(
@@ -175,10 +177,24 @@ def default_callbacks(
     return [callback for callback in defaults if not any(isinstance(own, type(callback)) for own in given)]
 
 
+def quieten() -> None:
+    """Leave the terminal to what a user wants to know."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module=r"lightning\..*")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+
+
 def main(args: list[str] | None = None) -> None:
     """Entry point of ``python -m rwml_lightning``; a user's mistake ends in one line and exit code 2."""
     arguments = sys.argv[1:] if args is None else args
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    quieten()
     commands = ("fit", "validate", "collect", "export")
     try:
         if arguments[:1] == ["export"]:

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+
+from rich.table import Table
 
 from rwml_lightning.rewards.base import NextStateReward
 from rwml_lightning.schema import Group, Score, Transition
 
+MEASURES = {
+    "similarity": "similarity",
+    "accuracy": "share under tau_d",
+    "exact": "exact match",
+    "well_formed": "well-formed",
+}
+"""Measures of a result and what a table calls them."""
 Predictor = Callable[[Transition], str]
 
 
@@ -91,35 +99,46 @@ def as_metrics(results: Iterable[Result], prefix: str) -> dict[str, float]:
     metrics: dict[str, float] = {}
     for result in results:
         scope = prefix if result.name == "all" else f"{prefix}/{result.name.replace(' ', '_')}"
-        for measure in ("similarity", "accuracy", "exact", "well_formed"):
+        for measure in MEASURES:
             metrics[f"{scope}/{measure}"] = getattr(result, measure)
     return metrics
 
 
-def render_table(title: str, columns: Mapping[str, Sequence[Result]]) -> Any:
-    """A rich table: one row per kind, one block of measures per evaluation, for example before and after.
+def render_results(title: str, results: Sequence[Result]) -> Table:
+    """One evaluation in full: a row a kind, a column a measure."""
+    table = _table(title, ["", "n", *MEASURES.values()])
+    for result in results:
+        values = [f"{getattr(result, measure):.2f}" for measure in MEASURES]
+        table.add_row(
+            result.name, str(result.count), *values, end_section=result.name in ("all", "not knowable")
+        )
+    return table
 
-    Args:
-        title: Heading.
-        columns: Evaluations by name; rows are matched by their name.
-    """
-    from rich.table import Table
 
+def render_comparison(title: str, columns: Mapping[str, Result]) -> Table:
+    """Several results side by side: a row a measure, for example before, after, and each floor."""
+    table = _table(title, ["", *columns])
+    for measure, name in MEASURES.items():
+        table.add_row(name, *(f"{getattr(result, measure):.2f}" for result in columns.values()))
+    return table
+
+
+def render_by_kind(title: str, columns: Mapping[str, Sequence[Result]], measure: str = "accuracy") -> Table:
+    """One measure by kind of step: a row a kind, a column an evaluation."""
+    table = _table(title, ["", "n", *columns])
+    by_name = {column: {result.name: result for result in results} for column, results in columns.items()}
+    for name in dict.fromkeys(result.name for results in columns.values() for result in results):
+        found = [results.get(name) for results in by_name.values()]
+        count = next(result.count for result in found if result is not None)
+        cells = ["" if result is None else f"{getattr(result, measure):.2f}" for result in found]
+        table.add_row(name, str(count), *cells, end_section=name in ("all", "not knowable"))
+    return table
+
+
+def _table(title: str, columns: Sequence[str]) -> Table:
     table = Table(title=title, title_justify="left")
-    table.add_column("")
-    table.add_column("n", justify="right")
-    for name in columns:
-        for measure in ("similarity", "under tau_d", "exact", "format"):
-            table.add_column(f"{name}\n{measure}" if len(columns) > 1 else measure, justify="right")
-    names = list(dict.fromkeys(result.name for results in columns.values() for result in results))
-    for row in names:
-        found = [next((r for r in results if r.name == row), None) for results in columns.values()]
-        count = next(r.count for r in found if r is not None)
-        cells: list[str] = []
-        for r in found:
-            values = (r.similarity, r.accuracy, r.exact, r.well_formed) if r else (None,) * 4
-            cells += ["" if value is None else f"{value:.2f}" for value in values]
-        table.add_row(row, str(count), *cells, end_section=row in ("all", "not knowable"))
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left")
     return table
 
 

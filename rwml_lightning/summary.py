@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rwml_lightning.evaluation import Result, render_table
+from rwml_lightning.evaluation import Result, render_by_kind, render_comparison
 from rwml_lightning.run import RunFolder
 from rwml_lightning.trace import Evaluation, Filter, GroupQuery, TraceReader
 
@@ -24,15 +24,14 @@ def print_summary(folder: RunFolder, num_samples: int = 3) -> None:
         if not evaluations:
             console.print(f"No held-out results in {folder.trace}.")
             return
-        console.print()
-        console.print(
-            render_table(
-                "Held-out transitions (similarity, share under tau_d, exact match, well-formed answers)",
-                {name: _rows(evaluation, "results") for name, evaluation in evaluations.items()},
-            )
-        )
         last = list(evaluations.values())[-1]
-        console.print(render_table("Floors: predictors without a model", {"floor": _rows(last, "floors")}))
+        results = {name: _rows(evaluation, "results") for name, evaluation in evaluations.items()}
+        floors = {f"floor: {row.name}": row for row in _rows(last, "floors")}
+        count = next(iter(results.values()))[0].count
+        columns = {name: rows[0] for name, rows in results.items()} | floors
+        console.print()
+        console.print(render_comparison(f"{count} held-out predictions; floors need no model", columns))
+        console.print(render_by_kind("Share under tau_d by kind of step", results))
         console.print(_samples(reader, last, num_samples))
     console.print(f"Run folder: {folder.path}", highlight=False)
     console.print(f"Look at every prediction: rwml-tui {folder.path}", highlight=False)

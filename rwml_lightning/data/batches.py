@@ -56,6 +56,7 @@ class StepLoader(Generic[Batch]):
         self.transitions = transitions
         self.batch_size = batch_size
         self.make = make
+        self.seed = seed
         self.num_passes = num_passes
         self.step = 0
 

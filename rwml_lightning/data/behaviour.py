@@ -54,7 +54,8 @@ class Behaviour(Protocol):
 class RandomBehaviour:
     """Plays admissible actions at random, with steps of the stored expert solution and invalid actions mixed in.
 
-    A random player alone rarely takes, heats or cools anything; the mixture shows every kind of outcome.
+    First a verb is drawn, then an action with it: otherwise most steps would only go somewhere. The solution leads to
+    what chance alone rarely finds, such as heating.
 
     Args:
         expert_share: Probability that a step is the next one of the walkthrough, admissible or not.
@@ -90,7 +91,8 @@ class RandomBehaviour:
             invalid = sorted(state.known_actions.difference(state.admissible))
             if invalid:
                 return rng.choice(invalid)
-        return rng.choice(sorted(state.admissible))
+        verb = rng.choice(sorted({action.split()[0] for action in state.admissible}))
+        return rng.choice(sorted(action for action in state.admissible if action.split()[0] == verb))
 
 
 class ModelBehaviour:

@@ -154,16 +154,23 @@ class VLLMGenerator:
 
     def update_weights(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         self.start()
-        with ExitStack() as files:
-            paths = write_weight_files(named_tensors, files)
-            self._call("update_weights", lambda llm: llm.collective_rpc("load_weight_files", args=(paths,)))
-        # Cached prefixes are keys and values of the old weights.
-        if not self._call("update_weights", lambda llm: llm.reset_prefix_cache()):
-            self.close()
-            raise RuntimeError(
-                "vLLM did not drop its prefix cache after a weight update; the engine was ended"
-            )
+        try:
+            with ExitStack() as files:
+                paths = write_weight_files(named_tensors, files)
+                self._call(
+                    "update_weights", lambda llm: llm.collective_rpc("load_weight_files", args=(paths,))
+                )
+        except BaseException:
+            self.close()  # some of its weights may be new and some old
+            raise
+        self.reset_prefix_cache()
         self.policy_version = version
+
+    def reset_prefix_cache(self) -> None:
+        """Forget cached prefixes, as after a weight update: they are keys and values of the old weights."""
+        if not self._call("reset_prefix_cache", lambda llm: llm.reset_prefix_cache()):
+            self.close()
+            raise RuntimeError("vLLM did not drop its prefix cache; the engine was ended")
 
     def close(self) -> None:
         if self._process is not None:
@@ -194,7 +201,6 @@ class VLLMGenerator:
             block_size=self.block_size,
             enforce_eager=self.enforce_eager,
             seed=self.seed,
-            skip_tokenizer_init=True,
             enable_prefix_caching=True,
             logprobs_mode="processed_logprobs",
             worker_extension_cls="rwml_lightning.generation.vllm_worker.WorkerExtension",

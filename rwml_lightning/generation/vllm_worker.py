@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import psutil
 from safetensors import safe_open
@@ -18,7 +19,8 @@ PARENT_CHECK_S = 2.0
 class WorkerExtension:
     """Methods that the generator calls on every worker."""
 
-    reload_weights: Callable[..., None]  # vLLM's own
+    reload_weights: Callable[..., None]  # vLLM's own, as the next
+    get_model: Callable[[], Any]
 
     def load_weight_files(self, paths: list[str]) -> None:
         """Replace the weights by those in safetensors files; each worker takes its own shard of every tensor."""
@@ -31,6 +33,7 @@ class WorkerExtension:
 
         # Not model.load_weights: CPU kernels keep packed copies, which only a reload rebuilds.
         self.reload_weights(weights_iterator=tensors())
+        renew_tied_head(self.get_model())
 
     def end_with(self, trainer_pid: int, engine_pid: int) -> None:
         """End this engine when the trainer is gone: vLLM's workers watch their engine, the engine watches nobody."""
@@ -42,3 +45,17 @@ class WorkerExtension:
             os._exit(1)
 
         threading.Thread(target=watch, daemon=True).start()
+
+
+def renew_tied_head(model: Any) -> None:
+    """Let a tied output head see new embeddings.
+
+    A checkpoint has no weight of its own for it, so a reload passes it by; but on a CPU it keeps a packed copy.
+    """
+    head = getattr(model, "lm_head", None)
+    embeddings = getattr(getattr(model, "model", None), "embed_tokens", None)
+    if head is None or embeddings is None or not getattr(model.config, "tie_word_embeddings", False):
+        return
+    if head is not embeddings:
+        head.tie_weights(embeddings)
+        head.quant_method.process_weights_after_loading(head)

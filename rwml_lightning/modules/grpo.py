@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rwml_lightning.functional import (
+    MicroBatch,
     clipped_surrogate,
     kl_penalty,
     micro_batches,
@@ -121,13 +122,7 @@ class GRPOModule(PolicyModule):
         step = _StepTensors.of(samples, self.loss_normalisation, self.loss_constant, self.device)
         step.weights.mul_(self._rank_scale(samples))
         trained = [i for i, s in enumerate(samples) if self.kl_coefficient or s.advantage != 0]
-        micros = list(
-            micro_batches(
-                [samples[i].prompt_ids + samples[i].completion.token_ids for i in trained],
-                [len(samples[i].prompt_ids) for i in trained],
-                self.max_tokens_per_micro_batch,
-            )
-        )
+        micros = _micro_batches([samples[i] for i in trained], self.max_tokens_per_micro_batch)
         place = torch.tensor(trained, device=self.device)
         metrics: dict[str, float] = {}
         for iteration in range(self.num_iterations):
@@ -213,6 +208,13 @@ class GRPOModule(PolicyModule):
         own = sum(len(s.completion.token_ids) for s in samples) if by_token else len(samples)
         every = self.all_gather(torch.tensor(float(own), device=self.device)).sum().item()
         return own * self.trainer.world_size / every
+
+
+def _micro_batches(samples: Sequence[Sample], max_tokens: int) -> list[MicroBatch]:
+    if not samples:
+        return []
+    sequences = [sample.prompt_ids + sample.completion.token_ids for sample in samples]
+    return list(micro_batches(sequences, [len(sample.prompt_ids) for sample in samples], max_tokens))
 
 
 @dataclass

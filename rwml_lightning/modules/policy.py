@@ -55,6 +55,10 @@ def load_policy(
         raise ValueError(f"model.init_from names {init_from}, which does not exist")
     source = str(folder) if folder is not None and folder.is_dir() else model
     policy: Any = load_causal_lm(source, dtype=getattr(torch, dtype))
+    policy.train()
+    for module in policy.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0  # the log-probabilities must be those of the policy that sampled
     if gradient_checkpointing:
         policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         policy.enable_input_require_grads()

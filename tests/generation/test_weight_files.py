@@ -37,9 +37,13 @@ def test_tensors_come_back_and_files_go(monkeypatch, tmp_path: Path, shared_memo
 
 def test_files_go_after_an_error(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setattr(weight_files, "SHARED_MEMORY", tmp_path)
-    with pytest.raises(KeyError):  # noqa: PT012 (the error is what closes the stack)
+
+    def fail_after_writing() -> None:
         with ExitStack() as files:
             weight_files.write_weight_files([("a", torch.ones(2))], files)
             assert list(tmp_path.iterdir())
             raise KeyError
+
+    with pytest.raises(KeyError):
+        fail_after_writing()
     assert not list(tmp_path.iterdir())

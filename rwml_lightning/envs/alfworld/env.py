@@ -31,7 +31,8 @@ _TEXT = gymnasium.spaces.Text(min_length=0, max_length=1 << 16, charset=string.p
 class ALFWorldEnv(gymnasium.Env[str, str]):
     """The text games of ALFWorld (arXiv 2010.03768) on their real engine.
 
-    ``info`` after ``reset`` and ``step`` holds ``admissible_actions`` (list of texts), ``task`` (what is to be done),
+    ``info`` after ``reset`` and ``step`` holds ``admissible_actions`` (list of texts, without the accepted but idle
+    ``help``), ``task`` (what is to be done),
     ``game`` (task id) and ``won``; after ``step`` also, of the last action, ``valid`` (it was accepted), ``kind`` and
     ``knowable`` (see ``kinds``). The expert's solution is in neither ``obs`` nor ``info``.
 
@@ -134,7 +135,7 @@ class ALFWorldEnv(gymnasium.Env[str, str]):
 
     def _info(self, state: Mapping[str, Any]) -> dict[str, Any]:
         return {
-            "admissible_actions": list(self._admissible),
+            "admissible_actions": [action for action in self._admissible if action != "help"],
             "task": self._task_text,
             "game": self._game,
             "won": bool(state["won"]),

@@ -1,0 +1,174 @@
+"""Forward and backward of a group's completion log-probabilities: prefix tree against padded batch.
+
+    python benchmarks/packed_vs_plain.py
+    python benchmarks/packed_vs_plain.py --prompt 128 --completion 32 --group 16
+
+SmolLM2-135M's shapes with random weights, float32, CPU. Values and gradients are compared first; then both take turns in
+one process, and the best of their times count; peak memory is measured in a process of its own for each. The plain
+batch is the best of its kind: equal lengths, so no padding, fused causal attention, and the head on completions alone.
+
+Two limits stand beside the measured ratio. The tokens' ratio is what the linear layers could gain; the operations'
+ratio also counts attention and the head, of which packing saves less (the chunked head even computes its logits twice).
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import subprocess
+import sys
+import time
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from rwml_lightning.functional import (
+    build_tree,
+    micro_batches,
+    packed_logprobs,
+    plain_logprobs,
+    use_tree_attention,
+)
+
+CONFIG = LlamaConfig(
+    vocab_size=49152,
+    hidden_size=576,
+    intermediate_size=1536,
+    num_hidden_layers=30,
+    num_attention_heads=9,
+    num_key_value_heads=3,
+    max_position_embeddings=8192,
+    tie_word_embeddings=True,
+)
+WAYS = ("plain", "packed")
+VALUE_TOLERANCE = 1e-4
+"""Nats, in float32."""
+GRADIENT_TOLERANCE = 1e-3
+"""Norm of the difference of all gradients over their norm."""
+
+
+class Case:
+    """One group: a random prompt, as many random completions, and both ways to their log-probabilities."""
+
+    def __init__(self, prompt: int, completion: int, group: int) -> None:
+        torch.manual_seed(0)
+        start = torch.randint(CONFIG.vocab_size, (prompt,)).tolist()
+        self.sequences = [
+            start + torch.randint(CONFIG.vocab_size, (completion,)).tolist() for _ in range(group)
+        ]
+        self.trained_from = [prompt] * group
+        self.model = LlamaForCausalLM(CONFIG).train()
+        use_tree_attention(self.model)  # what gets a plain batch still goes to SDPA
+
+    def logprobs(self, way: str) -> Tensor:
+        """Log-probabilities of the completions' tokens, [group * completion]."""
+        if way == "plain":
+            return plain_logprobs(self.model, self.sequences, self.trained_from).logprobs
+        (micro,) = micro_batches(self.sequences, self.trained_from, max_tokens=sum(map(len, self.sequences)))
+        return packed_logprobs(self.model, micro).logprobs
+
+    def step(self, way: str) -> tuple[Tensor, float]:
+        """One forward and backward; log-probabilities, and seconds."""
+        self.model.zero_grad(set_to_none=True)
+        start = time.perf_counter()
+        logprobs = self.logprobs(way)
+        logprobs.mean().backward()
+        return logprobs.detach(), time.perf_counter() - start
+
+    def gradients(self) -> Tensor:
+        """All gradients as one vector."""
+        return torch.cat([parameter.grad.flatten() for parameter in self.model.parameters()])
+
+    def compare(self) -> tuple[float, float]:
+        """Largest difference of values in nats, and relative difference of gradients.
+
+        Raises:
+            SystemExit: If one is above its tolerance.
+        """
+        expected, _ = self.step("plain")
+        expected_gradients = self.gradients()
+        actual, _ = self.step("packed")
+        value = float((actual - expected).abs().max())
+        gradient = float((self.gradients() - expected_gradients).norm() / expected_gradients.norm())
+        if value > VALUE_TOLERANCE or gradient > GRADIENT_TOLERANCE:
+            raise SystemExit(f"packed and plain differ: {value:.1e} nats, gradients {gradient:.1e}")
+        return value, gradient
+
+    def token_ratio(self) -> float:
+        """Tokens of the plain batch over distinct prefixes."""
+        return sum(map(len, self.sequences)) / build_tree(self.sequences).num_nodes
+
+    def operation_ratio(self) -> float:
+        """Multiplications of forward and backward, plain over packed: linear layers, attention and head."""
+        tree = build_tree(self.sequences)
+        trained = sum(len(s) - first for s, first in zip(self.sequences, self.trained_from, strict=True))
+        body = sum(p.numel() for p in self.model.model.layers.parameters())
+        head = self.model.lm_head.weight.numel()
+        pair = 2 * CONFIG.hidden_size * CONFIG.num_hidden_layers  # query times key, and attention times value
+        plain = sum(3 * len(s) * body + 3.5 * pair * len(s) * (len(s) + 1) / 2 for s in self.sequences)
+        packed = 3 * tree.num_nodes * body + 3.5 * pair * float((tree.depths + 1).sum())
+        return (plain + 3 * trained * head) / (packed + 4 * trained * head)
+
+
+def peak_gib() -> float:
+    """Largest resident memory of this process so far (Linux counts it in KiB)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--prompt", type=int, default=512, help="tokens")
+    parser.add_argument("--completion", type=int, default=96, help="tokens")
+    parser.add_argument("--group", type=int, default=8, help="completions")
+    parser.add_argument("--rounds", type=int, default=3, help="times that each way is timed")
+    parser.add_argument("--peak-of", choices=WAYS, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    case = Case(args.prompt, args.completion, args.group)
+    if args.peak_of:
+        case.step(args.peak_of)
+        print(peak_gib())
+        return
+
+    console = Console()
+    model_gib = peak_gib()
+    value, gradient = case.compare()
+    console.print(f"equal within {value:.1e} nats, gradients within {gradient:.1e} of their norm")
+    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    for _ in range(args.rounds):
+        for way in WAYS:
+            seconds[way].append(case.step(way)[1])
+    best = {way: min(times) for way, times in seconds.items()}
+    command = [
+        sys.executable,
+        __file__,
+        *(f"--{name}={getattr(args, name)}" for name in ("prompt", "completion", "group")),
+    ]
+    peaks = {
+        way: float(
+            subprocess.run([*command, "--peak-of", way], check=True, capture_output=True, timeout=900).stdout
+        )
+        for way in WAYS
+    }
+
+    table = Table(
+        title=f"prompt {args.prompt}, {args.group} completions of {args.completion}, {torch.get_num_threads()} threads"
+    )
+    for column in ("", "seconds (best)", "all rounds", "peak memory (GiB)"):
+        table.add_column(column, justify="left" if not column else "right")
+    for way in WAYS:
+        rounds = " ".join(f"{time:.2f}" for time in seconds[way])
+        table.add_row(way, f"{best[way]:.2f}", rounds, f"{peaks[way]:.2f}")
+    console.print(table)
+    ratio = best["plain"] / best["packed"]
+    tokens, operations = case.token_ratio(), case.operation_ratio()
+    console.print(f"packed is {ratio:.2f} times faster")
+    console.print(f"  {ratio / tokens:.0%} of the tokens' ratio, {tokens:.2f}")
+    console.print(f"  {ratio / operations:.0%} of the operations' ratio, {operations:.2f}")
+    console.print(f"  before the first step, the process with the model held {model_gib:.2f} GiB")
+
+
+if __name__ == "__main__":
+    main()
