@@ -134,7 +134,7 @@ class RWMLCLI(LightningCLI):
                 fit_stage(self.trainer, model, self.datamodule, self.folder, kwargs.get("ckpt_path"))
             finally:
                 self.datamodule.close()
-        if self.trainer.is_global_zero:
+        if self.trainer.is_global_zero and self.folder.trace.exists():
             print_summary(self.folder)
 
     def validate(self, model: PolicyModule, **kwargs: Any) -> None:

@@ -10,7 +10,7 @@ from rich.table import Table
 from rwml_lightning.rewards.base import NextStateReward
 from rwml_lightning.schema import Group, Score, Transition
 
-MEASURES = {
+MEASURES = {"similarity": "similarity", "accuracy": "under tau_d", "exact": "exact", "well_formed": "well-formed"}
     "similarity": "similarity",
     "accuracy": "share under tau_d",
     "exact": "exact match",
@@ -105,21 +105,13 @@ def as_metrics(results: Iterable[Result], prefix: str) -> dict[str, float]:
 
 
 def render_results(title: str, results: Sequence[Result]) -> Table:
-    """One evaluation in full: a row a kind, a column a measure."""
+    """A row a result, for example a kind of step or a floor; a column a measure."""
     table = _table(title, ["", "n", *MEASURES.values()])
     for result in results:
         values = [f"{getattr(result, measure):.2f}" for measure in MEASURES]
         table.add_row(
             result.name, str(result.count), *values, end_section=result.name in ("all", "not knowable")
         )
-    return table
-
-
-def render_comparison(title: str, columns: Mapping[str, Result]) -> Table:
-    """Several results side by side: a row a measure, for example before, after, and each floor."""
-    table = _table(title, ["", *columns])
-    for measure, name in MEASURES.items():
-        table.add_row(name, *(f"{getattr(result, measure):.2f}" for result in columns.values()))
     return table
 
 

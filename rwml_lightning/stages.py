@@ -102,6 +102,10 @@ def fit_stage(
     trainer.fit(model, data, ckpt_path=resume_from, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
+    if any(getattr(callback, "stop_requested", False) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+        trainer.save_checkpoint(folder.checkpoints / f"stopped-{trainer.global_step}.ckpt")
+        log.warning("stopped at step %d, as asked; the same command goes on from there", trainer.global_step)
+        return
     trainer.validate(model, data, verbose=False)
     if trainer.is_global_zero:
         write_export(model, folder.export)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rwml_lightning.evaluation import Result, render_by_kind, render_comparison
+from rwml_lightning.evaluation import Result, render_by_kind, render_results
 from rwml_lightning.run import RunFolder
 from rwml_lightning.trace import Evaluation, Filter, GroupQuery, TraceReader
 
@@ -26,11 +28,10 @@ def print_summary(folder: RunFolder, num_samples: int = 3) -> None:
             return
         last = list(evaluations.values())[-1]
         results = {name: _rows(evaluation, "results") for name, evaluation in evaluations.items()}
-        floors = {f"floor: {row.name}": row for row in _rows(last, "floors")}
-        count = next(iter(results.values()))[0].count
-        columns = {name: rows[0] for name, rows in results.items()} | floors
+        rows = [replace(found[0], name=name) for name, found in results.items()]
+        rows += [replace(floor, name=f"floor: {floor.name}") for floor in _rows(last, "floors")]
         console.print()
-        console.print(render_comparison(f"{count} held-out predictions; floors need no model", columns))
+        console.print(render_results("Held-out predictions; floors need no model", rows))
         console.print(render_by_kind("Share under tau_d by kind of step", results))
         console.print(_samples(reader, last, num_samples))
     console.print(f"Run folder: {folder.path}", highlight=False)

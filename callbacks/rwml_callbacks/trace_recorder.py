@@ -30,6 +30,7 @@ class TraceRecorder(L.Callback):
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self.stop_requested = False
         self._writer: TraceWriter | None = None
 
     @property
@@ -102,7 +103,7 @@ class TraceRecorder(L.Callback):
                     trainer.save_checkpoint(path)
                     answer = f"saved {path.name}"
                 elif command.command == "stop":
-                    trainer.should_stop = True
+                    trainer.should_stop = self.stop_requested = True
                     paused = False
                 else:
                     paused = command.command == "pause"

@@ -6,7 +6,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +30,7 @@ class GeneratedGames:
     """ALFWorld games to generate from what its package ships; scores on them are not ALFWorld scores.
 
     Args:
-        folder: Where they lie; ``data.environment.kwargs.data`` should name the same.
+        folder: Where they lie, and what the environment plays unless its ``kwargs`` name other ``data``.
         num_train: Games in training scenes.
         num_validation: Games in other scenes.
         difficulty: ``tiny``, ``small`` or ``full``: how many receptacles and objects.
@@ -122,6 +122,7 @@ def collect(
         return
     if games is not None:
         make_games(games, seed)
+        spec = replace(spec, kwargs={"data": games.folder, **spec.kwargs})
     settings = {"environment": asdict(spec), "collection": asdict(collection), "seed": seed}
     parts = path.with_name(path.name + ".parts")
     check_settings(parts, settings)
