@@ -10,10 +10,10 @@ from rich.table import Table
 from rwml_lightning.rewards.base import NextStateReward
 from rwml_lightning.schema import Group, Score, Transition
 
-MEASURES = {"similarity": "similarity", "accuracy": "under tau_d", "exact": "exact", "well_formed": "well-formed"}
+MEASURES = {
     "similarity": "similarity",
-    "accuracy": "share under tau_d",
-    "exact": "exact match",
+    "accuracy": "under tau_d",
+    "exact": "exact",
     "well_formed": "well-formed",
 }
 """Measures of a result and what a table calls them."""
