@@ -126,21 +126,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="times that each way is timed")
     parser.add_argument("--peak-of", choices=WAYS, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    case = Case(args.prompt, args.completion, args.group)
     if args.peak_of:
-        case.step(args.peak_of)
+        Case(args.prompt, args.completion, args.group).step(args.peak_of)
         print(peak_gib())
         return
 
-    console = Console()
-    model_gib = peak_gib()
-    value, gradient = case.compare()
-    console.print(f"equal within {value:.1e} nats, gradients within {gradient:.1e} of their norm")
-    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
-    for _ in range(args.rounds):
-        for way in WAYS:
-            seconds[way].append(case.step(way)[1])
-    best = {way: min(times) for way, times in seconds.items()}
+    # Before this process grows: a child's count starts from its parent's size.
     command = [
         sys.executable,
         __file__,
@@ -152,7 +143,15 @@ def main() -> None:
         )
         for way in WAYS
     }
-
+    case = Case(args.prompt, args.completion, args.group)
+    console = Console()
+    value, gradient = case.compare()
+    console.print(f"equal: values within {value:.1e} nats, gradients within {gradient:.1e} of their norm")
+    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    for _ in range(args.rounds):
+        for way in WAYS:
+            seconds[way].append(case.step(way)[1])
+    best = {way: min(times) for way, times in seconds.items()}
     table = Table(
         title=f"prompt {args.prompt}, {args.group} completions of {args.completion}, {torch.get_num_threads()} threads"
     )
@@ -164,10 +163,11 @@ def main() -> None:
     console.print(table)
     ratio = best["plain"] / best["packed"]
     tokens, operations = case.token_ratio(), case.operation_ratio()
-    console.print(f"packed is {ratio:.2f} times faster")
-    console.print(f"  {ratio / tokens:.0%} of the tokens' ratio, {tokens:.2f}")
-    console.print(f"  {ratio / operations:.0%} of the operations' ratio, {operations:.2f}")
-    console.print(f"  before the first step, the process with the model held {model_gib:.2f} GiB")
+    console.print(
+        f"packed is {ratio:.2f} times faster: {ratio / tokens:.0%} of the tokens' ratio ({tokens:.2f}), ",
+        end="",
+    )
+    console.print(f"{ratio / operations:.0%} of the operations' ratio ({operations:.2f})")
 
 
 if __name__ == "__main__":
