@@ -53,21 +53,23 @@ def ancestor_mask(subtree_end: Int[Tensor, " nodes"]) -> Bool[Tensor, "nodes nod
     return (node <= node[:, None]) & (node[:, None] < subtree_end)
 
 
-def use_tree_attention(model: PreTrainedModel) -> None:
+def use_tree_attention(model: PreTrainedModel) -> bool:
     """Let ``model`` attend over prefix trees without a dense mask; stays on, and changes nothing for other calls.
 
-    Raises:
-        ValueError: If the model's attention does not go through transformers' ``AttentionInterface``.
+    Returns:
+        Whether it could. Attention outside of transformers' ``AttentionInterface``, with softcapped scores or with
+        sinks stays as it was: such a model gets a dense mask, which is slower and gives the same numbers.
     """
-    if not model._supports_attention_backend:
-        raise ValueError(
-            f"{type(model).__name__} does not support custom attention; train it with its own (packing still works)"
-        )
+    softcap = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
+    sinks = any(name.endswith("sinks") for name, _ in model.named_parameters())
+    if not model._supports_attention_backend or softcap is not None or sinks:
+        return False
     model.set_attn_implementation(TREE_ATTENTION)
+    return True
 
 
 def has_tree_attention(model: PreTrainedModel) -> bool:
-    """Whether :func:`use_tree_attention` was called on ``model``."""
+    """Whether :func:`use_tree_attention` is on."""
     return model.config._attn_implementation == TREE_ATTENTION
 
 
@@ -109,9 +111,7 @@ def tree_attention_forward(
         return output, None
     for name in ("softcap", "s_aux", "position_bias"):
         if kwargs.get(name) is not None:
-            raise ValueError(
-                f"tree attention has no {name!r}; keep the attention implementation of this model"
-            )
+            raise ValueError(f"tree attention has no {name!r}; load this model with its own attention")
     tiles = _prepared(attention_mask, query.dtype, lambda: make_tiles(subtree_end, query.dtype))
     return _tiled_attention(query, key, value, tiles, scaling, dropout), None
 

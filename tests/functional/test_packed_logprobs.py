@@ -19,6 +19,7 @@ from transformers import (
     Gemma2Config,
     GPT2Config,
     GPTNeoXConfig,
+    GptOssConfig,
     GraniteConfig,
     LlamaConfig,
     MistralConfig,
@@ -73,6 +74,7 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "cohere": CohereConfig(**SMALL, num_key_value_heads=2, logit_scale=0.3),
     "gemma2": Gemma2Config(**SMALL, num_key_value_heads=2, head_dim=16, final_logit_softcapping=0.5),
 }
+BLOOM = BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4)
 PROMPT = [5, 6, 7, 8, 9, 10, 11]
 SEQUENCES = [
     [*PROMPT, 12, 13, 14],
@@ -137,7 +139,7 @@ def test_packed_equals_plain_with_a_dense_mask(name):
 @pytest.mark.parametrize("name", sorted(set(CONFIGS) - {"gemma2"}))
 def test_packed_equals_plain_with_tree_attention(name):
     model = tiny_model(name)
-    use_tree_attention(model)
+    assert use_tree_attention(model)
     assert has_tree_attention(model)
     assert_equal_to_plain(model, SEQUENCES, TRAINED_FROM)
 
@@ -278,15 +280,16 @@ def test_verify_packing_finds_recurrent_layers():
 
 
 def test_verify_packing_finds_a_model_without_positions():
-    config = BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4)
     with pytest.raises(ValueError, match="BloomForCausalLM takes no position_ids"):
-        verify_packing(CausalLM.from_config(config))
+        verify_packing(CausalLM.from_config(BLOOM))
 
 
-def test_a_model_with_its_own_attention_is_refused_by_tree_attention():
-    config = BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4)
-    with pytest.raises(ValueError, match="BloomForCausalLM does not support custom attention"):
-        use_tree_attention(CausalLM.from_config(config))
+@pytest.mark.parametrize("config", [BLOOM, CONFIGS["gemma2"], GptOssConfig(**SMALL, num_local_experts=2)])
+def test_models_with_special_attention_keep_it(config):
+    model = CausalLM.from_config(config)
+    before = model.config._attn_implementation
+    assert not use_tree_attention(model)
+    assert model.config._attn_implementation == before
 
 
 def test_sequences_beyond_the_window_are_refused():
@@ -314,8 +317,8 @@ def test_prompt_tuning_is_refused():
         verify_packing(model)
 
 
-def test_attention_with_softcap_is_refused_by_tree_attention():
+def test_softcapped_scores_are_refused_where_tree_attention_was_forced():
     model = tiny_model("gemma2")
-    use_tree_attention(model)
+    model.set_attn_implementation("prefix_tree")
     with pytest.raises(ValueError, match="tree attention has no 'softcap'"):
         verify_packing(model)
