@@ -116,7 +116,8 @@ def verify_packing(model: nn.Module, tolerance: float | None = None) -> float:
 
     Args:
         model: As for :func:`packed_logprobs`.
-        tolerance: Largest difference in nats; by default 0.001 in float32 and wider, 0.1 below.
+        tolerance: Largest difference in nats; by default 0.001 in float32 and wider; 0.5 below, where rounding
+            alone gives 0.2 on SmolLM2-135M in bfloat16.
 
     Returns:
         Largest difference seen, in nats.
@@ -144,7 +145,7 @@ def verify_packing(model: nn.Module, tolerance: float | None = None) -> float:
         model.train(training)
     difference = float((packed - plain).abs().max())
     if tolerance is None:
-        tolerance = 1e-3 if lm.dtype in (torch.float32, torch.float64) else 0.1
+        tolerance = 1e-3 if lm.dtype in (torch.float32, torch.float64) else 0.5
     if not difference <= tolerance:
         raise ValueError(
             f"{type(lm).__name__} cannot be trained as a prefix tree: its log-probabilities change by {difference:.2g} "
