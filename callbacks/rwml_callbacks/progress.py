@@ -47,7 +47,9 @@ class RolloutProgressBar(ProgressBar):
             TextColumn("{task.description}"),
         )
         self._progress = Progress(*columns, console=Console(stderr=True))
-        self._task = self._progress.add_task("", total=num_steps(trainer), completed=trainer.global_step)
+        self._task = self._progress.add_task(
+            "", total=pl_module.num_planned_steps, completed=trainer.global_step
+        )
         self._progress.start()
 
     @override
@@ -64,7 +66,7 @@ class RolloutProgressBar(ProgressBar):
             self._progress.update(self._task, completed=trainer.global_step, description=text)
         else:
             print(
-                f"{pl_module.stage} {trainer.global_step}/{num_steps(trainer)}  {text}",
+                f"{pl_module.stage} {trainer.global_step}/{pl_module.num_planned_steps}  {text}",
                 file=sys.stderr,
                 flush=True,
             )
@@ -83,11 +85,6 @@ class RolloutProgressBar(ProgressBar):
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
-
-
-def num_steps(trainer: L.Trainer) -> int:
-    """Optimizer steps of the whole stage."""
-    return int(trainer.estimated_stepping_batches)
 
 
 def describe(metrics: dict[str, float]) -> str:

@@ -44,8 +44,9 @@ class TraceRecorder(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, PolicyModule)
         config = self.path.parent / "config.yaml"
-        total = int(trainer.estimated_stepping_batches)
-        self.writer.start_stage(pl_module.stage, total, config.read_text() if config.exists() else "")
+        self.writer.start_stage(
+            pl_module.stage, pl_module.num_planned_steps, config.read_text() if config.exists() else ""
+        )
         self.writer.set_status("running")
 
     @override

@@ -46,6 +46,7 @@ class PolicyModule(L.LightningModule):
     stage: ClassVar[str]
     on_policy: ClassVar[bool]
     policy: nn.Module
+    steps_per_batch = 1
 
     def __init__(
         self,
@@ -90,6 +91,13 @@ class PolicyModule(L.LightningModule):
         """Optimizer steps taken: the version of the weights."""
         return self.trainer.global_step
 
+    @property
+    def num_planned_steps(self) -> int:
+        """Optimizer steps of the whole stage; Lightning counts one a batch."""
+        planned = int(self.trainer.estimated_stepping_batches) * self.steps_per_batch
+        limit = self.trainer.max_steps
+        return min(planned, limit) if limit >= 0 else planned
+
     @override
     def configure_model(self) -> None:
         if not hasattr(self, "policy"):
@@ -103,7 +111,7 @@ class PolicyModule(L.LightningModule):
         optimizer = torch.optim.AdamW(
             trained, lr=self.learning_rate, weight_decay=self.weight_decay, betas=(0.9, 0.95), fused=True
         )
-        total = int(self.trainer.estimated_stepping_batches)
+        total = self.num_planned_steps
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: self._learning_rate_factor(step, total)
         )

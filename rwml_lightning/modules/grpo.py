@@ -84,7 +84,7 @@ class GRPOModule(PolicyModule):
             raise ValueError(f"model.num_iterations is {num_iterations}; it must be at least 1")
         self.clip_low = clip_low
         self.clip_high = clip_high
-        self.num_iterations = num_iterations
+        self.num_iterations = self.steps_per_batch = num_iterations
         self.advantage_normalisation: Literal["mean_std", "mean", "leave_one_out"] = advantage_normalisation
         self.loss_normalisation: Literal["sequence", "token", "constant"] = loss_normalisation
         self.loss_constant = loss_constant
@@ -207,7 +207,7 @@ class GRPOModule(PolicyModule):
         by_token = self.loss_normalisation == "token"
         own = sum(len(s.completion.token_ids) for s in samples) if by_token else len(samples)
         every = self.all_gather(torch.tensor(float(own), device=self.device)).sum().item()
-        return own * self.trainer.world_size / every
+        return own * self.trainer.world_size / max(every, 1.0)
 
 
 def _micro_batches(samples: Sequence[Sample], max_tokens: int) -> list[MicroBatch]:
@@ -236,14 +236,15 @@ class _StepTensors:
         constant: float | None,
         device: torch.device,
     ) -> _StepTensors:
-        lengths = torch.tensor([len(s.completion.token_ids) for s in samples])
+        lengths = torch.tensor([len(s.completion.token_ids) for s in samples], dtype=torch.long)
+        weights = token_weights(lengths, normaliser, constant) if samples else torch.empty(0)
         advantages = torch.tensor([s.advantage for s in samples])
         logprobs = torch.tensor([p for s in samples for p in s.completion.logprobs])
         return cls(
             offsets=(lengths.cumsum(0) - lengths).to(device),
             prompt_lengths=torch.tensor([len(s.prompt_ids) for s in samples], device=device),
             advantages=advantages.repeat_interleave(lengths).to(device),
-            weights=token_weights(lengths, normaliser, constant).repeat_interleave(lengths).to(device),
+            weights=weights.repeat_interleave(lengths).to(device),
             generator_logprobs=logprobs.to(device),
             old_logprobs=torch.zeros_like(logprobs, device=device),
         )

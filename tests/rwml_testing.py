@@ -1,0 +1,212 @@
+"""What several tests share: a world of a few sentences, a tiny language model that can be taught it, a quick reward."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from rwml_lightning.data.prompts import WorldModelPrompt, encode_answer
+from rwml_lightning.rewards import EmbeddingReward, format_answer
+from rwml_lightning.schema import Transition
+
+ACTION_PROMPT = WorldModelPrompt(history_turns=0, system="", user="{action}")
+VERBS = {
+    "take": "You take the {}.",
+    "open": "The {} is open.",
+    "clean": "The {} shines.",
+    "push": "It moves.",
+}
+OBJECTS = ("apple", "bowl", "desk", "lamp", "mug", "pan", "safe", "sofa", "cup", "pen")
+
+
+def make_transition(number: int = 0, **changes: Any) -> Transition:
+    """A transition with distinct texts."""
+    fields: dict[str, Any] = {
+        "transition_id": f"t{number}",
+        "environment": "test",
+        "game": f"g{number}",
+        "task": "tidy up",
+        "history": (),
+        "observation": f"You are in room {number}.",
+        "action": f"go to door {number}",
+        "next_state": f"You stand at door {number}.",
+    }
+    return Transition(**{**fields, **changes})
+
+
+def make_world() -> list[Transition]:
+    """Forty transitions of four verbs; those of the last two objects are held out."""
+    return [
+        make_transition(
+            transition_id=f"{verb}-{name}",
+            game=name,
+            action=f"{verb} {name}",
+            next_state=answer.format(name),
+            kind=verb,
+            split="validation" if name in OBJECTS[-2:] else "train",
+        )
+        for verb, answer in VERBS.items()
+        for name in OBJECTS
+    ]
+
+
+def train_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE without a chat template."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=["<end>", "<pad>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", pad_token="<pad>")
+
+
+def write_tiny_model(
+    folder: Path, transitions: Sequence[Transition], vocabulary: int, **shape: int
+) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    """Write an untrained Llama and a tokenizer of the transitions' texts as a Hugging Face folder."""
+    texts = [text for t in transitions for text in (t.action, format_answer(t.next_state))]
+    tokenizer = train_tokenizer(texts, vocabulary)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        max_position_embeddings=256,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        tie_word_embeddings=True,
+        **{**sizes, **shape},
+    )
+    model = LlamaForCausalLM(config)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model, tokenizer
+
+
+def teach(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    transitions: Sequence[Transition],
+    num_steps: int,
+) -> None:
+    """Plain supervised training on the answers, a batch of them all at each step."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    pairs = [
+        (ACTION_PROMPT.encode(tokenizer, t), encode_answer(tokenizer, t.next_state)) for t in transitions
+    ]
+    length = max(len(prompt) + len(answer) for prompt, answer in pairs)
+    ids = torch.zeros(len(pairs), length, dtype=torch.long)
+    labels = torch.full_like(ids, -100)
+    for row, (prompt, answer) in enumerate(pairs):
+        ids[row, : len(prompt) + len(answer)] = torch.tensor([*prompt, *answer])
+        labels[row, len(prompt) : len(prompt) + len(answer)] = torch.tensor(answer)
+    for _ in range(num_steps):
+        model(input_ids=ids, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+class LetterEmbedder:
+    """Embeds a text as the counts of its letters: enough like an embedder to be near for near texts."""
+
+    def __init__(self) -> None:
+        self.embedded: list[str] = []
+
+    def encode(self, texts: Sequence[str], **_: Any) -> np.ndarray:
+        self.embedded.extend(texts)
+        vectors = np.zeros((len(texts), 256), dtype=np.float32)
+        for row, text in enumerate(texts):
+            for byte in text.encode():
+                vectors[row, byte] += 1
+        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
+
+
+class LetterReward(EmbeddingReward):
+    """The embedding reward with :class:`LetterEmbedder` in place of a model."""
+
+    def __init__(self, tau_d: float = 0.1, mode: Any = "threshold", cache_size: int = 100_000) -> None:
+        super().__init__("letters", tau_d, mode, cache_size=cache_size)
+        self.letters = LetterEmbedder()
+
+    def _load(self) -> Any:
+        return self.letters
+
+
+@dataclass
+class KillOnce(L.Callback):
+    """Ends the process as ``kill -9`` does, in the middle of a step, unless it has done so before.
+
+    Args:
+        step: Optimizer step after whose update, and before whose recording, the process ends.
+        mark: File that says it is done.
+    """
+
+    step: int
+    mark: str
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step and not Path(self.mark).exists():
+            Path(self.mark).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Batches(L.LightningDataModule):
+    """Gives prepared batches, one a step."""
+
+    def __init__(self, batches: Sequence[Any]) -> None:
+        super().__init__()
+        self.batches = list(batches)
+
+    def train_dataloader(self) -> Any:
+        return torch.utils.data.DataLoader(self.batches, batch_size=None, collate_fn=lambda batch: batch)  # type: ignore[arg-type]
+
+    def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
+        return batch
+
+
+class Steps(L.Callback):
+    """Keeps what each step gave back, and the gradients that its optimizer step used."""
+
+    def __init__(self) -> None:
+        self.outputs: list[dict[str, Any]] = []
+        self.gradients: list[dict[str, torch.Tensor]] = []
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, optimizer: Any) -> None:
+        named = pl_module.policy.named_parameters()
+        self.gradients.append({name: p.grad.clone() for name, p in named if p.grad is not None})
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.outputs.append(outputs)
+
+
+def fit(module: L.LightningModule, batches: Sequence[Any], **trainer: Any) -> Steps:
+    """Train on prepared batches with the real trainer, one optimizer step each."""
+    steps = Steps()
+    L.Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=trainer.pop("enable_checkpointing", False),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[steps, *trainer.pop("callbacks", [])],
+        **trainer,
+    ).fit(module, Batches(batches))
+    return steps
