@@ -18,6 +18,7 @@ from rwml_lightning.config_errors import ReadableParser
 from rwml_lightning.data.datamodule import RolloutDataModule
 from rwml_lightning.models import resolve_model
 from rwml_lightning.modules.base import PolicyModule
+from rwml_lightning.modules.world_model import WorldModelModule
 from rwml_lightning.run import Run, RunFolder, open_run_folder
 from rwml_lightning.stages import WarmUp, fit_stage, warm_up
 from rwml_lightning.summary import print_summary
@@ -150,8 +151,9 @@ class RWMLCLI(LightningCLI):
             )
         finally:
             self.datamodule.close()
-        Console().print(render_results("Held-out transitions", model.results))  # type: ignore[attr-defined]
-        Console().print(render_results("Floors: predictors without a model", model.floors))  # type: ignore[attr-defined]
+        assert isinstance(model, WorldModelModule)
+        Console().print(render_results("Held-out transitions", model.results))
+        Console().print(render_results("Floors: predictors without a model", model.floors))
 
 
 def default_callbacks(

@@ -29,7 +29,7 @@ class ReadableParser(LightningArgumentParser):
     """Lightning's parser; a mistake ends in one line and exit code 2, before anything is loaded."""
 
     @override
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:
             super().error(message, ex)  # of a part: raises, and the whole is explained further out
         print(f"error: {explain(message, known_keys(self))}", file=sys.stderr)

@@ -24,7 +24,7 @@ class RewardLogger(L.Callback):
     """Computes each step's metrics and hands them on; ``metrics`` holds the last step's.
 
     The x axis is the optimizer step everywhere. The CSV file has one row a metric (stage, step, name, value), so that a
-    resumed run appends to it whatever its metrics are.
+    resumed run appends to it whatever its metrics are; the steps that it repeats replace those of the run before.
 
     Args:
         path: CSV file; ``None`` writes none.
@@ -40,6 +40,7 @@ class RewardLogger(L.Callback):
         self.patience = patience
         self.metrics: dict[str, float] = {}
         self._recent: list[float] = []
+        self._begun: set[str] = set()
 
     @override
     @rank_zero_only
@@ -76,12 +77,26 @@ class RewardLogger(L.Callback):
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        if stage not in self._begun and self.path.exists():
+            self._forget(stage, step, any(map(_is_held_out, metrics)))
+        self._begun.add(stage)
         new = not self.path.exists()
         with self.path.open("a", newline="") as file:
             writer = csv.writer(file)
             if new:
                 writer.writerow(["stage", "step", "name", "value"])
             writer.writerows([stage, step, name, value] for name, value in metrics.items())
+
+    def _forget(self, stage: str, step: int, held_out: bool) -> None:
+        """Drop what an interrupted run recorded from here on; held-out results of a step come after its training."""
+        assert self.path is not None
+        with self.path.open(newline="") as file:
+            header, *rows = list(csv.reader(file))
+        kept = [r for r in rows if r[0] != stage or (int(r[1]), _is_held_out(r[2])) < (step, held_out)]
+        partial = self.path.with_name(f".{self.path.name}")
+        with partial.open("w", newline="") as file:
+            csv.writer(file).writerows([header, *kept])
+        partial.replace(self.path)
 
     def _watch_variance(self, zero_variance: float) -> None:
         self._recent.append(1 - zero_variance)
@@ -96,6 +111,10 @@ class RewardLogger(L.Callback):
                 self.patience,
                 100 * share,
             )
+
+
+def _is_held_out(name: str) -> bool:
+    return name.startswith("val/")
 
 
 def rollout_metrics(batch: RolloutBatch) -> dict[str, float]:

@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from rwml_callbacks.reward_logger import RewardLogger
 from rwml_lightning.modules.base import PolicyModule
+from rwml_lightning.modules.world_model import WorldModelModule
 from rwml_lightning.trace import TraceWriter
 
 _POLL_SECONDS = 0.5
@@ -64,15 +65,13 @@ class TraceRecorder(L.Callback):
     @override
     @rank_zero_only
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        results = getattr(pl_module, "results", None)
-        if results is None or trainer.sanity_checking:
+        if not isinstance(pl_module, WorldModelModule) or not pl_module.validation_groups:
             return
-        assert isinstance(pl_module, PolicyModule)
         result = {
-            "results": [asdict(row) for row in results],
-            "floors": [asdict(row) for row in pl_module.floors],  # type: ignore[attr-defined]
+            "results": [asdict(row) for row in pl_module.results],
+            "floors": [asdict(row) for row in pl_module.floors],
         }
-        groups = pl_module.validation_groups  # type: ignore[attr-defined]
+        groups = pl_module.validation_groups
         self.writer.write_evaluation(pl_module.stage, trainer.global_step, result, groups)
 
     @override

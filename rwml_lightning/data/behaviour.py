@@ -17,6 +17,7 @@ from rwml_lightning.seeds import derive_seed
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_STRETCH_STEPS = 4
 _ACTION = re.compile(r"<action>(.*?)</action>", re.DOTALL)
 
 
@@ -54,11 +55,11 @@ class Behaviour(Protocol):
 class RandomBehaviour:
     """Plays admissible actions at random, with steps of the stored expert solution and invalid actions mixed in.
 
-    First a verb is drawn, then an action with it: otherwise most steps would only go somewhere. The solution leads to
-    what chance alone rarely finds, such as heating.
+    The solution leads to what chance alone rarely finds, such as heating. It is followed for stretches of some steps,
+    each from where the last one broke off, so that its steps often, but not always, fit the state.
 
     Args:
-        expert_share: Probability that a step is the next one of the walkthrough, admissible or not.
+        expert_share: Share of stretches that follow the walkthrough.
         invalid_share: Probability that a step is an action which was admissible before and is not now.
         seed: The run's seed.
     """
@@ -81,18 +82,19 @@ class RandomBehaviour:
         if not state.turns:
             self._played[state.episode_id] = 0
         rng = random.Random(derive_seed(self.seed, "act", state.episode_id, len(state.turns)))
-        draw = rng.random()
-        if draw < self.expert_share:
+        stretch = random.Random(
+            derive_seed(self.seed, "stretch", state.episode_id, len(state.turns) // _STRETCH_STEPS)
+        )
+        if stretch.random() < self.expert_share:
             played = self._played[state.episode_id]
             if played < len(state.walkthrough):
                 self._played[state.episode_id] = played + 1
                 return state.walkthrough[played]
-        elif draw < self.expert_share + self.invalid_share:
+        if rng.random() < self.invalid_share:
             invalid = sorted(state.known_actions.difference(state.admissible))
             if invalid:
                 return rng.choice(invalid)
-        verb = rng.choice(sorted({action.split()[0] for action in state.admissible}))
-        return rng.choice(sorted(action for action in state.admissible if action.split()[0] == verb))
+        return rng.choice(sorted(state.admissible))
 
 
 class ModelBehaviour:
@@ -129,7 +131,9 @@ class ModelBehaviour:
         ]
         seeds = [[derive_seed(self.seed, "act", state.episode_id, len(state.turns))] for state in states]
         completions = self.generator.generate(prompts, self.sampling, seeds)
-        texts = self.tokenizer.batch_decode([c[0].token_ids for c in completions], skip_special_tokens=True)
+        texts = self.tokenizer.batch_decode(
+            [list(c[0].token_ids) for c in completions], skip_special_tokens=True
+        )
         return [parse_action(text) for text in texts]
 
 

@@ -52,7 +52,7 @@ class Collection:
         behaviour: ``model`` (the policy at temperature 1, as in the paper) or ``random``, for models too weak to act.
         episodes_per_game: Episodes of each game.
         max_steps: Actions an episode.
-        expert_share: For ``random``: share of steps taken from the stored walkthrough.
+        expert_share: For ``random``: share of stretches of steps that follow the stored walkthrough.
         invalid_share: For ``random``: share of steps that try an action which is not admissible now.
         max_new_tokens: For ``model``: limit of thinking and action.
         history_turns: Earlier turns stored with each transition; prompts may show fewer.
@@ -179,7 +179,11 @@ def make_games(games: GeneratedGames, seed: int) -> None:
     from rwml_lightning.envs.alfworld.generate import generate_games
 
     console = Console(stderr=True)
-    for split, count in (("train", games.num_train), ("validation", games.num_validation)):
+    counts: dict[Literal["train", "validation"], int] = {
+        "train": games.num_train,
+        "validation": games.num_validation,
+    }
+    for split, count in counts.items():
         with Progress(
             TextColumn(f"generating {split} games"), BarColumn(), MofNCompleteColumn(), console=console,
             disable=not console.is_terminal,

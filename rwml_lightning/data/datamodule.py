@@ -109,6 +109,8 @@ class RolloutDataModule(L.LightningDataModule):
         self.seed = seed
         self.train_transitions: list[Transition] = []
         self.validation_transitions: list[Transition] = []
+        self._train_loader: StepLoader[Any] | None = None
+        self._first_step = 0
 
     @property
     def module(self) -> PolicyModule:
@@ -156,7 +158,21 @@ class RolloutDataModule(L.LightningDataModule):
     @override
     def train_dataloader(self) -> StepLoader[Any]:
         make = self._rollout if self.module.on_policy else self._label
-        return StepLoader(self.train_transitions, self.prompts_per_step, make, self.seed, self.num_passes)
+        self._train_loader = StepLoader(
+            self.train_transitions, self.prompts_per_step, make, self.seed, self.num_passes
+        )
+        self._train_loader.step = self._first_step
+        return self._train_loader
+
+    @override
+    def state_dict(self) -> dict[str, int]:
+        return {} if self._train_loader is None else {"step": self._train_loader.step}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        # Not the loader's own state: Lightning leaves that out when the loader was made before the checkpoint was read,
+        # as it is to learn the number of steps for a learning rate schedule.
+        self._first_step = state_dict["step"]
 
     @override
     def val_dataloader(self) -> StepLoader[RolloutBatch]:

@@ -83,7 +83,7 @@ class WorldModelRollouts:
         completions: Sequence[Sequence[Completion]],
     ) -> tuple[Group, ...]:
         flat = [completion for group in completions for completion in group]
-        texts = self.tokenizer.batch_decode([c.token_ids for c in flat], skip_special_tokens=True)
+        texts = self.tokenizer.batch_decode([list(c.token_ids) for c in flat], skip_special_tokens=True)
         answers = [extract_answer(text) for text in texts]
         owners = [t for t, group in zip(transitions, completions, strict=True) for _ in group]
         scores = self.reward.score(owners, [answer.next_state for answer in answers])

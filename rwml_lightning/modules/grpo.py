@@ -206,7 +206,8 @@ class GRPOModule(PolicyModule):
             return 1.0
         by_token = self.loss_normalisation == "token"
         own = sum(len(s.completion.token_ids) for s in samples) if by_token else len(samples)
-        every = self.all_gather(torch.tensor(float(own), device=self.device)).sum().item()
+        gathered: Any = self.all_gather(torch.tensor(float(own), device=self.device))
+        every = gathered.sum().item()
         return own * self.trainer.world_size / max(every, 1.0)
 
 

@@ -119,7 +119,7 @@ def generator_tensors(policy: Any) -> Iterator[tuple[str, Tensor]]:
             weight = weight.full_tensor()
         name = _base_name(name)
         if name in adapted:
-            layer = adapted[name]
+            layer: Any = adapted[name]
             for adapter in layer.active_adapters:
                 weight = weight + layer.get_delta_weight(adapter).detach().to(weight.dtype)
         yield name, weight
