@@ -1,0 +1,154 @@
+"""What both sides are given, and how they take turns; imports neither torch nor a trainer."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from random import Random
+from typing import Literal
+
+from rwml_lightning.schema import Transition, Turn
+
+EMBEDDER = "package:all-minilm-l6-v2"
+TRANSITION = Transition(
+    transition_id="benchmark",
+    environment="alfworld",
+    game="benchmark",
+    task="put some potato in fridge.",
+    history=(
+        Turn(
+            "You are in the middle of a room. Looking quickly around you, you see a cabinet 2, a cabinet 1, a "
+            "countertop 1, a fridge 1, a garbagecan 1, a microwave 1 and a sinkbasin 1.",
+            "go to fridge 1",
+        ),
+        Turn("You arrive at fridge 1. The fridge 1 is closed.", "open fridge 1"),
+    ),
+    observation="You open the fridge 1. The fridge 1 is open. In it, you see an apple 2, a bread 1 and a potato 3.",
+    action="take potato 3 from fridge 1",
+    next_state="You pick up the potato 3 from the fridge 1.",
+)
+SYSTEM = (
+    "You foresee what a text environment answers. Example: <think></think>\n<next_state>You open the drawer 1. In it, "
+    "you see a spoon 1.</next_state>\nExample: <think></think>\n<next_state>You arrive at shelf 1. On the shelf 1, you "
+    "see nothing.</next_state>"
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One step's shape, and the settings that both sides share.
+
+    Args:
+        model: Model, as :func:`rwml_lightning.models.resolve_model` takes it.
+        prompt_tokens: Length of the one prompt.
+        completion_tokens: Length of every completion; no end token cuts one short.
+        group_size: Completions.
+        num_steps: Optimizer steps, warm-up included.
+        kl_coefficient: Weight of the KL penalty (k3).
+        learning_rate: Constant.
+        threads: Of torch, on each side.
+    """
+
+    model: str
+    prompt_tokens: int
+    completion_tokens: int
+    group_size: int
+    num_steps: int
+    kl_coefficient: float = 0.01
+    learning_rate: float = 1e-6
+    threads: int = 2
+
+
+@dataclass(frozen=True)
+class Given:
+    """Completions and rewards that a side is made to take instead of its own."""
+
+    completions: tuple[tuple[int, ...], ...]
+    rewards: tuple[float, ...]
+
+    @classmethod
+    def of(cls, case: Case) -> Given:
+        """Random bytes' tokens in lengths from a quarter of the longest up, and rewards between 0 and 100.
+
+        Large ones, because TRL adds 1e-4 to their standard deviation, and here 1e-6 is added.
+        """
+        rng = Random(0)
+        shortest = max(case.completion_tokens // 4, 1)
+        lengths = [rng.randint(shortest, case.completion_tokens) for _ in range(case.group_size)]
+        return cls(
+            tuple(tuple(rng.randrange(32, 256) for _ in range(length)) for length in lengths),
+            tuple(100 * rng.random() for _ in range(case.group_size)),
+        )
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a side reports of one optimizer step.
+
+    Args:
+        seconds: By phase.
+        total: Wall seconds from the permission to start until everything was done, the next step's generator included.
+        loss: Of the whole step.
+        gradient_norm: Before clipping.
+        completion_lengths: Tokens, in any order.
+        reward: Mean over the group.
+        peak_gib: Largest resident memory of the side's main process so far.
+    """
+
+    seconds: Mapping[str, float]
+    total: float
+    loss: float
+    gradient_norm: float
+    completion_lengths: tuple[int, ...]
+    reward: float
+    peak_gib: float
+
+
+class Turns:
+    """A side's half of taking turns: waits for its turn before each step, and reports after it.
+
+    Args:
+        num_steps: How many turns there are.
+        connection: To the process that gives the turns; without one, every step may start at once.
+    """
+
+    def __init__(self, num_steps: int, connection: Connection | None = None) -> None:
+        self.num_steps = num_steps
+        self.connection = connection
+        self.steps: list[Step] = []
+        self._start = 0.0
+
+    def wait(self) -> None:
+        """Until it is this side's turn; does nothing after the last step."""
+        if len(self.steps) == self.num_steps:
+            return
+        if self.connection is not None:
+            self.connection.recv()
+        self._start = time.perf_counter()
+
+    def elapsed(self) -> float:
+        """Seconds of this turn so far."""
+        return time.perf_counter() - self._start
+
+    def done(
+        self,
+        seconds: Mapping[str, float],
+        loss: float,
+        gradient_norm: float,
+        completion_lengths: tuple[int, ...],
+        reward: float,
+    ) -> None:
+        """Report a step, then wait for the next turn."""
+        total = self.elapsed()
+        peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        step = Step(dict(seconds), total, loss, gradient_norm, completion_lengths, reward, peak_gib)
+        self.steps.append(step)
+        if self.connection is not None:
+            self.connection.send(step)
+        self.wait()
+
+
+GeneratorName = Literal["hf", "vllm"]

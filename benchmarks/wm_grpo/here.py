@@ -1,0 +1,156 @@
+"""The step here: WorldModelGRPO under a Lightning trainer, with the callbacks that every run has."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning as L
+import torch
+from rwml_callbacks import WeightSync
+
+from rwml_lightning.cli import RWMLTrainer, default_callbacks, quieten
+from rwml_lightning.data.datamodule import RolloutDataModule
+from rwml_lightning.data.prompts import WorldModelPrompt
+from rwml_lightning.data.transitions import write_transitions
+from rwml_lightning.generation import Generator, HFGenerator, VLLMGenerator
+from rwml_lightning.models import load_tokenizer
+from rwml_lightning.modules import WorldModelGRPO
+from rwml_lightning.rewards import EmbeddingReward, NextStateReward
+from rwml_lightning.run import Run, open_run_folder
+from rwml_lightning.schema import Completion, Sampling, Score, Transition
+from wm_grpo.case import EMBEDDER, SYSTEM, TRANSITION, Case, GeneratorName, Given, Turns
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class FixedLengthPrompt(WorldModelPrompt):
+    """A world-model prompt of exactly ``num_tokens``: its own tokens, repeated and cut at the left."""
+
+    num_tokens: int = 512
+    system: str = SYSTEM
+
+    def encode(self, tokenizer: PreTrainedTokenizerBase, transition: Transition) -> tuple[int, ...]:
+        ids = super().encode(tokenizer, transition)
+        return (ids * (self.num_tokens // len(ids) + 1))[-self.num_tokens :]
+
+
+class GivenGenerator(HFGenerator):
+    """Answers with given completions."""
+
+    def __init__(self, given: Given) -> None:
+        super().__init__()
+        self.given = given
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[Sequence[int]]
+    ) -> list[list[Completion]]:
+        # No log-probabilities are given: the generator is not corrected for, so they are not read.
+        completions = [
+            Completion(ids, (0.0,) * len(ids), "length", self.policy_version)
+            for ids in self.given.completions
+        ]
+        return [completions for _ in prompts]
+
+
+class GivenReward:
+    """Answers with given rewards."""
+
+    success_similarity = 1.0
+
+    def __init__(self, given: Given) -> None:
+        self.given = given
+
+    def score(self, transitions: Sequence[Transition], predictions: Sequence[str | None]) -> list[Score]:
+        return [Score(reward, None, False) for reward in self.given.rewards]
+
+
+class StepTurns(L.Callback):
+    """Reports each step once all other callbacks are through with it."""
+
+    def __init__(self, turns: Turns) -> None:
+        self.turns = turns
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        (group,) = outputs["batch"].groups
+        sync = next(callback for callback in trainer.callbacks if isinstance(callback, WeightSync))
+        rewards = [prediction.score.reward for prediction in group.predictions]
+        self.turns.done(
+            {**outputs["batch"].seconds, "sync": sync.seconds},
+            outputs["metrics"]["train/loss"],
+            outputs["metrics"]["train/grad_norm"],
+            tuple(len(prediction.completion.token_ids) for prediction in group.predictions),
+            sum(rewards) / len(rewards),
+        )
+
+
+def prompt_ids(case: Case) -> tuple[int, ...]:
+    """The prompt's tokens, for either side."""
+    return FixedLengthPrompt(num_tokens=case.prompt_tokens).encode(load_tokenizer(case.model), TRANSITION)
+
+
+def run(case: Case, turns: Turns, generator_name: GeneratorName = "hf", given: Given | None = None) -> None:
+    """Take all steps.
+
+    Args:
+        case: The step.
+        turns: When to take them, and where to report.
+        generator_name: ``hf`` decodes with the trainer's own module, ``vllm`` with an engine in its own process.
+        given: What to take instead of generated completions and their rewards.
+    """
+    quieten()
+    torch.set_num_threads(case.threads)
+    generator: Generator
+    reward: NextStateReward
+    if given is not None:
+        generator, reward = GivenGenerator(given), GivenReward(given)
+    elif generator_name == "hf":
+        generator = HFGenerator(end_token_ids=())
+        reward = EmbeddingReward(EMBEDDER, mode="cosine", device="cpu")
+    else:
+        length = case.prompt_tokens + case.completion_tokens + 32
+        generator = VLLMGenerator(case.model, max_model_len=length, kv_cache_gib=0.5, end_token_ids=())
+        reward = EmbeddingReward(EMBEDDER, mode="cosine", device="cpu")
+    with tempfile.TemporaryDirectory() as folder:
+        transitions = Path(folder) / "transitions.parquet"
+        write_transitions(transitions, [TRANSITION])
+        data = RolloutDataModule(
+            str(transitions),
+            generator,
+            reward,
+            prompt=FixedLengthPrompt(num_tokens=case.prompt_tokens),
+            sampling=Sampling(max_tokens=case.completion_tokens),
+            prompts_per_step=1,
+            group_size=case.group_size,
+            num_passes=case.num_steps,
+        )
+        module = WorldModelGRPO(
+            model=case.model,
+            learning_rate=case.learning_rate,
+            kl_coefficient=case.kl_coefficient,
+            importance_cap=None,  # TRL corrects for vLLM alone
+        )
+        record = open_run_folder(Run(name="benchmark", root=folder), "")
+        trainer = RWMLTrainer(
+            accelerator="cpu",
+            devices=1,
+            max_epochs=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            limit_val_batches=0,
+            callbacks=[*default_callbacks([], record, None), StepTurns(turns)],
+        )
+        try:
+            turns.wait()
+            trainer.fit(module, data)
+        finally:
+            data.close()

@@ -1,0 +1,140 @@
+"""The step in TRL: its GRPOTrainer with transformers' generate, timed from a subclass that changes nothing."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from rwml_lightning.models import load_tokenizer, resolve_model
+from rwml_lightning.rewards import EmbeddingReward, extract_answer
+from wm_grpo.case import EMBEDDER, TRANSITION, Case, Given, Turns
+from wm_grpo.here import prompt_ids
+
+
+class TimedGRPOTrainer(GRPOTrainer):
+    """GRPOTrainer with its one prompt given as token ids; keeps what the last step is to be reported by."""
+
+    prompt_ids: tuple[int, ...]
+
+    def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        return [list(self.prompt_ids) for _ in prompts], None, {}
+
+    def _generate(self, prompts: list[str]) -> Any:
+        start = time.perf_counter()
+        generated = super()._generate(prompts)
+        self.generate_s = time.perf_counter() - start
+        return generated
+
+    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids: Any) -> Any:
+        start = time.perf_counter()
+        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids)
+        self.reward_s = time.perf_counter() - start
+        self.mean_reward = float(rewards.mean())
+        self.lengths = tuple(len(ids) for ids in completion_ids)
+        return rewards
+
+    def _compute_loss(self, model: Any, inputs: Any) -> Any:
+        loss = super()._compute_loss(model, inputs)
+        self.loss = loss.item()
+        return loss
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        norm = super()._clip_grad_norm(model)
+        self.gradient_norm = float(norm)
+        return norm
+
+
+class StepTurns(TrainerCallback):
+    """Reports each step after its optimizer step; the weights that were updated are those that generate."""
+
+    trainer: TimedGRPOTrainer
+
+    def __init__(self, turns: Turns) -> None:
+        self.turns = turns
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.turns.wait()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        trainer = self.trainer
+        seconds = {"generate": trainer.generate_s, "reward": trainer.reward_s}
+        rest = self.turns.elapsed() - sum(seconds.values())  # reference, loss, backward, optimizer
+        self.turns.done(
+            {**seconds, "update": rest},
+            trainer.loss,
+            trainer.gradient_norm,
+            trainer.lengths,
+            trainer.mean_reward,
+        )
+
+
+def run(case: Case, turns: Turns, gradient_checkpointing: bool = True, given: Given | None = None) -> None:
+    """Take all steps.
+
+    Args:
+        case: The step.
+        turns: When to take them, and where to report.
+        gradient_checkpointing: TRL's own default is true, which saves memory and costs time.
+        given: What to take instead of generated completions and their rewards.
+    """
+    torch.set_num_threads(case.threads)
+    ids = prompt_ids(case)
+    embedding = EmbeddingReward(EMBEDDER, mode="cosine", device="cpu")
+
+    def reward(completions: list[str], **columns: Any) -> list[float | None]:
+        if given is not None:
+            return list(given.rewards)
+        predictions = [extract_answer(text).next_state for text in completions]
+        return [score.reward for score in embedding.score([TRANSITION] * len(predictions), predictions)]
+
+    def rollout(prompts: list[str], trainer: Any) -> dict[str, Any]:
+        assert given is not None
+        return {
+            "prompt_ids": [list(ids) for _ in prompts],
+            "completion_ids": [list(completion) for completion in given.completions],
+            "logprobs": None,
+        }
+
+    with tempfile.TemporaryDirectory() as folder:
+        config = GRPOConfig(
+            output_dir=folder,
+            use_cpu=True,
+            bf16=False,  # float32, as here
+            per_device_train_batch_size=case.group_size,
+            num_generations=case.group_size,
+            max_completion_length=case.completion_tokens,
+            generation_kwargs={"min_new_tokens": case.completion_tokens},
+            beta=case.kl_coefficient,
+            loss_type="grpo",
+            use_bias_correction_kl=False,  # GRPO's own KL term; TRL's default multiplies it by the ratio
+            max_steps=case.num_steps,
+            learning_rate=case.learning_rate,
+            lr_scheduler_type="constant",
+            adam_beta2=0.95,
+            weight_decay=0.0,
+            max_grad_norm=1.0,
+            gradient_checkpointing=gradient_checkpointing,
+            logging_strategy="no",
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        )
+        callback = StepTurns(turns)
+        trainer = TimedGRPOTrainer(
+            str(resolve_model(case.model)),
+            reward_funcs=reward,
+            args=config,
+            train_dataset=Dataset.from_dict({"prompt": ["the given token ids"] * case.num_steps}),
+            processing_class=load_tokenizer(case.model),
+            callbacks=[callback],
+            rollout_func=rollout if given is not None else None,
+        )
+        trainer.prompt_ids = ids
+        callback.trainer = trainer
+        trainer.train()
