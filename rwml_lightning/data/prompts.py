@@ -140,7 +140,10 @@ def check_fields(key: str, template: str, allowed: set[str]) -> None:
     """Raise a ValueError that names the key when a template asks for a field that does not exist."""
     from string import Formatter
 
-    used = {name for _, name, _, _ in Formatter().parse(template) if name is not None}
+    try:
+        used = {name for _, name, _, _ in Formatter().parse(template) if name is not None}
+    except ValueError as error:
+        raise ValueError(f"{key} is no template: {error}; write {{{{ and }}}} for braces") from error
     unknown = sorted(used - allowed)
     if unknown:
         raise ValueError(

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rapidfuzz import process
+from rapidfuzz import fuzz, process
 
 from rwml_lightning.schema import Transition, Turn
 
@@ -72,13 +72,14 @@ def read_transitions(path: Path, on_broken: Literal["raise", "skip"] = "raise") 
         raise ValueError(f"{path} can't be read as Parquet: {str(error).splitlines()[0]}") from error
     for name in SCHEMA.names:
         if name not in table.column_names:
-            near = process.extractOne(name, table.column_names, score_cutoff=60)
+            near = process.extractOne(name, table.column_names, scorer=fuzz.ratio, score_cutoff=60)
             hint = f"; is it the column {near[0]!r}?" if near else f"; it has {', '.join(table.column_names)}"
             raise ValueError(f"{path} has no column {name!r}{hint}")
+    table = _typed(path, table.select(SCHEMA.names))
     transitions: list[Transition] = []
     broken: list[str] = []
     seen: set[str] = set()
-    for number, row in enumerate(table.select(SCHEMA.names).to_pylist()):
+    for number, row in enumerate(table.to_pylist()):
         fault = _fault(row, seen)
         if fault is None:
             seen.add(row["transition_id"])
@@ -117,6 +118,16 @@ def split_of_game(
     return {game: "validation" if i < count else "train" for i, game in enumerate(distinct)}
 
 
+def _typed(path: Path, table: pa.Table) -> pa.Table:
+    """The table in the types of :data:`SCHEMA`, as long as what it holds is of their sort."""
+    for field in SCHEMA:
+        found = table.schema.field(field.name).type
+        sort = pa.types.is_nested if pa.types.is_nested(field.type) else pa.types.is_boolean
+        if sort(found) != sort(field.type):
+            raise ValueError(f"{path}: the column {field.name!r} holds {found}, not {field.type}")
+    return table.cast(SCHEMA)
+
+
 def _to_row(transition: Transition) -> dict[str, Any]:
     row = asdict(transition)
     row["history"] = [{"observation": turn.observation, "action": turn.action} for turn in transition.history]
@@ -136,6 +147,8 @@ def _fault(row: dict[str, Any], seen: set[str]) -> str | None:
         return f"split is {row['split']!r}, not 'train' or 'validation'"
     if row["transition_id"] in seen:
         return f"transition_id {row['transition_id']!r} stands twice"
+    if any(turn is None or None in turn.values() for turn in row["history"] or ()):
+        return "history has a turn without observation or action"
     return next(
         (f"{name} is missing" for name, value in row.items() if value is None and name != "history"), None
     )

@@ -87,7 +87,7 @@ class EmbeddingReward:
         """Reward of one cosine similarity."""
         if self.mode == "cosine":
             return max(cosine, 0.0)
-        return float(1 - cosine < self.tau_d)
+        return float(cosine > self.success_similarity)  # as evaluations have it, to the last bit
 
     def _load(self) -> SentenceTransformer:
         if self._model is None:
