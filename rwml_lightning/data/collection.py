@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections import Counter
@@ -124,9 +125,10 @@ def collect(
         make_games(games, seed)
         spec = replace(spec, kwargs={"data": games.folder, **spec.kwargs})
     settings = {"environment": asdict(spec), "collection": asdict(collection), "seed": seed}
-    parts = path.with_name(path.name + ".parts")
-    check_settings(parts, settings)
     jobs = list(list_jobs(spec, collection, seed))
+    parts = path.with_name(path.name + ".parts")
+    names = "\n".join(f"{job.split} {job.episode_id}" for job in jobs)
+    check_settings(parts, {**settings, "episodes": hashlib.sha256(names.encode()).hexdigest()})
     behaviour = make_behaviour(
         collection.behaviour,
         collection.expert_share,

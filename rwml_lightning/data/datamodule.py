@@ -111,6 +111,7 @@ class RolloutDataModule(L.LightningDataModule):
         self.validation_transitions: list[Transition] = []
         self._train_loader: StepLoader[Any] | None = None
         self._first_step = 0
+        self._most_transitions: int | None = None
 
     @property
     def module(self) -> PolicyModule:
@@ -159,7 +160,11 @@ class RolloutDataModule(L.LightningDataModule):
     def train_dataloader(self) -> StepLoader[Any]:
         make = self._rollout if self.module.on_policy else self._label
         self._train_loader = StepLoader(
-            self.train_transitions, self.prompts_per_step, make, self.seed, self.num_passes
+            self.train_transitions[: self._most_transitions],
+            self.prompts_per_step,
+            make,
+            self.seed,
+            self.num_passes,
         )
         self._train_loader.step = self._first_step
         return self._train_loader
@@ -215,15 +220,16 @@ class RolloutDataModule(L.LightningDataModule):
     @contextmanager
     def as_labels(self, num_transitions: int, batch_size: int, num_passes: int) -> Iterator[None]:
         """Within it a supervised stage reads the first ``num_transitions``, ``batch_size`` a step."""
-        kept = (self.train_transitions, self.prompts_per_step, self.num_passes, self.trainer)
-        self.prepare_data()
-        self.setup("fit")
-        self.train_transitions = self.train_transitions[:num_transitions]
-        self.prompts_per_step, self.num_passes = batch_size, num_passes
+        kept = (self._most_transitions, self.prompts_per_step, self.num_passes, self.trainer)
+        self._most_transitions, self.prompts_per_step, self.num_passes = (
+            num_transitions,
+            batch_size,
+            num_passes,
+        )
         try:
             yield
         finally:
-            self.train_transitions, self.prompts_per_step, self.num_passes, self.trainer = kept
+            self._most_transitions, self.prompts_per_step, self.num_passes, self.trainer = kept
 
     def probe_ids(self) -> list[int]:
         """A fixed sequence for comparing generator and trainer: the first held-out prompt and its real answer."""

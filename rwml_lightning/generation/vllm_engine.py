@@ -29,7 +29,8 @@ INSTALL = (
 )
 
 ENVIRONMENT = {
-    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_LOGGING_LEVEL": "ERROR",  # its warnings are about its own defaults, several lines at every weight update
+    "PYTHONWARNINGS": "ignore",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # a fork of a trainer with threads can deadlock
     "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",  # trainer and engine take turns, so each may use every core

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from rwml_lightning.functional import use_tree_attention, verify_packing
 from rwml_lightning.models import load_causal_lm, resolve_model
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -48,7 +49,8 @@ def load_policy(
             weights then replace those of ``model``.
 
     Raises:
-        ValueError: ``init_from`` does not exist, or holds other weights than this model's.
+        ValueError: ``init_from`` does not exist or holds other weights than this model's, or the model's architecture
+            can't be trained on packed sequences.
     """
     folder = Path(init_from) if init_from else None
     if folder is not None and not folder.exists():
@@ -59,6 +61,8 @@ def load_policy(
     for module in policy.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0  # the log-probabilities must be those of the policy that sampled
+    use_tree_attention(policy)
+    verify_packing(policy)
     if gradient_checkpointing:
         policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         policy.enable_input_require_grads()
