@@ -1,0 +1,59 @@
+"""A text environment of a few rooms for tests of collection. Worker processes import this by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+
+
+class RoomsEnv(gymnasium.Env[str, str]):
+    """Rooms in a row; a game may be told to fail.
+
+    Args:
+        games: Task ids by split; one that begins with "broken" raises at its second step, one that begins with "once" does
+            so only the first time.
+        folder: Where the environment keeps a file for each step it was asked to make, and what it has raised.
+        length: Rooms.
+    """
+
+    def __init__(self, games: dict[str, list[str]] | None = None, folder: str = "", length: int = 4) -> None:
+        self.tasks = games
+        self.folder = Path(folder)
+        self.length = length
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[str, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.game = (options or {}).get("task") or ""
+        self.room = 0
+        self.colour = int(self.np_random.integers(1000))
+        return self._look(), self._info("look")
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        with (self.folder / "steps.log").open("a") as file:
+            file.write(f"{self.game}\n")
+        failed = self.folder / f"{self.game}.failed"
+        if self.room == 1 and self.game.startswith(("broken", "once")):
+            if self.game.startswith("broken") or not failed.exists():
+                failed.touch()
+                raise RuntimeError(f"{self.game} is broken")
+        if action not in self._actions():
+            return "Nothing happens.", 0.0, False, False, self._info("nothing_happens")
+        self.room += {"go on": 1, "go back": -1, "wait": 0}[action]
+        done = self.room == self.length - 1
+        return self._look(), float(done), done, False, self._info("move")
+
+    def walkthrough(self) -> tuple[str, ...]:
+        return ("go on",) * (self.length - 1)
+
+    def _look(self) -> str:
+        return f"Room {self.room} of {self.game}, colour {self.colour}."
+
+    def _actions(self) -> list[str]:
+        return ["go on", "wait"] + (["go back"] if self.room else [])
+
+    def _info(self, kind: str) -> dict[str, Any]:
+        return {"task": f"cross {self.game}", "admissible_actions": self._actions(), "kind": kind}

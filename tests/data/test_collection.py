@@ -1,0 +1,294 @@
+"""Collection: what is written, how it goes on, what it does with failures."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from rwml_lightning.data import collection as collecting
+from rwml_lightning.data.behaviour import EpisodeState, ModelBehaviour, RandomBehaviour, parse_action
+from rwml_lightning.data.collection import Collection, collect, list_jobs
+from rwml_lightning.data.transitions import read_metadata, read_transitions
+from rwml_lightning.envs import EnvironmentSpec
+from rwml_lightning.generation import Generator
+from rwml_lightning.schema import Completion, Sampling, Turn
+
+GAMES = {"train": ["a", "b", "c"], "validation": ["v"]}
+RANDOM: dict[str, Any] = {"behaviour": "random", "max_steps": 6, "num_environments": 2, "num_workers": 1}
+
+
+def make_spec(folder: Path, games: dict[str, list[str]] | None = GAMES) -> EnvironmentSpec:
+    return EnvironmentSpec("fake_games.RoomsEnv", {"games": games, "folder": str(folder)})
+
+
+def run(
+    folder: Path,
+    games: dict[str, list[str]] | None = GAMES,
+    seed: int = 0,
+    name: str = "t.parquet",
+    **settings: Any,
+) -> Path:
+    path = folder / name
+    collection = Collection(**{**RANDOM, **settings})
+    collect(path, make_spec(folder, games), None, collection, seed, None, lambda: None)  # type: ignore[arg-type]
+    return path
+
+
+def test_transitions_are_what_the_environment_answered(tmp_path: Path) -> None:
+    transitions = read_transitions(run(tmp_path, episodes_per_game=2, expert_share=1.0))
+    assert Counter((t.game, t.split) for t in transitions) == {
+        **{(game, "train"): 6 for game in "abc"},
+        ("v", "validation"): 6,
+    }
+    episode = [t for t in transitions if t.transition_id.startswith("a#1/")]
+    assert [t.transition_id for t in episode] == ["a#1/0", "a#1/1", "a#1/2"]
+    assert [t.action for t in episode] == ["go on"] * 3
+    for before, after in zip(episode, episode[1:], strict=False):
+        assert before.next_state == after.observation
+    assert episode[2].history == tuple(Turn(t.observation, t.action) for t in episode[:2])
+    assert episode[0].task == "cross a"
+    assert episode[0].kind == "move"
+    colours = {t.observation.split("colour ")[1] for t in transitions}
+    assert len(colours) > 4  # every episode has a seed of its own
+
+
+def test_the_same_seed_collects_the_same(tmp_path: Path) -> None:
+    names = ["one", "two"]
+    first, second = (
+        read_transitions(run(tmp_path, name=f"{name}.parquet", num_environments=n))
+        for name, n in zip(names, (2, 3), strict=True)
+    )
+    assert first == second
+    assert read_transitions(run(tmp_path, name="three.parquet", seed=1)) != first
+
+
+def test_invalid_actions_are_marked(tmp_path: Path) -> None:
+    transitions = read_transitions(run(tmp_path, invalid_share=0.5, episodes_per_game=4))
+    invalid = [t for t in transitions if not t.valid]
+    assert invalid
+    assert {(t.action, t.next_state) for t in invalid} == {("go back", "Nothing happens.")}
+
+
+def test_history_is_as_long_as_asked(tmp_path: Path) -> None:
+    for turns in (0, 1):
+        transitions = read_transitions(run(tmp_path, name=f"{turns}.parquet", history_turns=turns))
+        assert max(len(t.history) for t in transitions) == turns
+
+
+def test_an_interrupted_collection_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "whole").mkdir()
+    whole = read_transitions(run(tmp_path / "whole"))
+    played: list[list[str]] = []
+    plain = collecting.play
+
+    def interrupted(pool: Any, jobs: Any, *rest: Any) -> Any:
+        played.append([job.episode_id for job in jobs])
+        if len(played) == 2:
+            raise KeyboardInterrupt
+        return plain(pool, jobs, *rest)
+
+    monkeypatch.setattr(collecting, "play", interrupted)
+    (tmp_path / "broken").mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "broken")
+    assert not (tmp_path / "broken" / "t.parquet").exists()
+    again = read_transitions(run(tmp_path / "broken"))
+    assert played[1] == played[2]  # what was finished is not played again
+    assert len(played) == 3
+    assert again == whole
+    assert not list((tmp_path / "broken").glob("*.parts"))
+
+
+def test_a_complete_file_is_left_alone(tmp_path: Path) -> None:
+    path = run(tmp_path)
+    before = path.stat().st_mtime_ns
+    run(tmp_path, max_steps=2)
+    assert path.stat().st_mtime_ns == before
+    assert read_metadata(path)["collection"]["max_steps"] == 6
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"max_steps": 3}, {"seed": 1}, {"games": {"train": ["a", "b", "c", "d"], "validation": ["v"]}}],
+)
+def test_parts_of_other_settings_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    def stop(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(collecting, "play", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"t\.parquet\.parts holds the parts of a collection with other settings: remove it"
+    ):
+        run(tmp_path, **changes)
+
+
+def test_games_of_another_folder_listing_are_another_collection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The environment's arguments may be the same while its folder has grown."""
+
+    def stop(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(collecting, "play", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path)
+    jobs = list(list_jobs(make_spec(tmp_path), Collection(**RANDOM), 0))
+    monkeypatch.setattr(collecting, "list_jobs", lambda *_: iter(jobs[1:]))
+    with pytest.raises(ValueError, match="with other settings"):
+        run(tmp_path)
+
+
+def test_a_failed_episode_is_tried_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    games = {"train": ["a", "once"], "validation": ["v"]}
+    with caplog.at_level(logging.WARNING):
+        transitions = read_transitions(run(tmp_path, games, expert_share=1.0))
+    assert Counter(t.game for t in transitions) == {"a": 3, "once": 3, "v": 3}
+    assert "once is broken" in caplog.text
+    assert "episode once#0 failed and is tried again" in caplog.text
+    assert "dropped" not in caplog.text
+
+
+def test_dropped_episodes_are_counted_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    games = {"train": ["a", "b", "broken"], "validation": ["v"]}
+    with caplog.at_level(logging.WARNING):
+        path = run(tmp_path, games, expert_share=1.0)
+    assert {t.game for t in read_transitions(path)} == {"a", "b", "v"}  # nothing of the failed one
+    assert read_metadata(path)["dropped_episodes"] == 1
+    assert "episode broken#0 failed and is dropped" in caplog.text
+
+
+def test_too_many_dropped_episodes_stop_the_collection(tmp_path: Path) -> None:
+    games = {"train": ["broken1", "broken2", "a"], "validation": ["v"]}
+    with pytest.raises(
+        RuntimeError, match=r"2 of \d episodes were lost .* data\.collection\.max_dropped_share \(0\.1\)"
+    ):
+        run(tmp_path, games)
+    path = run(tmp_path, games, name="loose.parquet", max_dropped_share=0.5)
+    assert read_metadata(path)["dropped_episodes"] == 2
+
+
+def test_no_transitions_at_all_are_an_error(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="no transitions came of 1 episodes"):
+        run(tmp_path, {"train": ["broken"]})
+
+
+def jobs_of(spec: EnvironmentSpec, **settings: Any) -> Counter[tuple[str, str]]:
+    return Counter((job.game, job.split) for job in list_jobs(spec, Collection(**{**RANDOM, **settings}), 0))
+
+
+def test_splits_are_the_environments_own_or_drawn_by_game(tmp_path: Path) -> None:
+    named = {"train": ["a", "b"], "valid_seen": ["s"], "valid_unseen": ["u"]}
+    spec = make_spec(tmp_path, named)
+    assert jobs_of(spec) == {
+        ("a", "train"): 1,
+        ("b", "train"): 1,
+        ("s", "validation"): 1,
+        ("u", "validation"): 1,
+    }
+    assert set(jobs_of(spec, splits=["train", "valid_seen"])) == {
+        ("a", "train"),
+        ("b", "train"),
+        ("s", "validation"),
+    }
+    drawn = jobs_of(make_spec(tmp_path, {"train": [f"g{n}" for n in range(20)]}), episodes_per_game=3)
+    assert sum(split == "validation" for _, split in drawn) == 2
+    assert set(drawn.values()) == {3}
+    unnamed = list(list_jobs(make_spec(tmp_path, None), Collection(**RANDOM, episodes_per_game=10), 0))
+    assert Counter(job.split for job in unnamed) == {"train": 9, "validation": 1}
+    with pytest.raises(
+        ValueError, match=r"data\.collection\.splits names 'test'; the environment has train, valid_seen"
+    ):
+        jobs_of(spec, splits=["test"])
+
+
+def make_state(turns: int = 0, **changes: Any) -> EpisodeState:
+    fields: dict[str, Any] = {
+        "episode_id": "g#0",
+        "task": "win",
+        "observation": "here",
+        "admissible": ["go on", "wait"],
+        "turns": [Turn("o", "a")] * turns,
+    }
+    return EpisodeState(**{**fields, **changes})
+
+
+def test_random_actions_follow_from_seed_and_place() -> None:
+    def actions(seed: int) -> list[str]:
+        player = RandomBehaviour(0.0, 0.0, seed)
+        return [player.act([make_state(turns)])[0][0] for turns in range(30)]
+
+    assert actions(0) == actions(0) != actions(1)
+    assert set(actions(0)) == {"go on", "wait"}
+
+
+def test_the_walkthrough_is_played_in_order_and_again_after_a_retry() -> None:
+    player = RandomBehaviour(1.0, 0.0, 0)
+    for _ in range(2):
+        played = [player.act([make_state(n, walkthrough=("x", "y", "z"))])[0][0] for n in range(3)]
+        assert played == ["x", "y", "z"]
+    assert player.act([make_state(3, walkthrough=("x", "y", "z"))])[0][0] in ("go on", "wait")
+
+
+def test_random_play_needs_admissible_actions() -> None:
+    with pytest.raises(
+        ValueError, match=r"g#0: the environment names no admissible actions .*set it to 'model'"
+    ):
+        RandomBehaviour(0.0, 0.0, 0).act([make_state(admissible=[])])
+
+
+@pytest.mark.parametrize(
+    ("text", "action", "thinking"),
+    [
+        ("<think>hm</think>\n<action>go  on</action>", "go on", "hm"),
+        ("<think><action>no</action></think><action>yes</action>", "yes", "<action>no</action>"),
+        ("<think>hm</think>\n go on \n\n", "go on", "hm"),
+        ("so\nwait", "wait", ""),
+        ("", "", ""),
+        ("<think>never ends", "<think>never ends", ""),
+        ("x" * 900, "x" * 200, ""),
+    ],
+)
+def test_actions_are_read_from_answers(text: str, action: str, thinking: str) -> None:
+    assert parse_action(text) == (action, thinking)
+
+
+class ScriptedGenerator:
+    """Answers every prompt with the same text."""
+
+    policy_version = 0
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, text: str) -> None:
+        self.ids = tuple(tokenizer.encode(text, add_special_tokens=False))
+        self.calls: list[tuple[Any, Sampling, Any]] = []
+
+    def generate(self, prompts: Any, sampling: Sampling, seeds: Any) -> list[list[Completion]]:
+        self.calls.append((prompts, sampling, seeds))
+        return [[Completion(self.ids, (0.0,) * len(self.ids), "stop", 0)] for _ in prompts]
+
+
+def test_the_model_plays_at_temperature_one(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
+    generator = ScriptedGenerator(tiny_tokenizer, "<think>a way</think><action>wait</action>")
+    player = ModelBehaviour(generator, tiny_tokenizer, Sampling(32), seed=0)  # type: ignore[arg-type]
+    assert player.act([make_state(), make_state(1)]) == [("wait", "a way")] * 2
+    prompts, sampling, seeds = generator.calls[0]
+    assert sampling == Sampling(32, temperature=1.0)
+    assert seeds[0] != seeds[1]
+    assert "Admissible actions: go on, wait" in tiny_tokenizer.decode(prompts[0])
+
+
+def test_the_model_collects(tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerBase) -> None:
+    generator: Generator = ScriptedGenerator(tiny_tokenizer, "<action>go on</action>")  # type: ignore[assignment]
+    collection = Collection(behaviour="model", num_workers=1)
+    path = tmp_path / "t.parquet"
+    collect(path, make_spec(tmp_path), None, collection, 0, generator, lambda: tiny_tokenizer)
+    assert Counter(t.action for t in read_transitions(path)) == {"go on": 12}
