@@ -14,7 +14,7 @@ class RoomsEnv(gymnasium.Env[str, str]):
     Args:
         games: Task ids by split; one that begins with "broken" raises at its second step, one that begins with "once" does
             so only the first time.
-        folder: Where the environment keeps a file for each step it was asked to make, and what it has raised.
+        folder: Where the environment notes which games have failed.
         length: Rooms.
     """
 
@@ -33,13 +33,10 @@ class RoomsEnv(gymnasium.Env[str, str]):
         return self._look(), self._info("look")
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        with (self.folder / "steps.log").open("a") as file:
-            file.write(f"{self.game}\n")
         failed = self.folder / f"{self.game}.failed"
-        if self.room == 1 and self.game.startswith(("broken", "once")):
-            if self.game.startswith("broken") or not failed.exists():
-                failed.touch()
-                raise RuntimeError(f"{self.game} is broken")
+        if self.room == 1 and self.game.startswith("broken" if failed.exists() else ("broken", "once")):
+            failed.touch()
+            raise RuntimeError(f"{self.game} is broken")
         if action not in self._actions():
             return "Nothing happens.", 0.0, False, False, self._info("nothing_happens")
         self.room += {"go on": 1, "go back": -1, "wait": 0}[action]

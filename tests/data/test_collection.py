@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def test_transitions_are_what_the_environment_answered(tmp_path: Path) -> None:
     episode = [t for t in transitions if t.transition_id.startswith("a#1/")]
     assert [t.transition_id for t in episode] == ["a#1/0", "a#1/1", "a#1/2"]
     assert [t.action for t in episode] == ["go on"] * 3
-    for before, after in zip(episode, episode[1:], strict=False):
+    for before, after in pairwise(episode):
         assert before.next_state == after.observation
     assert episode[2].history == tuple(Turn(t.observation, t.action) for t in episode[:2])
     assert episode[0].task == "cross a"
