@@ -152,6 +152,8 @@ class RWMLCLI(LightningCLI):
         finally:
             self.datamodule.close()
         assert isinstance(model, WorldModelModule)
+        if not self.datamodule.validation_transitions:
+            raise ValueError(f"{self.datamodule.path} holds no validation transitions")
         Console().print(render_results("Held-out transitions", model.results))
         Console().print(render_results("Floors: predictors without a model", model.floors))
 

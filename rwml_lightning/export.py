@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from jsonargparse import auto_cli
@@ -26,11 +27,10 @@ def export(ckpt_path: str, output: str) -> None:
         raise ValueError(f"--ckpt_path names {checkpoint}, which is no file")
     if folder.exists():
         raise ValueError(f"--output names {folder}, which exists already; name a new folder")
-    saved = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True).get("policy")
-    if saved is None:
-        raise ValueError(
-            f"{checkpoint} does not say which model it holds, so it is no checkpoint of rwml-lightning"
-        )
+    try:
+        saved = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["policy"]
+    except (RuntimeError, UnpicklingError, EOFError, LookupError, TypeError) as error:
+        raise ValueError(f"{checkpoint} is no checkpoint of rwml-lightning, or not a whole one") from error
     lora = LoRA(**saved["lora"]) if saved["lora"] else None
     policy = load_policy(saved["model"], saved["dtype"], lora, False, str(checkpoint))
     export_policy(policy, load_tokenizer(saved["model"]), folder)
@@ -39,4 +39,4 @@ def export(ckpt_path: str, output: str) -> None:
 
 def export_command(arguments: list[str]) -> None:
     """Parse the command line of ``export`` and run it."""
-    auto_cli(export, args=arguments, prog="python -m rwml_lightning export")
+    auto_cli(export, args=arguments, as_positional=False, prog="python -m rwml_lightning export")

@@ -1,0 +1,132 @@
+"""Commands that need no training: what they refuse, in one line, and what they leave behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from rwml_testing import make_world
+
+from rwml_lightning.cli import main
+from rwml_lightning.data.transitions import write_transitions
+
+
+def error_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def make_config(folder: Path, model: str, **data: object) -> Path:
+    config = {
+        "run": {"name": "r", "root": str(folder / "runs")},
+        "trainer": {"accelerator": "cpu"},
+        "model": {"class_path": "rwml_lightning.modules.WorldModelGRPO", "init_args": {"model": model}},
+        "data": {
+            "transitions": str(folder / "t.parquet"),
+            "generator": {"class_path": "rwml_lightning.generation.HFGenerator"},
+            "reward": {"class_path": "rwml_testing.LetterReward"},
+            "prompt": {"history_turns": 0, "system": "", "user": "{action}"},
+            "sampling": {"max_tokens": 20},
+            **data,
+        },
+    }
+    file = folder / "config.yaml"
+    file.write_text(yaml.safe_dump(config))
+    return file
+
+
+def test_export_names_a_missing_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["export", "--ckpt_path", str(tmp_path / "no.ckpt"), "--output", str(tmp_path / "out")]
+    assert error_of(arguments, capsys) == f"error: --ckpt_path names {tmp_path}/no.ckpt, which is no file"
+
+
+def test_export_overwrites_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({}, tmp_path / "a.ckpt")
+    (tmp_path / "out").mkdir()
+    arguments = ["export", "--ckpt_path", str(tmp_path / "a.ckpt"), "--output", str(tmp_path / "out")]
+    assert "which exists already; name a new folder" in error_of(arguments, capsys)
+
+
+@pytest.mark.parametrize("content", ["foreign", "no torch file"])
+def test_export_refuses_what_is_no_checkpoint_of_ours(
+    content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a.ckpt"
+    if content == "foreign":
+        torch.save({"state_dict": {}}, path)
+    else:
+        path.write_text(content)
+    message = error_of(["export", "--ckpt_path", str(path), "--output", str(tmp_path / "out")], capsys)
+    assert "no checkpoint of rwml-lightning" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_export_without_arguments_says_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["export"])
+    assert stopped.value.code == 2
+    assert "ckpt_path" in capsys.readouterr().err
+
+
+def test_a_model_that_is_not_there_is_named_before_a_run_folder_is_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = error_of(["fit", "--config", str(make_config(tmp_path, "./no/model"))], capsys)
+    assert "'./no/model': no such folder" in message
+    assert not (tmp_path / "runs").exists()
+
+
+def test_collect_needs_to_know_where(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config(tmp_path, str(tiny_model))
+    assert "data.environment and data.collection do not say how" in error_of(
+        ["collect", "--config", str(config)], capsys
+    )
+
+
+def test_collect_leaves_a_file_alone(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_transitions(tmp_path / "t.parquet", make_world())
+    before = (tmp_path / "t.parquet").read_bytes()
+    main(["collect", "--config", str(make_config(tmp_path, str(tiny_model)))])
+    assert "is there already; name another file in data.transitions" in capsys.readouterr().out
+    assert (tmp_path / "t.parquet").read_bytes() == before
+
+
+def test_validate_shows_results_beside_floors(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_transitions(tmp_path / "t.parquet", make_world())
+    main(["validate", "--config", str(make_config(tmp_path, str(tiny_model)))])
+    printed = capsys.readouterr().out
+    assert "Held-out transitions" in printed
+    assert "Floors" in printed
+    assert "not_knowable" not in printed
+    assert not (tmp_path / "runs").exists()
+
+
+def test_validate_without_held_out_transitions_says_so(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_transitions(tmp_path / "t.parquet", [t for t in make_world() if t.split == "train"])
+    message = error_of(["validate", "--config", str(make_config(tmp_path, str(tiny_model)))], capsys)
+    assert message == f"error: {tmp_path}/t.parquet holds no validation transitions"
+
+
+def test_a_broken_row_stops_a_run_unless_it_may_be_skipped(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = make_world()
+    write_transitions(tmp_path / "t.parquet", [*world, world[0]])
+    message = error_of(["validate", "--config", str(make_config(tmp_path, str(tiny_model)))], capsys)
+    assert f"row {len(world)}: transition_id 'take-apple' stands twice" in message
+    main(["validate", "--config", str(make_config(tmp_path, str(tiny_model), on_broken="skip"))])
+    assert "Held-out transitions" in capsys.readouterr().out

@@ -1,0 +1,44 @@
+"""Every shipped config is understood by the real parser, without loading a model."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rwml_lightning.cli import RWMLCLI
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted(
+    path.relative_to(ROOT).as_posix()
+    for path in (ROOT / "configs").rglob("*.yaml")
+    if "sweeps" not in path.relative_to(ROOT).parts
+)
+
+
+class Parsed(Exception):
+    """Module and data are instantiated, and nothing is loaded."""
+
+
+class ParsingCLI(RWMLCLI):
+    """Looks for no model and stops before the trainer, whose devices may not be here."""
+
+    def before_instantiate_classes(self) -> None:
+        pass
+
+    def instantiate_trainer(self, **_: Any) -> Any:
+        raise Parsed
+
+
+def test_configs_are_found() -> None:
+    assert "configs/quickstart.yaml" in CONFIGS
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_shipped_config_is_understood(config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["rwml_lightning", "fit", "--config", str(ROOT / config)])
+    with pytest.raises(Parsed):
+        ParsingCLI()
