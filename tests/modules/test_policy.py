@@ -1,0 +1,199 @@
+"""What leaves the trainer: weights for the generator, checkpoints, exported folders."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from rwml_testing import fit, make_world
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from rwml_lightning.data.batches import Label, LabelledBatch
+from rwml_lightning.data.prompts import encode_answer
+from rwml_lightning.export import export
+from rwml_lightning.generation import HFGenerator
+from rwml_lightning.models import load_causal_lm
+from rwml_lightning.modules import LoRA, WorldModelGRPO, WorldModelSFT
+from rwml_lightning.modules.policy import export_policy, generator_tensors, load_policy
+from rwml_lightning.schema import Sampling
+
+IDS = torch.tensor([[5, 9, 40, 41, 7, 100]])
+LORA = LoRA(rank=4, alpha=8)
+
+
+def logits_of(model: torch.nn.Module) -> torch.Tensor:
+    model.eval()
+    with torch.no_grad():
+        return model(input_ids=IDS).logits
+
+
+def shaken_adapters(folder: Path, target_modules: str | list[str] = "all-linear") -> torch.nn.Module:
+    """A policy whose adapters are not those they began as."""
+    policy = load_policy(str(folder), "float32", LoRA(4, 8, target_modules=target_modules), False, None)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(std=0.1)
+    return policy
+
+
+def test_fresh_adapters_change_nothing_and_alone_are_trained(tiny_model: Path) -> None:
+    policy = load_policy(str(tiny_model), "float32", LORA, False, None)
+    torch.testing.assert_close(logits_of(policy), logits_of(load_causal_lm(tiny_model)))
+    trained = [name for name, p in policy.named_parameters() if p.requires_grad]
+    assert trained
+    assert all("lora_" in name for name in trained)
+
+
+@pytest.mark.parametrize("target_modules", ["all-linear", ["q_proj", "v_proj"]])
+def test_generator_gets_adapters_merged(tiny_model: Path, target_modules: str | list[str]) -> None:
+    policy = shaken_adapters(tiny_model, target_modules)
+    before = {name: p.clone() for name, p in policy.named_parameters()}
+    ours = dict(generator_tensors(policy))
+    assert all(torch.equal(p, before[name]) for name, p in policy.named_parameters())  # left as it was
+    merged = dict(copy.deepcopy(policy).merge_and_unload().named_parameters())
+    assert ours.keys() == merged.keys() == dict(load_causal_lm(tiny_model).named_parameters()).keys()
+    for name, value in merged.items():
+        torch.testing.assert_close(ours[name], value.detach())
+    assert "lm_head.weight" not in ours  # tied: named once
+
+
+def test_a_generator_with_these_weights_is_the_policy(tiny_model: Path) -> None:
+    policy = shaken_adapters(tiny_model)
+    generator = HFGenerator(str(tiny_model), device="cpu")
+    generator.update_weights(generator_tensors(policy), version=3)
+    attached = HFGenerator()
+    attached.attach(policy)
+    answers = [g.generate([[5, 9, 40]], Sampling(8), [[1]])[0][0] for g in (generator, attached)]
+    assert answers[0].token_ids == answers[1].token_ids
+    assert answers[0].logprobs == pytest.approx(answers[1].logprobs, abs=1e-4)
+
+
+@pytest.mark.parametrize("adapters", [False, True])
+def test_an_export_loads_in_transformers_and_answers_the_same(
+    tiny_model: Path, tiny_tokenizer: PreTrainedTokenizerBase, tmp_path: Path, adapters: bool
+) -> None:
+    policy = (
+        shaken_adapters(tiny_model)
+        if adapters
+        else load_policy(str(tiny_model), "float32", None, False, None)
+    )
+    expected = logits_of(policy)
+    export_policy(policy, tiny_tokenizer, tmp_path / "out")
+    files = {file.name for file in (tmp_path / "out").iterdir()}
+    assert {"model.safetensors", "config.json", "tokenizer.json"} <= files
+    assert not [name for name in files if name.startswith("adapter")]
+    torch.testing.assert_close(
+        logits_of(AutoModelForCausalLM.from_pretrained(tmp_path / "out")), expected, atol=1e-5, rtol=1e-5
+    )
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").encode("take mug") == tiny_tokenizer.encode(
+        "take mug"
+    )
+
+
+def make_labels(tokenizer: PreTrainedTokenizerBase, count: int = 8) -> tuple[Label, ...]:
+    prompts = [(t, tuple(tokenizer.encode(t.action))) for t in make_world()[:count]]
+    return tuple(Label(t, prompt, encode_answer(tokenizer, t.next_state)) for t, prompt in prompts)
+
+
+def sft_batches(tokenizer: PreTrainedTokenizerBase, num_steps: int) -> list[LabelledBatch]:
+    return [LabelledBatch(step, make_labels(tokenizer)) for step in range(num_steps)]
+
+
+@pytest.mark.parametrize("normalisation", ["token", "sequence"])
+def test_sft_loss_is_the_cross_entropy_of_the_answers(
+    tiny_model: Path, tiny_tokenizer: PreTrainedTokenizerBase, normalisation: str
+) -> None:
+    model = load_causal_lm(tiny_model)
+    losses = []
+    for label in make_labels(tiny_tokenizer):
+        ids = torch.tensor([*label.prompt_ids, *label.answer_ids])
+        logits = model(input_ids=ids[None]).logits[0, :-1]
+        losses.append(
+            torch.nn.functional.cross_entropy(logits, ids[1:], reduction="none")[len(label.prompt_ids) - 1 :]
+        )
+    expected = (
+        torch.cat(losses).mean()
+        if normalisation == "token"
+        else torch.stack([loss.mean() for loss in losses]).mean()
+    )
+    expected.backward()
+    for max_tokens in (4096, 30):
+        module = WorldModelSFT(
+            model=str(tiny_model),
+            loss_normalisation=normalisation,
+            max_tokens_per_micro_batch=max_tokens,
+            max_grad_norm=1e9,
+        )
+        steps = fit(module, sft_batches(tiny_tokenizer, 1))
+        assert steps.outputs[0]["metrics"]["train/loss"] == pytest.approx(expected.item(), abs=1e-5)
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(steps.gradients[0][name], parameter.grad, atol=1e-5, rtol=1e-4)
+
+
+def test_sft_lowers_the_loss(tiny_model: Path, tiny_tokenizer: PreTrainedTokenizerBase) -> None:
+    module = WorldModelSFT(model=str(tiny_model), learning_rate=3e-3)
+    news = encode_answer(tiny_tokenizer, "The pen is in the safe.")  # not what the tiny model was taught
+    labels = tuple(replace(label, answer_ids=news) for label in make_labels(tiny_tokenizer))
+    steps = fit(module, [LabelledBatch(step, labels) for step in range(10)])
+    losses = [output["metrics"]["train/loss"] for output in steps.outputs]
+    assert losses[-1] < 0.7 * losses[0]
+    assert losses == sorted(losses, reverse=True)
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+def test_a_checkpoint_gives_the_policy_back(
+    tiny_model: Path,
+    tiny_tokenizer: PreTrainedTokenizerBase,
+    tmp_path: Path,
+    lora: LoRA | None,
+    gradient_checkpointing: bool,
+) -> None:
+    module = WorldModelSFT(
+        model=str(tiny_model), lora=lora, learning_rate=1e-2, gradient_checkpointing=gradient_checkpointing
+    )
+    fit(module, sft_batches(tiny_tokenizer, 2))
+    path = tmp_path / "a.ckpt"
+    module.trainer.save_checkpoint(path)
+    saved = torch.load(path, weights_only=True)  # nothing in it can run code
+    assert saved["policy"]["stage"] == "wm_sft"
+    expected = logits_of(module.policy)
+    assert not torch.allclose(expected, logits_of(load_causal_lm(tiny_model)), atol=1e-3)
+    again = load_policy(str(tiny_model), "float32", lora, False, str(path))
+    torch.testing.assert_close(logits_of(again), expected)
+    export(str(path), str(tmp_path / "out"))
+    torch.testing.assert_close(logits_of(load_causal_lm(tmp_path / "out")), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_checkpoint_of_another_setting_or_stage_is_refused(
+    tiny_model: Path, tiny_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    module = WorldModelSFT(model=str(tiny_model), lora=LORA)
+    fit(module, sft_batches(tiny_tokenizer, 1))
+    path = tmp_path / "a.ckpt"
+    module.trainer.save_checkpoint(path)
+    with pytest.raises(
+        ValueError, match=r"a\.ckpt holds the weights of another model or LoRA setting: .* does not match"
+    ):
+        load_policy(str(tiny_model), "float32", None, False, str(path))
+    other = WorldModelGRPO(model=str(tiny_model), lora=LORA)
+    saved = torch.load(path, weights_only=True)
+    with pytest.raises(ValueError, match=r"of stage wm_sft, not wm_grpo: .* name it in model\.init_from"):
+        other.on_load_checkpoint(saved)
+    with pytest.raises(ValueError, match=r"of stage unknown, not wm_grpo"):
+        other.on_load_checkpoint({"state_dict": {}})
+    with pytest.raises(ValueError, match=r"model\.init_from names /no/where, which does not exist"):
+        load_policy(str(tiny_model), "float32", None, False, "/no/where")
+
+
+def test_dropout_of_the_model_is_off(tiny_model: Path) -> None:
+    policy = load_policy(str(tiny_model), "float32", None, False, None)
+    assert policy.training
+    assert all(module.p == 0 for module in policy.modules() if isinstance(module, torch.nn.Dropout))
+    with torch.no_grad():
+        torch.testing.assert_close(policy(input_ids=IDS).logits, logits_of(policy))
