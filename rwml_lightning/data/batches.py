@@ -35,7 +35,7 @@ class StepLoader(Generic[Batch]):
 
     Each pass is a new permutation, and all passes make up one Lightning epoch, so that a position is one number. The
     length is known, so Lightning fetches no batch ahead: a batch is made after the weights of the step before it have
-    reached the generator. To resume is to set ``step``: nothing is replayed.
+    reached the generator. ``state_dict`` is the position, nothing is replayed.
 
     Args:
         transitions: What to draw from.
@@ -85,3 +85,9 @@ class StepLoader(Generic[Batch]):
             order = sorted(order, key=keys.__getitem__)
         chosen = order[index * self.batch_size : (index + 1) * self.batch_size]
         return [self.transitions[i] for i in chosen]
+
+    def state_dict(self) -> dict[str, int]:
+        return {"step": self.step}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.step = state["step"]

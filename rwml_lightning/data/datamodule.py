@@ -171,11 +171,11 @@ class RolloutDataModule(L.LightningDataModule):
 
     @override
     def state_dict(self) -> dict[str, int]:
-        return {} if self._train_loader is None else {"step": self._train_loader.step}
+        return {} if self._train_loader is None else self._train_loader.state_dict()
 
     @override
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        # Not the loader's own state: Lightning leaves that out when the loader was made before the checkpoint was read,
+        # Lightning restores a loader's own state too, but not when the loader was made before the checkpoint was read,
         # as it is to learn the number of steps for a learning rate schedule.
         self._first_step = state_dict["step"]
 

@@ -1,0 +1,245 @@
+"""Callbacks around the real trainer on a tiny model: what they record, prove and obey."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from rwml_callbacks import RewardLogger, TraceRecorder, WeightSync
+from rwml_callbacks.progress import describe
+from rwml_callbacks.reward_logger import rollout_metrics
+from rwml_callbacks.weight_sync import WeightSyncError
+from rwml_testing import ACTION_PROMPT, LetterReward, make_transition, make_world
+
+from rwml_lightning.data.datamodule import RolloutDataModule
+from rwml_lightning.data.transitions import write_transitions
+from rwml_lightning.generation import HFGenerator
+from rwml_lightning.modules import WorldModelGRPO
+from rwml_lightning.schema import Completion, Group, Prediction, RolloutBatch, Sampling, Score
+from rwml_lightning.trace import GroupQuery, TraceReader
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def fit(
+    folder: Path, model: Path, callbacks: list[L.Callback], generator: Any = None, **arguments: Any
+) -> L.Trainer:
+    """Four steps, and an evaluation after the second and the fourth."""
+    write_transitions(folder / "t.parquet", make_world())
+    data = RolloutDataModule(
+        str(folder / "t.parquet"), generator or HFGenerator(), LetterReward(0.05), prompt=ACTION_PROMPT,
+        sampling=Sampling(20), prompts_per_step=8, group_size=4, num_passes=1,
+    )  # fmt: skip
+    trainer = L.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        enable_checkpointing=False, num_sanity_val_steps=0, callbacks=callbacks, max_epochs=1,
+        check_val_every_n_epoch=None, val_check_interval=2,
+    )  # fmt: skip
+    trainer.fit(WorldModelGRPO(model=str(model), learning_rate=5e-3, **arguments), data)
+    return trainer
+
+
+class Deaf(HFGenerator):
+    """Takes every new version and keeps the old weights."""
+
+    def update_weights(self, named_tensors: Any, version: int) -> None:
+        self.policy_version = version
+
+
+def test_a_generator_that_keeps_old_weights_is_found_out(
+    tiny_model: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(Deaf, "attach", lambda self, module: None)
+    with pytest.raises(
+        WeightSyncError, match=r"after the weight update at step \d generator and trainer disagree"
+    ):
+        fit(tmp_path, tiny_model, [WeightSync(tolerance=1e-4)], Deaf(str(tiny_model), device="cpu"))
+
+
+def test_weights_arrive_where_they_are_copied(tiny_model: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(HFGenerator, "attach", lambda self, module: None)
+    sync = WeightSync(tolerance=1e-4)
+    trainer = fit(tmp_path, tiny_model, [sync], HFGenerator(str(tiny_model), device="cpu"))
+    assert trainer.global_step == 4
+    assert 0 < sync.gap < 1e-4 or sync.gap == 0
+
+
+@pytest.mark.parametrize(
+    ("trainer", "generator", "tolerance"),
+    [
+        ("float32", "float32", 0.01),
+        ("float32", "auto", 0.01),
+        ("bfloat16", "float32", 0.15),
+        ("float32", "bfloat16", 0.15),
+    ],
+)
+def test_tolerance_is_of_the_coarser_side(trainer: str, generator: str, tolerance: float) -> None:
+    data = SimpleNamespace(generator=SimpleNamespace(dtype=generator))
+    module: Any = SimpleNamespace(trainer=SimpleNamespace(datamodule=data), dtype_name=trainer)
+    assert WeightSync._tolerance(module) == tolerance
+
+
+def test_the_run_store_holds_every_step_and_evaluation(tiny_model: Path, tmp_path: Path) -> None:
+    logger, recorder = RewardLogger(tmp_path / "metrics.csv"), TraceRecorder(tmp_path / "trace.db")
+    fit(tmp_path, tiny_model, [WeightSync(), logger, recorder])
+    with TraceReader(tmp_path / "trace.db") as reader:
+        assert [step.step for step in reader.steps("wm_grpo")] == [1, 2, 3, 4]
+        assert reader.metrics("wm_grpo", ["wm/reward"])["wm/reward"][-1] == (4, logger.metrics["wm/reward"])
+        assert [e.step for e in reader.evaluations()] == [2, 4]
+        assert reader.count_groups(GroupQuery(source="train")) == 32
+        assert reader.count_groups(GroupQuery(source="held_out")) == 16
+        (summary, *_) = reader.groups(GroupQuery(source="train"), limit=1)
+        predictions = reader.predictions(summary.id)
+        assert [p.member for p in predictions] == [0, 1, 2, 3]
+        assert reader.run().status == "finished"
+        assert reader.stages()[0].total_steps == 4
+
+
+class Ask(L.Callback):
+    """Asks for something through the store, as the dashboard does, after a step."""
+
+    def __init__(self, path: Path, step: int, command: Any) -> None:
+        self.path, self.step, self.command = path, step, command
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            with TraceReader(self.path) as reader:
+                reader.send_command(self.command)
+
+
+def test_commands_of_a_reader_are_obeyed(tiny_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "trace.db"
+    callbacks = [
+        Ask(path, 1, "checkpoint"),
+        Ask(path, 2, "stop"),
+        WeightSync(),
+        RewardLogger(),
+        TraceRecorder(path),
+    ]
+    trainer = fit(tmp_path, tiny_model, callbacks)
+    assert trainer.global_step == 3
+    assert (tmp_path / "checkpoints" / "asked-2.ckpt").is_file()
+    with TraceReader(path) as reader:
+        answers = {command.command: command.answer for command in reader.commands()}
+    assert answers == {"checkpoint": "saved asked-2.ckpt", "stop": "at step 3"}
+
+
+def test_a_failure_is_recorded(tiny_model: Path, tmp_path: Path) -> None:
+    class Break(L.Callback):
+        def on_train_batch_start(self, *_: Any) -> None:
+            raise OSError("the disk is full\nand more")
+
+    recorder = TraceRecorder(tmp_path / "trace.db")
+    with pytest.raises(OSError, match="the disk is full"):
+        fit(tmp_path, tiny_model, [WeightSync(), RewardLogger(), recorder, Break()])
+    with TraceReader(tmp_path / "trace.db") as reader:
+        assert (reader.run().status, reader.run().detail) == ("failed", "OSError: the disk is full")
+
+
+def make_batch() -> RolloutBatch:
+    """Two groups of two: rewards 1, 0 and 0, 0; one answer without a prediction, one cut off."""
+    scores = [Score(1.0, 0.9, True), Score(0.0, 0.5, True), Score(0.0, 0.1, True), Score(0.0, None, False)]
+    lengths, reasons = (2, 4, 6, 8), ("stop", "stop", "stop", "length")
+    predictions = [
+        Prediction(Completion((1,) * n, (0.0,) * n, reason, 0), "", "", None, score, 0.0, m % 2)  # type: ignore[arg-type]
+        for m, (n, reason, score) in enumerate(zip(lengths, reasons, scores, strict=True))
+    ]
+    groups = tuple(
+        Group(make_transition(i), (1,), "", tuple(predictions[2 * i : 2 * i + 2])) for i in range(2)
+    )
+    return RolloutBatch(0, 0, groups, dropped_groups=3, seconds={"generate": 4.0})
+
+
+def test_metrics_by_hand() -> None:
+    assert rollout_metrics(make_batch()) == {
+        "time/generate": 4.0,
+        "wm/dropped_groups": 3.0,
+        "wm/reward": 0.25,
+        "wm/reward_std": pytest.approx(0.1875**0.5),
+        "wm/format": 0.75,
+        "wm/zero_variance_groups": 0.5,
+        "wm/completion_tokens": 5.0,
+        "wm/cut_off": 0.25,
+        "wm/similarity": pytest.approx(0.5),
+        "throughput/generated_tokens_per_s": 5.0,
+    }
+    assert rollout_metrics(RolloutBatch(0, 0, ())) == {"wm/dropped_groups": 0.0}
+
+
+def test_one_line_says_how_it_goes() -> None:
+    text = describe({**rollout_metrics(make_batch()), "time/update": 1.25})
+    assert text == (
+        "reward 0.25  similarity 0.50  format 0.75  groups without variance 50 %  seconds: generate 4.0, update 1.2"
+    )
+    assert describe({"train/loss": 1.5, "time/update": 2.0}) == "loss 1.500  seconds: update 2.0"
+
+
+def test_little_variance_is_said_in_words(caplog: pytest.LogCaptureFixture) -> None:
+    logger = RewardLogger(low_variance_share=0.1, patience=3)
+    with caplog.at_level(logging.WARNING):
+        for share in (1.0, 0.9, 1.0, 0.5, 0.5, 0.5):
+            logger._watch_variance(share)
+    assert (
+        caplog.text.count("Over the last 3 steps only 3 % of groups had members with different rewards") == 1
+    )
+    assert len(caplog.records) == 1
+
+
+def rows_of(path: Path) -> list[tuple[str, int, str, float]]:
+    with path.open(newline="") as file:
+        return [(r["stage"], int(r["step"]), r["name"], float(r["value"])) for r in csv.DictReader(file)]
+
+
+def write(path: Path, *rows: tuple[str, int, str, float]) -> None:
+    """Write rows as one process does."""
+    logger = RewardLogger(path)
+    for stage, step, name, value in rows:
+        trainer: Any = SimpleNamespace(global_step=step, loggers=[])
+        logger.write(trainer, stage, {name: value})
+
+
+FIRST = [
+    ("wm_sft", 1, "a", 1.0),
+    ("wm_grpo", 0, "val/x", 2.0),
+    ("wm_grpo", 1, "a", 3.0),
+    ("wm_grpo", 2, "a", 4.0),
+    ("wm_grpo", 2, "val/x", 5.0),
+    ("wm_grpo", 3, "a", 6.0),
+]
+
+
+@pytest.mark.parametrize(
+    ("again", "kept"),
+    [
+        (
+            ("wm_grpo", 2, "a", 9.0),
+            3,
+        ),  # resumed after step 1: its second step and all that followed are replaced
+        (("wm_grpo", 2, "val/x", 9.0), 4),  # resumed after the training of step 2
+        (("wm_grpo", 4, "a", 9.0), 6),
+        (("wm_grpo", 0, "val/x", 9.0), 1),  # begun anew
+        (("policy_grpo", 0, "a", 9.0), 6),  # another stage
+    ],
+)
+def test_a_resumed_run_replaces_what_it_repeats(
+    tmp_path: Path, again: tuple[str, int, str, float], kept: int
+) -> None:
+    path = tmp_path / "metrics.csv"
+    write(path, *FIRST)
+    assert rows_of(path) == FIRST
+    write(path, again)
+    assert rows_of(path) == [*FIRST[:kept], again]
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.csv"]

@@ -1,0 +1,203 @@
+"""Rollouts and the DataModule, driven by the real trainer on a tiny model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from rwml_callbacks import RewardLogger, WeightSync
+from rwml_testing import ACTION_PROMPT, LetterReward, Steps, make_world
+from transformers import PreTrainedTokenizerBase
+
+from rwml_lightning.data.datamodule import RolloutDataModule, Validation
+from rwml_lightning.data.rollouts import WorldModelRollouts
+from rwml_lightning.data.transitions import write_transitions
+from rwml_lightning.generation import HFGenerator
+from rwml_lightning.modules import WorldModelGRPO, WorldModelSFT
+from rwml_lightning.schema import RolloutBatch, Sampling
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Any:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def make_data(folder: Path, **arguments: Any) -> RolloutDataModule:
+    write_transitions(folder / "t.parquet", make_world())
+    defaults: dict[str, Any] = {
+        "prompt": ACTION_PROMPT,
+        "sampling": Sampling(20),
+        "prompts_per_step": 8,
+        "group_size": 4,
+        "num_passes": 1,
+    }
+    return RolloutDataModule(
+        str(folder / "t.parquet"), HFGenerator(), LetterReward(tau_d=0.05), **{**defaults, **arguments}
+    )
+
+
+def make_trainer(*callbacks: L.Callback, **arguments: Any) -> L.Trainer:
+    return L.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
+        num_sanity_val_steps=0,
+        callbacks=list(callbacks),
+        **{"max_epochs": 1, "check_val_every_n_epoch": None, "val_check_interval": 10**9, **arguments},
+    )
+
+
+def test_a_sample_depends_on_its_place_alone(
+    tiny_model: Path, tiny_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    generator = HFGenerator(str(tiny_model), device="cpu")
+    rollouts = WorldModelRollouts(generator, LetterReward(), ACTION_PROMPT, tiny_tokenizer, seed=0)
+    world = make_world()[:4]
+    batch = rollouts.collect("wm_grpo", 3, world, 3, Sampling(20, temperature=0.8))
+    assert [group.transition for group in batch.groups] == world
+    assert [[p.member for p in group.predictions] for group in batch.groups] == [[0, 1, 2]] * 4
+    assert (batch.step, batch.policy_version, batch.temperature) == (3, 0, 0.8)
+    assert set(batch.seconds) == {"generate", "reward"}
+
+    def texts(found: RolloutBatch) -> list[list[str]]:
+        return [[p.text for p in group.predictions] for group in found.groups]
+
+    half = rollouts.collect("wm_grpo", 3, world[2:], 3, Sampling(20, temperature=0.8))
+    assert texts(half) == texts(batch)[2:]
+    other = [
+        rollouts.collect("wm_grpo", 4, world, 3, Sampling(20, temperature=0.8)),
+        rollouts.collect("validation", 3, world, 3, Sampling(20, temperature=0.8)),
+    ]
+    assert texts(batch) != texts(other[0]) != texts(other[1]) != texts(batch)
+    for group in batch.groups:
+        for p in group.predictions:
+            assert p.text == tiny_tokenizer.decode(p.completion.token_ids, skip_special_tokens=True)
+            assert p.score.well_formed == (p.next_state is not None)
+            assert p.score == rollouts.reward.score([group.transition], [p.next_state])[0]
+
+
+class Watch(L.Callback):
+    """Which version wrote each step's completions, and which the trainer had."""
+
+    def __init__(self) -> None:
+        self.versions: list[tuple[int, int]] = []
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.versions.append((batch.policy_version, trainer.global_step))
+
+
+@pytest.mark.parametrize("num_iterations", [1, 2])
+def test_training_is_on_policy(tiny_model: Path, tmp_path: Path, num_iterations: int) -> None:
+    watch = Watch()
+    module = WorldModelGRPO(model=str(tiny_model), learning_rate=1e-2, num_iterations=num_iterations)
+    make_trainer(WeightSync(), watch).fit(module, make_data(tmp_path))
+    assert watch.versions == [(num_iterations * n, num_iterations * n) for n in range(4)]
+
+
+def test_without_weight_sync_training_stops(tiny_model: Path, tmp_path: Path) -> None:
+    data = make_data(tmp_path)
+    data.generator = HFGenerator(str(tiny_model), device="cpu")
+    with pytest.raises(RuntimeError, match="Is the WeightSync callback there"):
+        make_trainer().fit(WorldModelGRPO(model=str(tiny_model)), data)
+
+
+def test_validation_during_training_repeats(tiny_model: Path, tmp_path: Path) -> None:
+    counts: list[int] = []
+
+    class Count(L.Callback):
+        def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+            counts.append(len(pl_module.validation_groups))
+
+    data = make_data(tmp_path, validation=Validation(batch_size=3))
+    module = WorldModelGRPO(model=str(tiny_model))
+    trainer = make_trainer(WeightSync(), Count(), val_check_interval=2)
+    trainer.fit(module, data)
+    assert counts == [8, 8]  # every held-out transition, both times
+    floors = {row.name: row for row in module.floors}
+    assert floors.keys() >= {"copy_observation", "nothing_happens", "template"}
+    assert all(row.count == 8 for row in floors.values())
+    assert trainer.callback_metrics["val/well_formed"] == module.results[0].well_formed
+
+
+def test_supervised_stages_read_labels(tiny_model: Path, tmp_path: Path) -> None:
+    data = make_data(tmp_path)
+    steps = Steps()
+    module = WorldModelSFT(model=str(tiny_model), learning_rate=1e-3)
+    with data.as_labels(num_transitions=10, batch_size=4, num_passes=2):
+        trainer = make_trainer(steps)
+        trainer.fit(module, data)
+    assert trainer.global_step == 6
+    assert (data.prompts_per_step, data.num_passes) == (8, 1)
+    data.trainer = trainer
+    assert len(data.train_dataloader()) == 4  # all of them again
+    tokens = sum(output["metrics"]["train/trained_tokens"] for output in steps.outputs)
+    answers = [len(label.answer_ids) for label in data._label(0, data.train_transitions[:10]).labels]
+    assert tokens == 2 * sum(answers)
+
+
+def test_draws_do_not_depend_on_the_order_of_the_file(tmp_path: Path) -> None:
+    drawn = []
+    for number, world in enumerate((make_world(), make_world()[::-1])):
+        folder = tmp_path / str(number)
+        data = make_data(folder, num_transitions=5, validation=Validation(num_transitions=3))
+        write_transitions(folder / "t.parquet", world)
+        data.setup("fit")
+        drawn.append([t.transition_id for t in (*data.train_transitions, *data.validation_transitions)])
+    assert drawn[0] == drawn[1]
+    assert len(drawn[0]) == 8
+
+
+def test_a_file_without_training_transitions_is_refused(tmp_path: Path) -> None:
+    data = make_data(tmp_path)
+    write_transitions(tmp_path / "t.parquet", [replace(t, split="validation") for t in make_world()])
+    with pytest.raises(ValueError, match=r"t\.parquet holds no training transitions"):
+        data.setup("fit")
+
+
+@pytest.mark.parametrize(("name", "value"), [("prompts_per_step", 0), ("group_size", -1)])
+def test_sizes_must_be_positive(tmp_path: Path, name: str, value: int) -> None:
+    with pytest.raises(ValueError, match=rf"data\.{name} is {value}; it must be at least 1"):
+        make_data(tmp_path, **{name: value})
+
+
+@pytest.mark.parametrize("at", [2, 4])
+def test_a_checkpoint_of_any_step_goes_on_to_the_same_end(tiny_model: Path, tmp_path: Path, at: int) -> None:
+    """Also the last one: a run killed while it is evaluated at the end trains no further."""
+    arguments: dict[str, Any] = {
+        "model": str(tiny_model),
+        "learning_rate": 1e-2,
+        "learning_rate_schedule": "linear",
+    }
+    whole = WorldModelGRPO(**arguments)
+    keep = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    make_trainer(WeightSync(), keep).fit(whole, make_data(tmp_path))
+    again, steps = WorldModelGRPO(**arguments), Steps()
+    trainer = make_trainer(WeightSync(), steps)
+    trainer.fit(again, make_data(tmp_path), ckpt_path=tmp_path / f"step={at}.ckpt", weights_only=True)
+    assert len(steps.outputs) == 4 - at
+    assert trainer.global_step == 4
+    for ours, theirs in zip(again.policy.parameters(), whole.policy.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_metrics_of_a_step(tiny_model: Path, tmp_path: Path) -> None:
+    logger = RewardLogger(tmp_path / "metrics.csv")
+    make_trainer(WeightSync(), logger).fit(WorldModelGRPO(model=str(tiny_model)), make_data(tmp_path))
+    names = {"wm/reward", "wm/similarity", "wm/format", "wm/zero_variance_groups", "train/grad_norm", "train/entropy",
+             "train/importance_ratio", "time/generate", "time/reward", "time/update", "time/sync",
+             "throughput/generated_tokens_per_s", "throughput/trained_tokens_per_s"}  # fmt: skip
+    assert names <= logger.metrics.keys()
+    assert logger.metrics["train/importance_ratio"] == pytest.approx(
+        1, abs=1e-3
+    )  # the same weights on both sides
+    assert logger.metrics["train/sync_gap"] < 1e-4
