@@ -32,6 +32,7 @@ class TraceRecorder(L.Callback):
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.stop_requested = False
+        self._trained = False
         self._writer: TraceWriter | None = None
 
     @property
@@ -49,6 +50,7 @@ class TraceRecorder(L.Callback):
             pl_module.stage, pl_module.num_planned_steps, config.read_text() if config.exists() else ""
         )
         self.writer.set_status("running")
+        self._trained = False
 
     @override
     @rank_zero_only
@@ -73,11 +75,14 @@ class TraceRecorder(L.Callback):
         }
         groups = pl_module.validation_groups
         self.writer.write_evaluation(pl_module.stage, trainer.global_step, result, groups)
+        if self._trained:  # the evaluation after training has opened the store again
+            self.writer.set_status("finished")
 
     @override
     @rank_zero_only
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.writer.set_status("finished")
+        self._trained = True
 
     @override
     @rank_zero_only

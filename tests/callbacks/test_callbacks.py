@@ -94,7 +94,7 @@ def test_tolerance_is_of_the_coarser_side(trainer: str, generator: str, toleranc
 
 def test_the_run_store_holds_every_step_and_evaluation(tiny_model: Path, tmp_path: Path) -> None:
     logger, recorder = RewardLogger(tmp_path / "metrics.csv"), TraceRecorder(tmp_path / "trace.db")
-    fit(tmp_path, tiny_model, [WeightSync(), logger, recorder])
+    trainer = fit(tmp_path, tiny_model, [WeightSync(), logger, recorder])
     with TraceReader(tmp_path / "trace.db") as reader:
         assert [step.step for step in reader.steps("wm_grpo")] == [1, 2, 3, 4]
         assert reader.metrics("wm_grpo", ["wm/reward"])["wm/reward"][-1] == (4, logger.metrics["wm/reward"])
@@ -106,6 +106,9 @@ def test_the_run_store_holds_every_step_and_evaluation(tiny_model: Path, tmp_pat
         assert [p.member for p in predictions] == [0, 1, 2, 3]
         assert reader.run().status == "finished"
         assert reader.stages()[0].total_steps == 4
+    trainer.validate(trainer.lightning_module, trainer.datamodule, verbose=False)  # type: ignore[attr-defined]
+    with TraceReader(tmp_path / "trace.db") as reader:
+        assert reader.run().status == "finished"
 
 
 class Ask(L.Callback):
