@@ -9,6 +9,7 @@ import warnings
 from typing import Any
 
 import lightning as L
+import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningCLI
@@ -19,7 +20,7 @@ from rwml_lightning.data.datamodule import RolloutDataModule
 from rwml_lightning.models import resolve_model
 from rwml_lightning.modules.base import PolicyModule
 from rwml_lightning.modules.world_model import WorldModelModule
-from rwml_lightning.run import Run, RunFolder, open_run_folder
+from rwml_lightning.run import CONFIG_FILE, Run, RunFolder, open_run_folder
 from rwml_lightning.stages import WarmUp, fit_stage, warm_up
 from rwml_lightning.summary import print_summary
 
@@ -126,6 +127,8 @@ class RWMLCLI(LightningCLI):
         assert self.folder is not None
         print(f"run folder: {self.folder.path}", file=sys.stderr)
         if not self.folder.finished:
+            for logger in self.trainer.loggers:
+                logger.log_hyperparams(yaml.safe_load((self.folder.path / CONFIG_FILE).read_text()))
             try:
                 wanted = self._get(self.config_init, "warm_up")
                 if wanted is not None and model.init_from is None:

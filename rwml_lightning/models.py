@@ -119,6 +119,14 @@ def end_token_ids(name: str | Path) -> tuple[int, ...]:
     return tuple(sorted(found))
 
 
+def context_tokens(name: str | Path) -> int | None:
+    """Longest context that the model states, in tokens; ``None`` where it states none."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(resolve_model(name), trust_remote_code=False)
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
 def _checked_folder(folder: Path) -> Path:
     if not (folder / "config.json").is_file():
         raise ValueError(

@@ -78,7 +78,7 @@ def warm_up(
             num_sanity_val_steps=0,
             check_val_every_n_epoch=None,
             val_check_interval=1_000_000_000,
-            logger=trainer.loggers or False,
+            logger=False,  # it would draw its few steps over the main stage's curves; metrics.csv tells the stages apart
             enable_checkpointing=False,
             enable_model_summary=False,
             callbacks=callbacks,

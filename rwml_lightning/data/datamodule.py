@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,12 +22,15 @@ from rwml_lightning.envs import EnvironmentSpec
 from rwml_lightning.envs.alfworld.floors import FLOORS
 from rwml_lightning.evaluation import Result, evaluate_floors
 from rwml_lightning.generation import Generator
+from rwml_lightning.models import context_tokens
 from rwml_lightning.rewards import NextStateReward
 from rwml_lightning.schema import RolloutBatch, Sampling, Transition
 from rwml_lightning.seeds import derive_seed
 
 if TYPE_CHECKING:
     from rwml_lightning.modules.base import PolicyModule
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,8 @@ class RolloutDataModule(L.LightningDataModule):
         num_passes: How often each training transition is used (paper: 2 epochs).
         num_transitions: Training transitions used, a fixed random draw; ``None`` uses all.
         validation: How held-out predictions are made.
-        on_broken: A broken row of the file is refused (``raise``), or named, counted and left out (``skip``).
+        on_broken: A broken row of the file, or one whose prompt does not fit the context, is refused (``raise``), or
+            named, counted and left out (``skip``).
         seed: The run's seed; ``null`` takes ``seed_everything``.
     """
 
@@ -145,16 +150,43 @@ class RolloutDataModule(L.LightningDataModule):
         if self.train_transitions:
             return
         transitions = read_transitions(self.path, self.on_broken)
-        self.train_transitions = self._draw(transitions, "train", self.num_transitions)
-        self.validation_transitions = self._draw(transitions, "validation", self.validation.num_transitions)
-        if not self.train_transitions:
+        train = self._draw(transitions, "train", self.num_transitions)
+        if not train:
             raise ValueError(f"{self.path} holds no training transitions")
+        validation = self._draw(transitions, "validation", self.validation.num_transitions)
+        self.train_transitions = self._that_fit(train)
+        self.validation_transitions = self._that_fit(validation)
 
     def _draw(self, transitions: Sequence[Transition], split: str, count: int | None) -> list[Transition]:
         """A fixed random draw that does not depend on the order of the file."""
         chosen = [transition for transition in transitions if transition.split == split]
         chosen.sort(key=lambda transition: derive_seed(self.seed, "draw", transition.transition_id))
         return chosen[:count]
+
+    def _that_fit(self, transitions: Sequence[Transition]) -> list[Transition]:
+        """Those whose prompt leaves room for an answer; a longer one would end the run at the step that draws it."""
+        context = min(
+            (n for n in (self.generator.max_model_len, context_tokens(self.module.model)) if n is not None),
+            default=None,
+        )
+        if context is None:
+            return list(transitions)
+        room = context - self.sampling.max_tokens
+        lengths = {t.transition_id: len(self.prompt.encode(self.module.tokenizer, t)) for t in transitions}
+        too_long = [name for name, length in lengths.items() if length > room]
+        if too_long:
+            text = (
+                f"{self.path}: {len(too_long)} of {len(lengths)} prompts are longer than {room} tokens, which is what a "
+                f"context of {context} leaves beside data.sampling.max_tokens; the longest has {max(lengths.values())}, "
+                f"for example {too_long[0]}"
+            )
+            if self.on_broken == "raise" or len(too_long) == len(lengths):
+                raise ValueError(
+                    f"{text}. Lower data.prompt.history_turns or data.prompt.max_observation_chars, raise the generator's "
+                    "max_model_len, or set data.on_broken to 'skip'"
+                )
+            log.warning("%s. They are left out", text)
+        return [t for t in transitions if lengths[t.transition_id] <= room]
 
     @override
     def train_dataloader(self) -> StepLoader[Any]:

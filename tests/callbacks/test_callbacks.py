@@ -12,6 +12,8 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+import wandb
+from lightning.pytorch.loggers import WandbLogger
 from rwml_callbacks import RewardLogger, TraceRecorder, WeightSync
 from rwml_callbacks.progress import describe
 from rwml_callbacks.reward_logger import rollout_metrics
@@ -35,7 +37,12 @@ def one_thread() -> Iterator[None]:
 
 
 def fit(
-    folder: Path, model: Path, callbacks: list[L.Callback], generator: Any = None, **arguments: Any
+    folder: Path,
+    model: Path,
+    callbacks: list[L.Callback],
+    generator: Any = None,
+    logger: Any = False,
+    **arguments: Any,
 ) -> L.Trainer:
     """Four steps, and an evaluation after the second and the fourth."""
     write_transitions(folder / "t.parquet", make_world())
@@ -44,7 +51,7 @@ def fit(
         sampling=Sampling(20), prompts_per_step=8, group_size=4, num_passes=1,
     )  # fmt: skip
     trainer = L.Trainer(
-        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        accelerator="cpu", logger=logger, enable_progress_bar=False, enable_model_summary=False,
         enable_checkpointing=False, num_sanity_val_steps=0, callbacks=callbacks, max_epochs=1,
         check_val_every_n_epoch=None, val_check_interval=2,
     )  # fmt: skip
@@ -180,6 +187,20 @@ def test_metrics_by_hand() -> None:
         "throughput/generated_tokens_per_s": 5.0,
     }
     assert rollout_metrics(RolloutBatch(0, 0, ())) == {"wm/dropped_groups": 0.0}
+
+
+def test_weights_and_biases_gets_the_same_numbers_over_optimizer_steps(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    logger = WandbLogger(project="test", save_dir=tmp_path, offline=True)
+    rewards = RewardLogger(tmp_path / "metrics.csv")
+    fit(tmp_path, tiny_model, [WeightSync(), rewards], logger=logger)
+    summary = dict(logger.experiment.summary)
+    wandb.finish()
+    for name in ("wm/reward", "train/grad_norm", "time/generate", "val/accuracy"):
+        last = [value for _, _, n, value in rows_of(tmp_path / "metrics.csv") if n == name][-1]
+        assert summary[name] == pytest.approx(last), name
+    assert summary["trainer/global_step"] == 4
 
 
 def test_one_line_says_how_it_goes() -> None:

@@ -39,8 +39,9 @@ def make_data(folder: Path, **arguments: Any) -> RolloutDataModule:
         "group_size": 4,
         "num_passes": 1,
     }
+    generator = arguments.pop("generator", HFGenerator())
     return RolloutDataModule(
-        str(folder / "t.parquet"), HFGenerator(), LetterReward(tau_d=0.05), **{**defaults, **arguments}
+        str(folder / "t.parquet"), generator, LetterReward(tau_d=0.05), **{**defaults, **arguments}
     )
 
 
@@ -145,13 +146,13 @@ def test_supervised_stages_read_labels(tiny_model: Path, tmp_path: Path) -> None
     assert tokens == 2 * sum(answers)
 
 
-def test_draws_do_not_depend_on_the_order_of_the_file(tmp_path: Path) -> None:
+def test_draws_do_not_depend_on_the_order_of_the_file(tiny_model: Path, tmp_path: Path) -> None:
     drawn = []
     for number, world in enumerate((make_world(), make_world()[::-1])):
         folder = tmp_path / str(number)
         data = make_data(folder, num_transitions=5, validation=Validation(num_transitions=3))
         write_transitions(folder / "t.parquet", world)
-        data.setup("fit")
+        make_trainer(WeightSync()).validate(WorldModelGRPO(model=str(tiny_model)), data, verbose=False)
         drawn.append([t.transition_id for t in (*data.train_transitions, *data.validation_transitions)])
     assert drawn[0] == drawn[1]
     assert len(drawn[0]) == 8
@@ -162,6 +163,25 @@ def test_a_file_without_training_transitions_is_refused(tmp_path: Path) -> None:
     write_transitions(tmp_path / "t.parquet", [replace(t, split="validation") for t in make_world()])
     with pytest.raises(ValueError, match=r"t\.parquet holds no training transitions"):
         data.setup("fit")
+
+
+def test_prompts_that_do_not_fit_are_refused_or_left_out_before_training(
+    tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def run(**arguments: Any) -> RolloutDataModule:
+        data = make_data(tmp_path, sampling=Sampling(20), **arguments)
+        long = replace(make_world()[0], transition_id="long", action="take apple " * 200)
+        write_transitions(tmp_path / "t.parquet", [*make_world(), long])
+        make_trainer(WeightSync()).fit(WorldModelGRPO(model=str(tiny_model)), data)
+        return data
+
+    with pytest.raises(ValueError, match=r"1 of 33 prompts are longer than 236 tokens.*example long\. Lower data"):
+        run()
+    data = run(on_broken="skip")
+    assert len(data.train_transitions) == 32
+    assert "They are left out" in caplog.text
+    with pytest.raises(ValueError, match="33 of 33 prompts are longer than 1 tokens"):
+        run(on_broken="skip", generator=HFGenerator(max_model_len=21))
 
 
 @pytest.mark.parametrize(("name", "value"), [("prompts_per_step", 0), ("group_size", -1)])
