@@ -32,7 +32,7 @@ def export(ckpt_path: str, output: str) -> None:
     except (RuntimeError, UnpicklingError, EOFError, LookupError, TypeError) as error:
         raise ValueError(f"{checkpoint} is no checkpoint of rwml-lightning, or not a whole one") from error
     lora = LoRA(**saved["lora"]) if saved["lora"] else None
-    policy = load_policy(saved["model"], saved["dtype"], lora, False, str(checkpoint))
+    policy = load_policy(saved["model"], saved["dtype"], lora, init_from=str(checkpoint))
     export_policy(policy, load_tokenizer(saved["model"]), folder)
     print(f"wrote {folder}")
 

@@ -135,6 +135,7 @@ def run(case: Case, turns: Turns, generator_name: GeneratorName = "hf", given: G
             model=case.model,
             learning_rate=case.learning_rate,
             kl_coefficient=case.kl_coefficient,
+            gradient_checkpointing="selective",
             importance_cap=None,  # TRL corrects for vLLM alone
         )
         record = open_run_folder(Run(name="benchmark", root=folder), "")

@@ -2,6 +2,7 @@
 
 from rwml_lightning.functional.advantages import Normalisation, group_advantages
 from rwml_lightning.functional.attention import has_tree_attention, use_tree_attention
+from rwml_lightning.functional.checkpointing import Checkpointing, checkpointing_arguments
 from rwml_lightning.functional.kl import Estimator, kl_penalty
 from rwml_lightning.functional.logprobs import TokenLogprobs, chunked_logprobs, logprobs_from_logits
 from rwml_lightning.functional.losses import (
@@ -16,6 +17,7 @@ from rwml_lightning.functional.packed import packed_logprobs, plain_logprobs, ve
 from rwml_lightning.functional.prefix_tree import MicroBatch, PrefixTree, build_tree, micro_batches
 
 __all__ = [
+    "Checkpointing",
     "Estimator",
     "ImportanceWeights",
     "MicroBatch",
@@ -25,6 +27,7 @@ __all__ = [
     "Surrogate",
     "TokenLogprobs",
     "build_tree",
+    "checkpointing_arguments",
     "chunked_logprobs",
     "clipped_surrogate",
     "group_advantages",

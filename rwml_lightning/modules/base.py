@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from rwml_lightning.functional import plain_logprobs
+from rwml_lightning.functional import Checkpointing, plain_logprobs
 from rwml_lightning.models import load_tokenizer
 from rwml_lightning.modules.policy import Dtype, LoRA, generator_tensors, load_policy
 
@@ -33,7 +33,8 @@ class PolicyModule(L.LightningModule):
         init_from: Weights of an earlier stage (exported folder or Lightning checkpoint).
         lora: Adapters to train; ``None`` trains every weight.
         dtype: Dtype of the weights.
-        gradient_checkpointing: Recompute activations in the backward pass.
+        gradient_checkpointing: What the backward pass computes again to save memory: ``none``, ``selective`` (all but
+            matrix products and attention, nearly free) or ``full`` (a third more work).
         learning_rate: Peak learning rate of AdamW.
         learning_rate_schedule: After the warm-up, ``constant``, or down to 0 as ``linear`` or ``cosine`` at the last step.
         learning_rate_warmup_steps: Steps of linear rise at the start.
@@ -54,7 +55,7 @@ class PolicyModule(L.LightningModule):
         init_from: str | None = None,
         lora: LoRA | None = None,
         dtype: Dtype = "float32",
-        gradient_checkpointing: bool = False,
+        gradient_checkpointing: Checkpointing = "none",
         learning_rate: float = 1e-6,
         learning_rate_schedule: Literal["constant", "linear", "cosine"] = "constant",
         learning_rate_warmup_steps: int = 0,
@@ -72,7 +73,7 @@ class PolicyModule(L.LightningModule):
         self.init_from = init_from
         self.lora = lora
         self.dtype_name: Dtype = dtype
-        self.gradient_checkpointing = gradient_checkpointing
+        self.gradient_checkpointing: Checkpointing = gradient_checkpointing
         self.learning_rate = learning_rate
         self.learning_rate_schedule = learning_rate_schedule
         self.learning_rate_warmup_steps = learning_rate_warmup_steps

@@ -99,7 +99,7 @@ class GRPOModule(PolicyModule):
     def on_fit_start(self) -> None:
         # Loaded anew, for after a crash the policy has moved on: the reference is where the stage started.
         if self.kl_coefficient and self.lora is None:
-            reference = load_policy(self.model, self.dtype_name, None, False, self.init_from)
+            reference = load_policy(self.model, self.dtype_name, init_from=self.init_from)
             self._reference = [reference.eval().requires_grad_(False).to(self.device)]
 
     def update(self, samples: Sequence[Sample], temperature: float) -> dict[str, float]:

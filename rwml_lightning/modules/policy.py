@@ -12,7 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from rwml_lightning.functional import use_tree_attention, verify_packing
+from rwml_lightning.functional import (
+    Checkpointing,
+    checkpointing_arguments,
+    use_tree_attention,
+    verify_packing,
+)
 from rwml_lightning.models import load_causal_lm, resolve_model
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -36,7 +41,11 @@ class LoRA:
 
 
 def load_policy(
-    model: str, dtype: Dtype, lora: LoRA | None, gradient_checkpointing: bool, init_from: str | None
+    model: str,
+    dtype: Dtype = "float32",
+    lora: LoRA | None = None,
+    gradient_checkpointing: Checkpointing = "none",
+    init_from: str | None = None,
 ) -> nn.Module:
     """Load the policy.
 
@@ -44,7 +53,8 @@ def load_policy(
         model: Folder, hub id or ``package:`` name of a Hugging Face causal model.
         dtype: Dtype of the weights.
         lora: Adapters to train; ``None`` trains every weight.
-        gradient_checkpointing: Recompute activations in the backward pass.
+        gradient_checkpointing: What the backward pass computes again; see
+            :func:`rwml_lightning.functional.checkpointing_arguments`.
         init_from: Weights of an earlier stage: an exported Hugging Face folder, or a Lightning checkpoint whose
             weights then replace those of ``model``.
 
@@ -63,8 +73,8 @@ def load_policy(
             module.p = 0.0  # the log-probabilities must be those of the policy that sampled
     use_tree_attention(policy)
     verify_packing(policy)
-    if gradient_checkpointing:
-        policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if gradient_checkpointing != "none":
+        policy.gradient_checkpointing_enable(checkpointing_arguments(gradient_checkpointing))
         policy.enable_input_require_grads()
     if lora is not None:
         policy = add_lora(policy, lora)

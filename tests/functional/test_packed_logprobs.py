@@ -30,6 +30,7 @@ from transformers import (
 )
 
 from rwml_lightning.functional import (
+    checkpointing_arguments,
     clipped_surrogate,
     group_advantages,
     has_tree_attention,
@@ -178,12 +179,13 @@ def test_packed_equals_plain_on_random_forests(step, max_tokens):
     assert_equal_to_plain(LLAMA, *step, max_tokens)
 
 
+@pytest.mark.parametrize("checkpointing", ["selective", "full"])
 @pytest.mark.parametrize("tree_attention", [False, True])
-def test_gradient_checkpointing(tree_attention):
+def test_gradient_checkpointing(tree_attention, checkpointing):
     model = tiny_model("qwen2")
     if tree_attention:
         use_tree_attention(model)
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.gradient_checkpointing_enable(checkpointing_arguments(checkpointing))
     assert_equal_to_plain(model, SEQUENCES, TRAINED_FROM)
 
 

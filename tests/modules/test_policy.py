@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from rwml_lightning.data.batches import Label, LabelledBatch
 from rwml_lightning.data.prompts import encode_answer
 from rwml_lightning.export import export
+from rwml_lightning.functional import Checkpointing
 from rwml_lightning.generation import HFGenerator
 from rwml_lightning.models import load_causal_lm
 from rwml_lightning.modules import LoRA, WorldModelGRPO, WorldModelSFT
@@ -32,7 +33,7 @@ def logits_of(model: torch.nn.Module) -> torch.Tensor:
 
 def shaken_adapters(folder: Path, target_modules: str | list[str] = "all-linear") -> torch.nn.Module:
     """A policy whose adapters are not those they began as."""
-    policy = load_policy(str(folder), "float32", LoRA(4, 8, target_modules=target_modules), False, None)
+    policy = load_policy(str(folder), "float32", LoRA(4, 8, target_modules=target_modules))
     torch.manual_seed(0)
     with torch.no_grad():
         for name, parameter in policy.named_parameters():
@@ -42,7 +43,7 @@ def shaken_adapters(folder: Path, target_modules: str | list[str] = "all-linear"
 
 
 def test_fresh_adapters_change_nothing_and_alone_are_trained(tiny_model: Path) -> None:
-    policy = load_policy(str(tiny_model), "float32", LORA, False, None)
+    policy = load_policy(str(tiny_model), "float32", LORA)
     torch.testing.assert_close(logits_of(policy), logits_of(load_causal_lm(tiny_model)))
     trained = [name for name, p in policy.named_parameters() if p.requires_grad]
     assert trained
@@ -77,11 +78,7 @@ def test_a_generator_with_these_weights_is_the_policy(tiny_model: Path) -> None:
 def test_an_export_loads_in_transformers_and_answers_the_same(
     tiny_model: Path, tiny_tokenizer: PreTrainedTokenizerBase, tmp_path: Path, adapters: bool
 ) -> None:
-    policy = (
-        shaken_adapters(tiny_model)
-        if adapters
-        else load_policy(str(tiny_model), "float32", None, False, None)
-    )
+    policy = shaken_adapters(tiny_model) if adapters else load_policy(str(tiny_model), "float32")
     expected = logits_of(policy)
     export_policy(policy, tiny_tokenizer, tmp_path / "out")
     files = {file.name for file in (tmp_path / "out").iterdir()}
@@ -146,13 +143,13 @@ def test_sft_lowers_the_loss(tiny_model: Path, tiny_tokenizer: PreTrainedTokeniz
 
 
 @pytest.mark.parametrize("lora", [None, LORA])
-@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+@pytest.mark.parametrize("gradient_checkpointing", ["none", "selective", "full"])
 def test_a_checkpoint_gives_the_policy_back(
     tiny_model: Path,
     tiny_tokenizer: PreTrainedTokenizerBase,
     tmp_path: Path,
     lora: LoRA | None,
-    gradient_checkpointing: bool,
+    gradient_checkpointing: Checkpointing,
 ) -> None:
     module = WorldModelSFT(
         model=str(tiny_model), lora=lora, learning_rate=1e-2, gradient_checkpointing=gradient_checkpointing
@@ -164,7 +161,7 @@ def test_a_checkpoint_gives_the_policy_back(
     assert saved["policy"]["stage"] == "wm_sft"
     expected = logits_of(module.policy)
     assert not torch.allclose(expected, logits_of(load_causal_lm(tiny_model)), atol=1e-3)
-    again = load_policy(str(tiny_model), "float32", lora, False, str(path))
+    again = load_policy(str(tiny_model), "float32", lora, init_from=str(path))
     torch.testing.assert_close(logits_of(again), expected)
     export(str(path), str(tmp_path / "out"))
     torch.testing.assert_close(logits_of(load_causal_lm(tmp_path / "out")), expected, atol=1e-5, rtol=1e-5)
@@ -180,7 +177,7 @@ def test_a_checkpoint_of_another_setting_or_stage_is_refused(
     with pytest.raises(
         ValueError, match=r"a\.ckpt holds the weights of another model or LoRA setting: .* does not match"
     ):
-        load_policy(str(tiny_model), "float32", None, False, str(path))
+        load_policy(str(tiny_model), "float32", init_from=str(path))
     other = WorldModelGRPO(model=str(tiny_model), lora=LORA)
     saved = torch.load(path, weights_only=True)
     with pytest.raises(ValueError, match=r"of stage wm_sft, not wm_grpo: .* name it in model\.init_from"):
@@ -188,11 +185,11 @@ def test_a_checkpoint_of_another_setting_or_stage_is_refused(
     with pytest.raises(ValueError, match=r"of stage unknown, not wm_grpo"):
         other.on_load_checkpoint({"state_dict": {}})
     with pytest.raises(ValueError, match=r"model\.init_from names /no/where, which does not exist"):
-        load_policy(str(tiny_model), "float32", None, False, "/no/where")
+        load_policy(str(tiny_model), "float32", init_from="/no/where")
 
 
 def test_dropout_of_the_model_is_off(tiny_model: Path) -> None:
-    policy = load_policy(str(tiny_model), "float32", None, False, None)
+    policy = load_policy(str(tiny_model), "float32")
     assert policy.training
     assert all(module.p == 0 for module in policy.modules() if isinstance(module, torch.nn.Dropout))
     with torch.no_grad():
