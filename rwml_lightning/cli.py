@@ -20,6 +20,7 @@ from rwml_lightning.data.datamodule import RolloutDataModule
 from rwml_lightning.models import resolve_model
 from rwml_lightning.modules.base import PolicyModule
 from rwml_lightning.modules.world_model import WorldModelModule
+from rwml_lightning.rewards import ServerError
 from rwml_lightning.run import CONFIG_FILE, Run, RunFolder, open_run_folder
 from rwml_lightning.stages import WarmUp, fit_stage, warm_up
 from rwml_lightning.summary import print_summary
@@ -104,9 +105,9 @@ class RWMLCLI(LightningCLI):
         ):
             return
         resolve_model(model)
-        embedder = config.data.reward.get("init_args", Namespace()).get("embedder")
-        if embedder is not None and self.subcommand != "collect":
-            resolve_model(embedder)
+        if self.subcommand != "collect":
+            for embedder in embedders(config.data.reward) | embedders(config.data.evaluator):
+                resolve_model(embedder)
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> RWMLTrainer:
@@ -184,6 +185,15 @@ def default_callbacks(
     return [callback for callback in defaults if not any(isinstance(own, type(callback)) for own in given)]
 
 
+def embedders(reward: Namespace | None) -> set[str]:
+    """Models that a reward of the config loads to embed texts, and those of its parts."""
+    arguments = (reward or Namespace()).get("init_args") or Namespace()
+    found = set().union(*(embedders(part) for part in (arguments.get("rewards") or {}).values()))
+    if arguments.get("embedder") is not None and arguments.get("server") is None:
+        found.add(arguments.embedder)
+    return found
+
+
 def quieten() -> None:
     """Leave the terminal to what a user wants to know."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
@@ -216,7 +226,7 @@ def main(args: list[str] | None = None) -> None:
         else:
             sys.argv = [sys.argv[0], *arguments]
             RWMLCLI()
-    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
+    except (ValueError, FileNotFoundError, ModuleNotFoundError, ServerError) as error:
         if logging.getLogger("rwml_lightning").isEnabledFor(logging.DEBUG):
             raise
         print(f"error: {error}", file=sys.stderr)
