@@ -21,6 +21,7 @@ from rwml_lightning.models import resolve_model
 from rwml_lightning.modules.base import PolicyModule
 from rwml_lightning.modules.world_model import WorldModelModule
 from rwml_lightning.rewards import ServerError
+from rwml_lightning.rewards.controls import ControlName
 from rwml_lightning.run import CONFIG_FILE, Run, RunFolder, open_run_folder
 from rwml_lightning.stages import WarmUp, fit_stage, warm_up
 from rwml_lightning.summary import print_summary
@@ -89,11 +90,19 @@ class RWMLCLI(LightningCLI):
         parser.add_argument(
             "--checkpoint_every", type=int, default=50, help="Optimizer steps between two checkpoints."
         )
+        parser.add_argument(
+            "--control",
+            type=ControlName,
+            default="none",
+            help="Train on a reward that knows nothing; the run is named after it.",
+        )
         parser.link_arguments("seed_everything", "data.seed")
+        parser.link_arguments("control", "data.control")
 
     @override
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
+        name_control(config)
         model = config.model.init_args.model
         generator = config.data.generator
         if isinstance(generator, Namespace) and generator.init_args.get("model", "") is None:
@@ -115,6 +124,11 @@ class RWMLCLI(LightningCLI):
             kwargs["enable_checkpointing"] = False
         if self.subcommand != "collect":
             if self.subcommand == "fit":
+                if self.datamodule.control != "none" and not self.model.on_policy:
+                    raise ValueError(
+                        f"control is {self.datamodule.control!r}, which replaces rewards, but "
+                        f"{type(self.model).__name__} learns from labels; leave control out"
+                    )
                 run = self._get(self.config_init, "run")
                 text = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_none=False)
                 self.folder = open_run_folder(run, text)
@@ -183,6 +197,19 @@ def default_callbacks(
             )
         )  # fmt: skip
     return [callback for callback in defaults if not any(isinstance(own, type(callback)) for own in given)]
+
+
+def name_control(config: Namespace) -> None:
+    """Name a control in the run and in its loggers, so that none of its plots can be taken for the true reward's."""
+    if config.control == "none":
+        return
+    suffix = f"-{config.control}"
+    config.run.name = config.run.name.removesuffix(suffix) + suffix
+    loggers = config.trainer.logger
+    for logger in loggers if isinstance(loggers, list) else [loggers]:
+        if isinstance(logger, Namespace) and "name" in logger.get("init_args", ()):
+            given = logger.init_args.name
+            logger.init_args.name = given.removesuffix(suffix) + suffix if given else config.run.name
 
 
 def embedders(reward: Namespace | None) -> set[str]:

@@ -24,6 +24,7 @@ from rwml_lightning.evaluation import Result, evaluate_floors
 from rwml_lightning.generation import Generator
 from rwml_lightning.models import context_tokens
 from rwml_lightning.rewards import NextStateReward
+from rwml_lightning.rewards.controls import Control, ControlName
 from rwml_lightning.schema import RolloutBatch, Sampling, Transition
 from rwml_lightning.seeds import derive_seed
 
@@ -75,6 +76,8 @@ class RolloutDataModule(L.LightningDataModule):
         evaluator: Scores held-out predictions; ``None`` takes ``reward``. Runs with different rewards can be compared when
             they name the same evaluator.
         max_dropped_share: Stop when more than this share of groups got no verdict from the reward.
+        control: A reward that knows nothing in place of the true one in training (:mod:`rwml_lightning.rewards.controls`);
+            the command line's ``control``.
         seed: The run's seed; ``null`` takes ``seed_everything``.
     """
 
@@ -96,6 +99,7 @@ class RolloutDataModule(L.LightningDataModule):
         on_broken: Literal["raise", "skip"] = "raise",
         evaluator: NextStateReward | None = None,
         max_dropped_share: float = 0.1,
+        control: ControlName = "none",
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -120,6 +124,7 @@ class RolloutDataModule(L.LightningDataModule):
         self.on_broken: Literal["raise", "skip"] = on_broken
         self.evaluator = reward if evaluator is None else evaluator
         self.max_dropped_share = max_dropped_share
+        self.control: ControlName = control
         self.seed = seed
         self.train_transitions: list[Transition] = []
         self.validation_transitions: list[Transition] = []
@@ -136,14 +141,17 @@ class RolloutDataModule(L.LightningDataModule):
     @cached_property
     def rollouts(self) -> WorldModelRollouts:
         """Makes and scores predictions to learn from, with the current stage's tokenizer."""
-        return self._make_rollouts(self.reward)
+        control = None
+        if self.control != "none":
+            control = Control(self.control, self.seed, self.train_transitions)
+        return self._make_rollouts(self.reward, control)
 
     @cached_property
     def held_out_rollouts(self) -> WorldModelRollouts:
-        """Makes and scores held-out predictions."""
-        return self._make_rollouts(self.evaluator)
+        """Makes and scores held-out predictions, which no control touches."""
+        return self._make_rollouts(self.evaluator, None)
 
-    def _make_rollouts(self, reward: NextStateReward) -> WorldModelRollouts:
+    def _make_rollouts(self, reward: NextStateReward, control: Control | None) -> WorldModelRollouts:
         return WorldModelRollouts(
             self.generator,
             reward,
@@ -151,6 +159,7 @@ class RolloutDataModule(L.LightningDataModule):
             self.module.tokenizer,
             self.seed,
             self.max_dropped_share,
+            control,
         )
 
     @override

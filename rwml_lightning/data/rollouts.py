@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 from rwml_lightning.data.prompts import WorldModelPrompt
 from rwml_lightning.generation.base import Generator
 from rwml_lightning.rewards import NextStateReward, extract_answer
+from rwml_lightning.rewards.controls import Control
 from rwml_lightning.schema import Completion, Group, Prediction, RolloutBatch, Sampling, Transition
 from rwml_lightning.seeds import derive_seed
 
@@ -30,6 +31,7 @@ class WorldModelRollouts:
         tokenizer: The policy's.
         seed: The run's seed; a sample's seed follows from it and (stage, step, transition, member).
         max_dropped_share: Stop when more than this share of groups, and more than one, got no verdict.
+        control: What takes the place of the reward.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class WorldModelRollouts:
         tokenizer: PreTrainedTokenizerBase,
         seed: int,
         max_dropped_share: float = 0.1,
+        control: Control | None = None,
     ) -> None:
         self.generator = generator
         self.reward = reward
@@ -47,6 +50,7 @@ class WorldModelRollouts:
         self.tokenizer = tokenizer
         self.seed = seed
         self.max_dropped_share = max_dropped_share
+        self.control = control
         self._num_groups = 0
         self._num_dropped = 0
 
@@ -76,7 +80,7 @@ class WorldModelRollouts:
         ]
         completions = self.generator.generate(prompts, sampling, seeds)
         generated = time.perf_counter()
-        groups = self._score(transitions, prompts, completions)
+        groups = self._score((stage, step), transitions, prompts, completions)
         self._count(transitions, groups)
         return RolloutBatch(
             step=step,
@@ -89,6 +93,7 @@ class WorldModelRollouts:
 
     def _score(
         self,
+        position: tuple[str, int],
         transitions: Sequence[Transition],
         prompts: Sequence[tuple[int, ...]],
         completions: Sequence[Sequence[Completion]],
@@ -100,6 +105,8 @@ class WorldModelRollouts:
         states = [answer.next_state for answer in answers]
         sizes = [len(group) for group in completions]
         scores = _rows(self.reward.score(owners, states), sizes)
+        if self.control is not None:
+            scores = self.control.apply(self.reward, position, transitions, _rows(states, sizes), scores)
         groups = []
         rows = zip(
             transitions, prompts, completions, _rows(texts, sizes), _rows(answers, sizes), scores, strict=True

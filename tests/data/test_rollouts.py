@@ -161,6 +161,31 @@ def test_an_evaluator_scores_what_is_held_out(tiny_model: Path, tmp_path: Path) 
     assert all(score.similarity in (None, 0.0, 1.0) for score in trained)
 
 
+@pytest.mark.parametrize("control", ["mismatched", "coin", "permuted"])
+def test_only_training_sees_a_control(tiny_model: Path, tmp_path: Path, control: Any) -> None:
+    def run(name: Any, *callbacks: L.Callback) -> WorldModelGRPO:
+        data, module = (
+            make_data(tmp_path, control=name),
+            WorldModelGRPO(model=str(tiny_model), learning_rate=1e-12),
+        )
+        hold_out_what_is_known(tmp_path)
+        make_trainer(WeightSync(), *callbacks, val_check_interval=4).fit(module, data)
+        return module
+
+    logger, steps = RewardLogger(), Steps()
+    controlled, plain = run(control, logger, steps), run("none")
+    assert controlled.results == plain.results
+    assert plain.results[0].accuracy > 0
+    groups = [group for output in steps.outputs for group in output["batch"].groups]
+    scores = [p.score for group in groups for p in group.predictions]
+    assert sum(score.reward != score.parts["true_reward"] for score in scores) > len(scores) / 20
+    last = [p.score.parts["true_reward"] for g in steps.outputs[-1]["batch"].groups for p in g.predictions]
+    assert logger.metrics["wm/true_reward"] == pytest.approx(sum(last) / len(last))
+    for group in groups if control == "permuted" else ():
+        told = sorted(p.score.reward for p in group.predictions)
+        assert told == sorted(p.score.parts["true_reward"] for p in group.predictions)
+
+
 class Watch(L.Callback):
     """Which version wrote each step's completions, and which the trainer had."""
 
