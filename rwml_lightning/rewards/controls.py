@@ -72,7 +72,7 @@ class Control:
             flat = iter(reward.score(owners, [text for row in predictions for text in row]))
             told = [[next(flat) for _ in row] for row in predictions]
         else:
-            draw = coin if self.name == "coin" else permuted
+            draw = {"coin": coin, "permuted": permuted}[self.name]
             told = [
                 draw(row, derive_seed(self.seed, "control", *position, transition.transition_id))
                 for transition, row in zip(transitions, scores, strict=True)

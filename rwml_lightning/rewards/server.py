@@ -146,18 +146,9 @@ class ServerClient:
             try:
                 with anyio.fail_after(server.timeout_s):
                     response = await client.post(url, json=body)
-                if response.status_code in _BUSY:
-                    raise httpx.NetworkError(self._describe(response))
-                if response.status_code in _OWN_FAULT:
-                    return RefusedError(f"{url} refused a request: {self._describe(response)}")
-                if response.is_redirect or response.is_client_error:
-                    raise ServerError(
-                        f"{url} answered {self._describe(response)}. Are reward.server.base_url, reward.server.model and "
-                        "reward.server.api_key_env right?"
-                    )
-                if not response.is_success:
-                    raise ValueError(self._describe(response))
-                answer = request.read(response.json())
+                answer = request.read(self._json(response))
+            except RefusedError as refused:
+                return refused
             except (TimeoutError, httpx.ReadTimeout, httpx.DecodingError, ValueError) as error:
                 failures, down_since = failures + 1, None
                 late = isinstance(error, TimeoutError | httpx.ReadTimeout)
@@ -188,6 +179,21 @@ class ServerClient:
                 return answer
             await anyio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_S)
+
+    def _json(self, response: httpx.Response) -> Any:
+        """Body of a good answer; of another an error that says what to do about it."""
+        said = f"{response.url} answered {self._describe(response)}"
+        if response.status_code in _BUSY:
+            raise httpx.NetworkError(self._describe(response))
+        if response.status_code in _OWN_FAULT:
+            raise RefusedError(said)
+        if response.is_redirect or response.is_client_error:
+            raise ServerError(
+                f"{said}. Are reward.server.base_url, reward.server.model and reward.server.api_key_env right?"
+            )
+        if not response.is_success:
+            raise ValueError(self._describe(response))
+        return response.json()
 
     def _describe(self, response: httpx.Response) -> str:
         """Status and the beginning of the text, without the key that some servers repeat."""

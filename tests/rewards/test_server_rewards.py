@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import signal
 import threading
 import time
 from typing import Any
@@ -74,7 +76,7 @@ def test_a_text_that_the_server_refuses_leaves_its_prediction_without_a_score(
         reward = EmbeddingReward(server=server_of(fake))
         scores = reward.score([make_transition(next_state="a")] * 3, ["a", "a" * 9, "b"])
     assert [score.reward if score else None for score in scores] == [1, None, 0]
-    assert "refused a request: 400 Bad Request" in caplog.text
+    assert "answered 400 Bad Request" in caplog.text
     assert "'aaaaaaaaa'" in caplog.text
 
 
@@ -142,6 +144,15 @@ def test_a_server_that_comes_back_is_used_again(caplog: pytest.LogCaptureFixture
         waiting.join(timeout=20)
         assert len(found) == 1
     assert f"{fake.url}/embeddings answers again" in caplog.text
+
+
+def test_waiting_for_a_server_ends_with_ctrl_c() -> None:
+    fake = FakeServer(lambda *_: (200, {}), port=free_port())
+    started = time.monotonic()
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        embed(fake, ["a"] * 50, batch_size=1, max_wait_s=30)
+    assert time.monotonic() - started < 5
 
 
 @pytest.mark.parametrize("status", [429, 503])
