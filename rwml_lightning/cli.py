@@ -215,7 +215,9 @@ def name_control(config: Namespace) -> None:
 def embedders(reward: Namespace | None) -> set[str]:
     """Models that a reward of the config loads to embed texts, and those of its parts."""
     arguments = (reward or Namespace()).get("init_args") or Namespace()
-    found = set().union(*(embedders(part) for part in (arguments.get("rewards") or {}).values()))
+    found: set[str] = set()
+    for part in (arguments.get("rewards") or {}).values():
+        found |= embedders(part)
     if arguments.get("embedder") is not None and arguments.get("server") is None:
         found.add(arguments.embedder)
     return found

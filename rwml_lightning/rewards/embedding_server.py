@@ -37,10 +37,7 @@ class EmbeddingServer:
 
     def _encode(self, texts: Sequence[str], batch_size: int) -> list[np.ndarray | None]:
         batches = [texts[start : start + batch_size] for start in range(0, len(texts), batch_size)]
-        requests = [
-            Request(lambda _, batch=batch: {"input": list(batch)}, partial(self._read, len(batch)))
-            for batch in batches
-        ]
+        requests = [Request(partial(_body, batch), partial(self._read, len(batch))) for batch in batches]
         vectors: list[np.ndarray | None] = []
         for batch, answer in zip(batches, self._client.ask("embeddings", requests), strict=True):
             match answer:
@@ -61,6 +58,10 @@ class EmbeddingServer:
             raise ValueError(f"vectors of {vectors.shape[1]} numbers, where those before had {self._width}")
         self._width = vectors.shape[1]
         return vectors
+
+
+def _body(texts: Sequence[str], failures: int) -> dict[str, list[str]]:
+    return {"input": list(texts)}
 
 
 def read_embeddings(body: Any, count: int) -> np.ndarray:

@@ -140,7 +140,8 @@ class ServerClient:
         self, client: httpx.AsyncClient, path: str, request: Request[Answer]
     ) -> Answer | NoAnswerError:
         server, url = self.server, f"{self.server.base_url.rstrip('/')}/{path}"
-        failures, down_since, pause = 0, None, FIRST_PAUSE_S
+        failures, pause = 0, FIRST_PAUSE_S
+        down_since: float | None = None
         while True:
             body = {"model": server.model, **request.body(failures), **server.extra_body}
             try:

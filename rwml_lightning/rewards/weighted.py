@@ -25,7 +25,7 @@ class WeightedReward:
     def __init__(self, rewards: dict[str, NextStateReward], weights: dict[str, float]) -> None:
         if not rewards:
             raise ValueError("reward.rewards is empty; name at least one reward")
-        for name in rewards.keys() ^ weights.keys():
+        for name in sorted(rewards.keys() ^ weights.keys()):
             lacking = "weights" if name in rewards else "rewards"
             raise ValueError(
                 f"reward.{lacking} has no {name!r}; reward.rewards and reward.weights need the same names"
