@@ -21,7 +21,7 @@ FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
 _BUSY = (429, 502, 503, 504)
 _OWN_FAULT = (400, 413, 422)
-Answer = TypeVar("Answer")
+Answer = TypeVar("Answer", covariant=True)
 
 
 class ServerError(ConnectionError):
