@@ -20,6 +20,8 @@ from rwml_lightning.data.datamodule import RolloutDataModule
 from rwml_lightning.models import resolve_model
 from rwml_lightning.modules.base import PolicyModule
 from rwml_lightning.modules.world_model import WorldModelModule
+from rwml_lightning.rewards import ServerError
+from rwml_lightning.rewards.controls import ControlName
 from rwml_lightning.run import CONFIG_FILE, Run, RunFolder, open_run_folder
 from rwml_lightning.stages import WarmUp, fit_stage, warm_up
 from rwml_lightning.summary import print_summary
@@ -88,11 +90,19 @@ class RWMLCLI(LightningCLI):
         parser.add_argument(
             "--checkpoint_every", type=int, default=50, help="Optimizer steps between two checkpoints."
         )
+        parser.add_argument(
+            "--control",
+            type=ControlName,
+            default="none",
+            help="Train on a reward that knows nothing; the run is named after it.",
+        )
         parser.link_arguments("seed_everything", "data.seed")
+        parser.link_arguments("control", "data.control")
 
     @override
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
+        name_control(config)
         model = config.model.init_args.model
         generator = config.data.generator
         if isinstance(generator, Namespace) and generator.init_args.get("model", "") is None:
@@ -104,9 +114,9 @@ class RWMLCLI(LightningCLI):
         ):
             return
         resolve_model(model)
-        embedder = config.data.reward.get("init_args", Namespace()).get("embedder")
-        if embedder is not None and self.subcommand != "collect":
-            resolve_model(embedder)
+        if self.subcommand != "collect":
+            for embedder in embedders(config.data.reward) | embedders(config.data.evaluator):
+                resolve_model(embedder)
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> RWMLTrainer:
@@ -114,6 +124,11 @@ class RWMLCLI(LightningCLI):
             kwargs["enable_checkpointing"] = False
         if self.subcommand != "collect":
             if self.subcommand == "fit":
+                if self.datamodule.control != "none" and not self.model.on_policy:
+                    raise ValueError(
+                        f"control is {self.datamodule.control!r}, which replaces rewards, but "
+                        f"{type(self.model).__name__} learns from labels; leave control out"
+                    )
                 run = self._get(self.config_init, "run")
                 text = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_none=False)
                 self.folder = open_run_folder(run, text)
@@ -184,6 +199,30 @@ def default_callbacks(
     return [callback for callback in defaults if not any(isinstance(own, type(callback)) for own in given)]
 
 
+def name_control(config: Namespace) -> None:
+    """Name a control in the run and in its loggers, so that none of its plots can be taken for the true reward's."""
+    if config.control == "none":
+        return
+    suffix = f"-{config.control}"
+    config.run.name = config.run.name.removesuffix(suffix) + suffix
+    loggers = config.trainer.logger
+    for logger in loggers if isinstance(loggers, list) else [loggers]:
+        if isinstance(logger, Namespace) and "name" in logger.get("init_args", ()):
+            given = logger.init_args.name
+            logger.init_args.name = given.removesuffix(suffix) + suffix if given else config.run.name
+
+
+def embedders(reward: Namespace | None) -> set[str]:
+    """Models that a reward of the config loads to embed texts, and those of its parts."""
+    arguments = (reward or Namespace()).get("init_args") or Namespace()
+    found: set[str] = set()
+    for part in (arguments.get("rewards") or {}).values():
+        found |= embedders(part)
+    if arguments.get("embedder") is not None and arguments.get("server") is None:
+        found.add(arguments.embedder)
+    return found
+
+
 def quieten() -> None:
     """Leave the terminal to what a user wants to know."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
@@ -216,7 +255,7 @@ def main(args: list[str] | None = None) -> None:
         else:
             sys.argv = [sys.argv[0], *arguments]
             RWMLCLI()
-    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
+    except (ValueError, FileNotFoundError, ModuleNotFoundError, ServerError) as error:
         if logging.getLogger("rwml_lightning").isEnabledFor(logging.DEBUG):
             raise
         print(f"error: {error}", file=sys.stderr)

@@ -89,8 +89,10 @@ def evaluate_floors(
     for name, predict in floors.items():
         predictions = [predict(transition) for transition in transitions]
         scores = reward.score(transitions, predictions)
-        scored = [Scored(*item) for item in zip(transitions, predictions, scores, strict=True)]
-        results.append(summarise(name, scored, reward.success_similarity))
+        rows = zip(transitions, predictions, scores, strict=True)
+        scored = [Scored(t, p, score) for t, p, score in rows if score is not None]
+        if scored:
+            results.append(summarise(name, scored, reward.success_similarity))
     return results
 
 

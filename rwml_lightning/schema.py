@@ -135,8 +135,8 @@ class Score:
 
     Args:
         reward: What the trainer maximises.
-        similarity: Cosine of predicted and real next state in the embedding space; ``None`` without a prediction or
-            where the reward does not embed.
+        similarity: How alike the reward finds predicted and real next state: their cosine in the embedding space, their
+            overlap, a judge's verdict; ``None`` without a prediction or where the reward does not compare.
         well_formed: Whether the answer had a non-empty ``<next_state>``.
         parts: What the reward was made of, by name.
     """

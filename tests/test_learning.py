@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +14,17 @@ import yaml
 from rwml_testing import write_tiny_model
 
 from rwml_lightning.data.transitions import read_transitions
-from rwml_lightning.rewards import EmbeddingReward
-from rwml_lightning.schema import Score, Transition
 from rwml_lightning.trace import TraceReader
 
 TESTS = Path(__file__).parent
 NUM_GRPO_STEPS = 60
 
 
-class CoinFlipReward(EmbeddingReward):
-    """A reward that knows nothing; similarities, by which held-out predictions are judged, are the true ones."""
-
-    def __init__(self) -> None:
-        super().__init__("package:all-minilm-l6-v2", device="cpu")
-        self._coin = random.Random(0)
-
-    def score(self, transitions: Sequence[Transition], predictions: Sequence[str | None]) -> list[Score]:
-        scores = super().score(transitions, predictions)
-        return [replace(score, reward=float(self._coin.random() < 0.5)) for score in scores]
-
-
-def write_config(folder: Path, name: str, reward: dict[str, Any]) -> Path:
+def write_config(folder: Path, control: str) -> Path:
     config: dict[str, Any] = {
         "seed_everything": 0,
-        "run": {"name": name, "root": str(folder / "runs")},
+        "control": control,
+        "run": {"name": "learn", "root": str(folder / "runs")},
         "warm_up": {"num_transitions": 1200, "batch_size": 32, "num_passes": 8, "learning_rate": 2e-3},
         "trainer": {"accelerator": "cpu", "max_steps": NUM_GRPO_STEPS},
         "model": {
@@ -62,7 +46,10 @@ def write_config(folder: Path, name: str, reward: dict[str, Any]) -> Path:
                 "max_steps": 30,
             },
             "generator": {"class_path": "rwml_lightning.generation.HFGenerator"},
-            "reward": reward,
+            "reward": {
+                "class_path": "rwml_lightning.rewards.EmbeddingReward",
+                "init_args": {"embedder": "package:all-minilm-l6-v2", "device": "cpu"},
+            },
             "prompt": {"history_turns": 0, "system": "", "user": "{action}"},
             "sampling": {"max_tokens": 64},
             "prompts_per_step": 16,
@@ -70,7 +57,7 @@ def write_config(folder: Path, name: str, reward: dict[str, Any]) -> Path:
             "validation": {"num_transitions": 128, "group_size": 8, "batch_size": 32},
         },
     }
-    file = folder / f"{name}.yaml"
+    file = folder / f"{control}.yaml"
     file.write_text(yaml.safe_dump(config))
     return file
 
@@ -100,22 +87,17 @@ def held_out(run_folder: Path, measure: str) -> list[float]:
 @pytest.mark.timeout(900)
 def test_the_true_reward_teaches_and_a_coin_does_not(tmp_path: Path) -> None:
     pytest.importorskip("alfworld")
-    embedder = {"embedder": "package:all-minilm-l6-v2", "device": "cpu"}
-    rewards = {
-        "true": {"class_path": "rwml_lightning.rewards.EmbeddingReward", "init_args": embedder},
-        "coin": {"class_path": "test_learning.CoinFlipReward"},
-    }
-    configs = {name: write_config(tmp_path, name, reward) for name, reward in rewards.items()}
-    run("collect", configs["true"])
+    configs = {control: write_config(tmp_path, control) for control in ("none", "coin")}
+    run("collect", configs["none"])
     train = [t for t in read_transitions(tmp_path / "transitions.parquet") if t.split == "train"]
     write_tiny_model(tmp_path / "model", train, vocabulary=758, hidden_size=128, intermediate_size=512)
     run("fit", *configs.values())
-    before, after = held_out(tmp_path / "runs" / "true", "accuracy")
-    before_coin, after_coin = held_out(tmp_path / "runs" / "coin", "accuracy")
+    before, after = held_out(tmp_path / "runs" / "learn", "accuracy")
+    before_coin, after_coin = held_out(tmp_path / "runs" / "learn-coin", "accuracy")
     assert before_coin == before  # the same warm-up
     # Seen: 0.40 -> 0.54, with a coin 0.40 -> 0.39; the standard error of a difference is about 0.02.
     assert after - before > 0.07
     assert after - after_coin > 0.05
     assert after_coin - before < (after - before) / 2
-    exact, exact_after = held_out(tmp_path / "runs" / "true", "exact")  # seen: 0.26 -> 0.43
+    exact, exact_after = held_out(tmp_path / "runs" / "learn", "exact")  # seen: 0.26 -> 0.43
     assert exact_after > exact + 0.05

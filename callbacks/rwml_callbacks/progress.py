@@ -92,6 +92,8 @@ def describe(metrics: dict[str, float]) -> str:
     parts = []
     if "wm/reward" in metrics:
         parts.append(f"reward {metrics['wm/reward']:.2f}")
+        if "wm/true_reward" in metrics:  # a control is paid something else
+            parts.append(f"true reward {metrics['wm/true_reward']:.2f}")
         parts.append(f"similarity {metrics.get('wm/similarity', float('nan')):.2f}")
         parts.append(f"format {metrics['wm/format']:.2f}")
         parts.append(f"groups without variance {100 * metrics['wm/zero_variance_groups']:.0f} %")

@@ -120,7 +120,7 @@ def _is_held_out(name: str) -> bool:
 def rollout_metrics(batch: RolloutBatch) -> dict[str, float]:
     """Metrics of one world-model rollout batch: ``wm/``, ``time/`` and ``throughput/``.
 
-    Means are over predictions; similarity is over those that have one.
+    Means are over predictions; similarity and parts of the reward are over those that have one.
     """
     predictions = [p for group in batch.groups for p in group.predictions]
     metrics = {f"time/{phase}": seconds for phase, seconds in batch.seconds.items()}
@@ -131,6 +131,9 @@ def rollout_metrics(batch: RolloutBatch) -> dict[str, float]:
     similarities = [p.score.similarity for p in predictions if p.score.similarity is not None]
     lengths = [len(p.completion.token_ids) for p in predictions]
     mean = sum(rewards) / len(rewards)
+    for name in sorted({name for p in predictions for name in p.score.parts}):
+        values = [p.score.parts[name] for p in predictions if name in p.score.parts]
+        metrics[f"wm/{name}"] = sum(values) / len(values)
     metrics |= {
         "wm/reward": mean,
         "wm/reward_std": math.sqrt(sum((r - mean) ** 2 for r in rewards) / len(rewards)),

@@ -24,6 +24,7 @@ from rwml_lightning.evaluation import Result, evaluate_floors
 from rwml_lightning.generation import Generator
 from rwml_lightning.models import context_tokens
 from rwml_lightning.rewards import NextStateReward
+from rwml_lightning.rewards.controls import Control, ControlName
 from rwml_lightning.schema import RolloutBatch, Sampling, Transition
 from rwml_lightning.seeds import derive_seed
 
@@ -72,6 +73,11 @@ class RolloutDataModule(L.LightningDataModule):
         validation: How held-out predictions are made.
         on_broken: A broken row of the file, or one whose prompt does not fit the context, is refused (``raise``), or
             named, counted and left out (``skip``).
+        evaluator: Scores held-out predictions; ``None`` takes ``reward``. Runs with different rewards can be compared when
+            they name the same evaluator.
+        max_dropped_share: Stop when more than this share of groups got no verdict from the reward.
+        control: A reward that knows nothing in place of the true one in training (:mod:`rwml_lightning.rewards.controls`);
+            the command line's ``control``.
         seed: The run's seed; ``null`` takes ``seed_everything``.
     """
 
@@ -91,12 +97,17 @@ class RolloutDataModule(L.LightningDataModule):
         num_transitions: int | None = None,
         validation: Validation = Validation(),
         on_broken: Literal["raise", "skip"] = "raise",
+        evaluator: NextStateReward | None = None,
+        max_dropped_share: float = 0.1,
+        control: ControlName = "none",
         seed: int = 0,
     ) -> None:
         super().__init__()
         for name, value, least in (("prompts_per_step", prompts_per_step, 1), ("group_size", group_size, 1)):
             if value < least:
                 raise ValueError(f"data.{name} is {value}; it must be at least {least}")
+        if not 0 <= max_dropped_share <= 1:
+            raise ValueError(f"data.max_dropped_share is {max_dropped_share}; a share lies between 0 and 1")
         self.path = Path(transitions)
         self.generator = generator
         self.reward = reward
@@ -111,6 +122,9 @@ class RolloutDataModule(L.LightningDataModule):
         self.num_transitions = num_transitions
         self.validation = validation
         self.on_broken: Literal["raise", "skip"] = on_broken
+        self.evaluator = reward if evaluator is None else evaluator
+        self.max_dropped_share = max_dropped_share
+        self.control: ControlName = control
         self.seed = seed
         self.train_transitions: list[Transition] = []
         self.validation_transitions: list[Transition] = []
@@ -126,8 +140,27 @@ class RolloutDataModule(L.LightningDataModule):
 
     @cached_property
     def rollouts(self) -> WorldModelRollouts:
-        """Makes and scores predictions with the current stage's tokenizer."""
-        return WorldModelRollouts(self.generator, self.reward, self.prompt, self.module.tokenizer, self.seed)
+        """Makes and scores predictions to learn from, with the current stage's tokenizer."""
+        control = None
+        if self.control != "none":
+            control = Control(self.control, self.seed, self.train_transitions)
+        return self._make_rollouts(self.reward, control)
+
+    @cached_property
+    def held_out_rollouts(self) -> WorldModelRollouts:
+        """Makes and scores held-out predictions, which no control touches."""
+        return self._make_rollouts(self.evaluator, None)
+
+    def _make_rollouts(self, reward: NextStateReward, control: Control | None) -> WorldModelRollouts:
+        return WorldModelRollouts(
+            self.generator,
+            reward,
+            self.prompt,
+            self.module.tokenizer,
+            self.seed,
+            self.max_dropped_share,
+            control,
+        )
 
     @override
     def prepare_data(self) -> None:
@@ -236,7 +269,7 @@ class RolloutDataModule(L.LightningDataModule):
 
     def _held_out(self, step: int, transitions: Sequence[Transition]) -> RolloutBatch:
         sampling = Sampling(self.sampling.max_tokens, self.validation.temperature, self.sampling.top_p)
-        return self.rollouts.collect(
+        return self.held_out_rollouts.collect(
             "validation", step, self._own(transitions), self.validation.group_size, sampling
         )
 
@@ -247,7 +280,7 @@ class RolloutDataModule(L.LightningDataModule):
 
     def evaluate_floors(self, transitions: Sequence[Transition]) -> list[Result]:
         """What predictors without a model score on the same transitions."""
-        return evaluate_floors(transitions, self.reward, FLOORS)
+        return evaluate_floors(transitions, self.evaluator, FLOORS)
 
     @contextmanager
     def as_labels(self, num_transitions: int, batch_size: int, num_passes: int) -> Iterator[None]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from rwml_lightning.data.prompts import WorldModelPrompt
 from rwml_lightning.generation.base import Generator
 from rwml_lightning.rewards import NextStateReward, extract_answer
+from rwml_lightning.rewards.controls import Control
 from rwml_lightning.schema import Completion, Group, Prediction, RolloutBatch, Sampling, Transition
 from rwml_lightning.seeds import derive_seed
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 
 class WorldModelRollouts:
@@ -28,6 +30,8 @@ class WorldModelRollouts:
         prompt: Turns a transition into a prompt.
         tokenizer: The policy's.
         seed: The run's seed; a sample's seed follows from it and (stage, step, transition, member).
+        max_dropped_share: Stop when more than this share of groups, and more than one, got no verdict.
+        control: What takes the place of the reward.
     """
 
     def __init__(
@@ -37,17 +41,23 @@ class WorldModelRollouts:
         prompt: WorldModelPrompt,
         tokenizer: PreTrainedTokenizerBase,
         seed: int,
+        max_dropped_share: float = 0.1,
+        control: Control | None = None,
     ) -> None:
         self.generator = generator
         self.reward = reward
         self.prompt = prompt
         self.tokenizer = tokenizer
         self.seed = seed
+        self.max_dropped_share = max_dropped_share
+        self.control = control
+        self._num_groups = 0
+        self._num_dropped = 0
 
     def collect(
         self, stage: str, step: int, transitions: Sequence[Transition], group_size: int, sampling: Sampling
     ) -> RolloutBatch:
-        """One batch of groups, in the order of ``transitions``.
+        """One batch of groups, in the order of ``transitions``; one without a verdict on every member is left out.
 
         Args:
             stage: Name that seeds derive from; training and validation have different ones.
@@ -55,6 +65,9 @@ class WorldModelRollouts:
             transitions: One group each.
             group_size: Predictions a transition.
             sampling: Temperature and limits.
+
+        Raises:
+            ValueError: Too many groups got no verdict.
         """
         start = time.perf_counter()
         prompts = [self.prompt.encode(self.tokenizer, transition) for transition in transitions]
@@ -67,17 +80,20 @@ class WorldModelRollouts:
         ]
         completions = self.generator.generate(prompts, sampling, seeds)
         generated = time.perf_counter()
-        groups = self._score(transitions, prompts, completions)
+        groups = self._score((stage, step), transitions, prompts, completions)
+        self._count(transitions, groups)
         return RolloutBatch(
             step=step,
             policy_version=self.generator.policy_version,
             groups=groups,
             temperature=sampling.temperature,
+            dropped_groups=len(transitions) - len(groups),
             seconds={"generate": generated - start, "reward": time.perf_counter() - generated},
         )
 
     def _score(
         self,
+        position: tuple[str, int],
         transitions: Sequence[Transition],
         prompts: Sequence[tuple[int, ...]],
         completions: Sequence[Sequence[Completion]],
@@ -86,15 +102,41 @@ class WorldModelRollouts:
         texts = self.tokenizer.batch_decode([list(c.token_ids) for c in flat], skip_special_tokens=True)
         answers = [extract_answer(text) for text in texts]
         owners = [t for t, group in zip(transitions, completions, strict=True) for _ in group]
-        scores = self.reward.score(owners, [answer.next_state for answer in answers])
-        members = [member for group in completions for member in range(len(group))]
-        predictions = iter(
-            Prediction(completion, text, answer.thinking, answer.next_state, score, 0.0, member)
-            for completion, text, answer, score, member in zip(
-                flat, texts, answers, scores, members, strict=True
+        states = [answer.next_state for answer in answers]
+        sizes = [len(group) for group in completions]
+        scores = _rows(self.reward.score(owners, states), sizes)
+        if self.control is not None:
+            scores = self.control.apply(self.reward, position, transitions, _rows(states, sizes), scores)
+        groups = []
+        rows = zip(
+            transitions, prompts, completions, _rows(texts, sizes), _rows(answers, sizes), scores, strict=True
+        )
+        for transition, prompt, *members in rows:
+            predictions = tuple(
+                Prediction(completion, text, answer.thinking, answer.next_state, score, 0.0, member)
+                for member, (completion, text, answer, score) in enumerate(zip(*members, strict=True))
+                if score is not None
             )
-        )
-        return tuple(
-            Group(transition, prompt, self.prompt.render(transition), tuple(next(predictions) for _ in group))
-            for transition, prompt, group in zip(transitions, prompts, completions, strict=True)
-        )
+            if len(predictions) == len(members[0]):
+                groups.append(Group(transition, prompt, self.prompt.render(transition), predictions))
+        return tuple(groups)
+
+    def _count(self, transitions: Sequence[Transition], groups: Sequence[Group]) -> None:
+        kept = {group.transition.transition_id for group in groups}
+        dropped = [t.transition_id for t in transitions if t.transition_id not in kept]
+        self._num_groups += len(transitions)
+        self._num_dropped += len(dropped)
+        if not dropped:
+            return
+        log.warning("no verdict on a member, so the group is left out: %s", ", ".join(dropped))
+        if self._num_dropped > 1 and self._num_dropped > self.max_dropped_share * self._num_groups:
+            raise ValueError(
+                f"{self._num_dropped} of {self._num_groups} groups got no verdict, more than data.max_dropped_share "
+                f"({self.max_dropped_share}) allows; the log says why. The same command goes on from the last checkpoint"
+            )
+
+
+def _rows(flat: Sequence[_T], sizes: Sequence[int]) -> list[list[_T]]:
+    """A flat list cut into one row a group."""
+    rest = iter(flat)
+    return [[next(rest) for _ in range(size)] for size in sizes]

@@ -27,7 +27,7 @@ class WorldModelModule(PolicyModule):
         if not self._groups:
             return
         data: RolloutDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
-        self.results = evaluate_groups(self._groups, data.reward.success_similarity)
+        self.results = evaluate_groups(self._groups, data.evaluator.success_similarity)
         if not hasattr(self, "floors"):
             self.floors = data.evaluate_floors([group.transition for group in self._groups])
         self.log_dict(as_metrics(self.results, "val"), sync_dist=True, batch_size=len(self._groups))

@@ -3,5 +3,21 @@
 from rwml_lightning.rewards.base import NextStateReward
 from rwml_lightning.rewards.embedding import EmbeddingReward
 from rwml_lightning.rewards.extraction import Answer, extract_answer, format_answer
+from rwml_lightning.rewards.judge import JudgeReward
+from rwml_lightning.rewards.server import Server, ServerError
+from rwml_lightning.rewards.text import ExactMatchReward, RougeReward
+from rwml_lightning.rewards.weighted import WeightedReward
 
-__all__ = ["Answer", "EmbeddingReward", "NextStateReward", "extract_answer", "format_answer"]
+__all__ = [
+    "Answer",
+    "EmbeddingReward",
+    "ExactMatchReward",
+    "JudgeReward",
+    "NextStateReward",
+    "RougeReward",
+    "Server",
+    "ServerError",
+    "WeightedReward",
+    "extract_answer",
+    "format_answer",
+]

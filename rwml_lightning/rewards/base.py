@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 from rwml_lightning.schema import Score, Transition
+
+NO_PREDICTION = Score(reward=0.0, similarity=None, well_formed=False)
+"""What an answer without a prediction earns."""
 
 
 @runtime_checkable
@@ -17,7 +20,9 @@ class NextStateReward(Protocol):
 
     success_similarity: float
 
-    def score(self, transitions: Sequence[Transition], predictions: Sequence[str | None]) -> list[Score]:
+    def score(
+        self, transitions: Sequence[Transition], predictions: Sequence[str | None]
+    ) -> list[Score | None]:
         """Score a whole step at once.
 
         Args:
@@ -25,6 +30,17 @@ class NextStateReward(Protocol):
             predictions: Predicted next states; ``None`` where the answer had none.
 
         Returns:
-            One score per prediction; reward 0 where there is no prediction.
+            One score per prediction; reward 0 where there is no prediction, and ``None`` where no verdict could be got:
+            that is nobody's fault but the judge's, and must not be learnt from.
         """
         ...
+
+
+def score_each(
+    transitions: Sequence[Transition], predictions: Sequence[str | None], score: Callable[[str, str], Score]
+) -> list[Score | None]:
+    """Score predictions one by one by ``score(prediction, next_state)``."""
+    return [
+        NO_PREDICTION if prediction is None else score(prediction, transition.next_state)
+        for transition, prediction in zip(transitions, predictions, strict=True)
+    ]

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from rwml_lightning.models import resolve_model
+from rwml_lightning.rewards.base import NO_PREDICTION
+from rwml_lightning.rewards.embedding_server import EmbeddingServer
+from rwml_lightning.rewards.server import RefusedError, Server
 from rwml_lightning.schema import Score, Transition
 
 if TYPE_CHECKING:
@@ -28,6 +31,8 @@ class EmbeddingReward:
         batch_size: Texts embedded at once.
         device: Where the embedder runs, for example ``cpu`` or ``cuda``; ``None`` lets sentence-transformers choose.
         cache_size: Most embeddings kept.
+        server: Embeds by an OpenAI-compatible server in place of ``embedder``, for example vLLM's. A text that it refuses
+            leaves its prediction without a score.
 
     Raises:
         ValueError: ``tau_d`` outside (0, 2], or an unknown ``mode``.
@@ -41,6 +46,7 @@ class EmbeddingReward:
         batch_size: int = 64,
         device: str | None = None,
         cache_size: int = 100_000,
+        server: Server | None = None,
     ) -> None:
         if not 0 < tau_d <= 2:
             raise ValueError(
@@ -55,31 +61,46 @@ class EmbeddingReward:
         self.device = device
         self.cache_size = cache_size
         self.success_similarity = 1 - tau_d
+        self._server = None if server is None else EmbeddingServer(server, batch_size)
         self._model: SentenceTransformer | None = None
-        self._cache: dict[str, np.ndarray] = {}
+        self._cache: dict[str, np.ndarray | None] = {}
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """Unit vectors of the texts, shape [texts, width]; each distinct text is embedded once and kept."""
+        """Unit vectors of the texts, shape [texts, width]; each distinct text is embedded once and kept.
+
+        Raises:
+            RefusedError: The server refuses one of the texts.
+        """
+        vectors = [vector for vector in self._vectors(texts) if vector is not None]
+        if len(vectors) < len(texts):
+            raise RefusedError(
+                f"the embedding server refuses {len(texts) - len(vectors)} of {len(texts)} texts"
+            )
+        return np.stack(vectors)
+
+    def _vectors(self, texts: Sequence[str]) -> list[np.ndarray | None]:
         missing = [text for text in dict.fromkeys(texts) if text not in self._cache]
         if len(self._cache) + len(missing) > self.cache_size:
             self._cache = {text: self._cache[text] for text in dict.fromkeys(texts) if text in self._cache}
         if missing:
-            vectors = self._load().encode(
-                missing, batch_size=self.batch_size, normalize_embeddings=True, show_progress_bar=False
-            )
-            self._cache.update(zip(missing, np.asarray(vectors, dtype=np.float32), strict=True))
-        return np.stack([self._cache[text] for text in texts])
+            self._cache.update(zip(missing, self._encode(missing), strict=True))
+        return [self._cache[text] for text in texts]
 
-    def score(self, transitions: Sequence[Transition], predictions: Sequence[str | None]) -> list[Score]:
+    def score(
+        self, transitions: Sequence[Transition], predictions: Sequence[str | None]
+    ) -> list[Score | None]:
         """See :class:`NextStateReward`."""
         answered = [i for i, prediction in enumerate(predictions) if prediction is not None]
-        scores = [Score(reward=0.0, similarity=None, well_formed=False) for _ in predictions]
-        if not answered:
-            return scores
+        scores: list[Score | None] = [NO_PREDICTION] * len(predictions)
         texts = [str(predictions[i]) for i in answered] + [transitions[i].next_state for i in answered]
-        vectors = self.embed(texts)
-        cosines = (vectors[: len(answered)] * vectors[len(answered) :]).sum(axis=1)
-        for i, cosine in zip(answered, cosines.tolist(), strict=True):
+        vectors = self._vectors(texts)
+        for i, predicted, real in zip(
+            answered, vectors[: len(answered)], vectors[len(answered) :], strict=True
+        ):
+            if predicted is None or real is None:
+                scores[i] = None
+                continue
+            cosine = float((predicted * real).sum())
             scores[i] = Score(self.reward(cosine), cosine, True, {"distance": 1 - cosine})
         return scores
 
@@ -88,6 +109,14 @@ class EmbeddingReward:
         if self.mode == "cosine":
             return max(cosine, 0.0)
         return float(cosine > self.success_similarity)  # as evaluations have it, to the last bit
+
+    def _encode(self, texts: list[str]) -> Sequence[np.ndarray | None]:
+        if self._server is not None:
+            return self._server.encode(texts)
+        vectors = self._load().encode(
+            texts, batch_size=self.batch_size, normalize_embeddings=True, show_progress_bar=False
+        )
+        return list(np.asarray(vectors, dtype=np.float32))
 
     def _load(self) -> SentenceTransformer:
         if self._model is None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -159,9 +161,10 @@ def test_a_failure_is_recorded(tiny_model: Path, tmp_path: Path) -> None:
         assert (reader.run().status, reader.run().detail) == ("failed", "OSError: the disk is full")
 
 
-def make_batch() -> RolloutBatch:
+def make_batch(*parts: dict[str, float]) -> RolloutBatch:
     """Two groups of two: rewards 1, 0 and 0, 0; one answer without a prediction, one cut off."""
     scores = [Score(1.0, 0.9, True), Score(0.0, 0.5, True), Score(0.0, 0.1, True), Score(0.0, None, False)]
+    scores = [replace(score, parts=given) for score, given in zip_longest(scores, parts, fillvalue={})]
     lengths, reasons = (2, 4, 6, 8), ("stop", "stop", "stop", "length")
     predictions = [
         Prediction(Completion((1,) * n, (0.0,) * n, reason, 0), "", "", None, score, 0.0, m % 2)  # type: ignore[arg-type]
@@ -187,6 +190,15 @@ def test_metrics_by_hand() -> None:
         "throughput/generated_tokens_per_s": 5.0,
     }
     assert rollout_metrics(RolloutBatch(0, 0, ())) == {"wm/dropped_groups": 0.0}
+
+
+def test_parts_of_a_reward_are_means_over_the_predictions_that_have_them() -> None:
+    parts = [{"true_reward": 1.0, "distance": 0.2}, {"true_reward": 0.0}, {"true_reward": 1.0, "reward": 9.0}]
+    metrics = rollout_metrics(make_batch(*parts))
+    assert metrics["wm/true_reward"] == pytest.approx(2 / 3)
+    assert metrics["wm/distance"] == 0.2
+    assert metrics["wm/reward"] == 0.25  # no part takes the place of the whole
+    assert describe({**metrics, "time/update": 1.0}).startswith("reward 0.25  true reward 0.67  similarity")
 
 
 def test_weights_and_biases_gets_the_same_numbers_over_optimizer_steps(

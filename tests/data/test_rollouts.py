@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from rwml_callbacks import RewardLogger, WeightSync
-from rwml_testing import ACTION_PROMPT, LetterReward, Steps, make_world
+from rwml_testing import ACTION_PROMPT, OBJECTS, LetterReward, Steps, make_world
 from transformers import PreTrainedTokenizerBase
 
 from rwml_lightning.data.datamodule import RolloutDataModule, Validation
@@ -19,7 +20,8 @@ from rwml_lightning.data.rollouts import WorldModelRollouts
 from rwml_lightning.data.transitions import write_transitions
 from rwml_lightning.generation import HFGenerator
 from rwml_lightning.modules import WorldModelGRPO, WorldModelSFT
-from rwml_lightning.schema import RolloutBatch, Sampling
+from rwml_lightning.rewards import ExactMatchReward
+from rwml_lightning.schema import RolloutBatch, Sampling, Score, Transition
 
 
 @pytest.fixture(autouse=True)
@@ -40,9 +42,8 @@ def make_data(folder: Path, **arguments: Any) -> RolloutDataModule:
         "num_passes": 1,
     }
     generator = arguments.pop("generator", HFGenerator())
-    return RolloutDataModule(
-        str(folder / "t.parquet"), generator, LetterReward(tau_d=0.05), **{**defaults, **arguments}
-    )
+    reward = arguments.pop("reward", LetterReward(tau_d=0.05))
+    return RolloutDataModule(str(folder / "t.parquet"), generator, reward, **{**defaults, **arguments})
 
 
 def make_trainer(*callbacks: L.Callback, **arguments: Any) -> L.Trainer:
@@ -85,6 +86,104 @@ def test_a_sample_depends_on_its_place_alone(
             assert p.text == tiny_tokenizer.decode(p.completion.token_ids, skip_special_tokens=True)
             assert p.score.well_formed == (p.next_state is not None)
             assert p.score == rollouts.reward.score([group.transition], [p.next_state])[0]
+
+
+class NoVerdict(LetterReward):
+    """Has no score for the second member of some transitions' groups."""
+
+    def __init__(self, *names: str) -> None:
+        super().__init__(tau_d=0.05)
+        self.names = names
+
+    def score(
+        self, transitions: Sequence[Transition], predictions: Sequence[str | None]
+    ) -> list[Score | None]:
+        scores = super().score(transitions, predictions)
+        names = [transition.transition_id for transition in transitions]
+        for name in self.names:
+            if name in names:
+                scores[names.index(name) + 1] = None
+        return scores
+
+
+def test_a_group_without_a_verdict_is_left_out_and_counted(
+    tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    steps = Steps()
+    data = make_data(tmp_path, reward=NoVerdict("open-mug"), evaluator=LetterReward())
+    make_trainer(WeightSync(), steps).fit(WorldModelGRPO(model=str(tiny_model)), data)
+    batches = [output["batch"] for output in steps.outputs]
+    assert sorted(batch.dropped_groups for batch in batches) == [0, 0, 0, 1]
+    trained = [group.transition.transition_id for batch in batches for group in batch.groups]
+    assert len(trained) == 31
+    assert "open-mug" not in trained
+    assert "so the group is left out: open-mug" in caplog.text
+
+
+def test_too_many_groups_without_a_verdict_stop_the_run(tiny_model: Path, tmp_path: Path) -> None:
+    names = [t.transition_id for t in make_world()]
+    data = make_data(tmp_path, reward=NoVerdict(*names), evaluator=LetterReward())
+    message = r"8 of 8 groups got no verdict, more than data.max_dropped_share \(0.1\) allows"
+    with pytest.raises(ValueError, match=message):
+        make_trainer(WeightSync()).fit(WorldModelGRPO(model=str(tiny_model)), data)
+
+
+def test_one_group_without_a_verdict_stops_nothing(
+    tiny_model: Path, tiny_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    generator, world = HFGenerator(str(tiny_model), device="cpu"), make_world()
+    names = [t.transition_id for t in world]
+    rollouts = WorldModelRollouts(
+        generator, NoVerdict(names[0], names[1]), ACTION_PROMPT, tiny_tokenizer, 0, 0.5
+    )
+    assert rollouts.collect("wm_grpo", 0, world[:1], 2, Sampling(20)).groups == ()
+    assert len(rollouts.collect("wm_grpo", 1, world[1:4], 2, Sampling(20)).groups) == 2  # 2 of 4
+    with pytest.raises(ValueError, match="3 of 5 groups"):
+        rollouts.collect("wm_grpo", 2, world[:1], 2, Sampling(20))
+
+
+def hold_out_what_is_known(folder: Path) -> None:
+    """Hold out objects that the tiny model was taught, so that it answers in good form."""
+    world = [replace(t, split="validation" if t.game in OBJECTS[:2] else "train") for t in make_world()]
+    write_transitions(folder / "t.parquet", world)
+
+
+def test_an_evaluator_scores_what_is_held_out(tiny_model: Path, tmp_path: Path) -> None:
+    module, steps = WorldModelGRPO(model=str(tiny_model)), Steps()
+    data = make_data(tmp_path, reward=ExactMatchReward(), evaluator=LetterReward(tau_d=2.0))
+    hold_out_what_is_known(tmp_path)
+    make_trainer(WeightSync(), steps, val_check_interval=2).fit(module, data)
+    assert module.results[0].accuracy == module.results[0].well_formed > 0  # every distance is under 2
+    assert {row.accuracy for row in module.floors} == {1.0}
+    held_out = [p.score for group in module.validation_groups for p in group.predictions if p.next_state]
+    assert all("distance" in score.parts for score in held_out)
+    trained = [p.score for o in steps.outputs for group in o["batch"].groups for p in group.predictions]
+    assert all(score.similarity in (None, 0.0, 1.0) for score in trained)
+
+
+@pytest.mark.parametrize("control", ["mismatched", "coin", "permuted"])
+def test_only_training_sees_a_control(tiny_model: Path, tmp_path: Path, control: Any) -> None:
+    def run(name: Any, *callbacks: L.Callback) -> WorldModelGRPO:
+        data, module = (
+            make_data(tmp_path, control=name),
+            WorldModelGRPO(model=str(tiny_model), learning_rate=1e-12),
+        )
+        hold_out_what_is_known(tmp_path)
+        make_trainer(WeightSync(), *callbacks, val_check_interval=4).fit(module, data)
+        return module
+
+    logger, steps = RewardLogger(), Steps()
+    controlled, plain = run(control, logger, steps), run("none")
+    assert controlled.results == plain.results
+    assert plain.results[0].accuracy > 0
+    groups = [group for output in steps.outputs for group in output["batch"].groups]
+    scores = [p.score for group in groups for p in group.predictions]
+    assert sum(score.reward != score.parts["true_reward"] for score in scores) > len(scores) / 20
+    last = [p.score.parts["true_reward"] for g in steps.outputs[-1]["batch"].groups for p in g.predictions]
+    assert logger.metrics["wm/true_reward"] == pytest.approx(sum(last) / len(last))
+    for group in groups if control == "permuted" else ():
+        told = sorted(p.score.reward for p in group.predictions)
+        assert told == sorted(p.score.parts["true_reward"] for p in group.predictions)
 
 
 class Watch(L.Callback):
@@ -190,6 +289,14 @@ def test_prompts_that_do_not_fit_are_refused_or_left_out_before_training(
 def test_sizes_must_be_positive(tmp_path: Path, name: str, value: int) -> None:
     with pytest.raises(ValueError, match=rf"data\.{name} is {value}; it must be at least 1"):
         make_data(tmp_path, **{name: value})
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
+def test_a_share_lies_between_0_and_1(tmp_path: Path, share: float) -> None:
+    with pytest.raises(
+        ValueError, match=rf"data\.max_dropped_share is {share}; a share lies between 0 and 1"
+    ):
+        make_data(tmp_path, max_dropped_share=share)
 
 
 @pytest.mark.parametrize("at", [2, 4])

@@ -1,0 +1,95 @@
+"""An embedder behind an OpenAI-compatible server, for example ``vllm serve MODEL --runner pooling``."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from rwml_lightning.rewards.server import NoAnswerError, RefusedError, Request, Server, ServerClient
+
+log = logging.getLogger(__name__)
+
+
+class EmbeddingServer:
+    """Embeds texts by ``/v1/embeddings``.
+
+    Args:
+        server: Where it is.
+        batch_size: Texts a request.
+    """
+
+    def __init__(self, server: Server, batch_size: int) -> None:
+        self.batch_size = batch_size
+        self._client = ServerClient(server)
+        self._width: int | None = None
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray | None]:
+        """Unit vectors of the texts; ``None`` for a text that the server refuses.
+
+        Raises:
+            ServerError: The server is down for too long, or answers nonsense however often it is asked.
+        """
+        return self._encode(texts, self.batch_size)
+
+    def _encode(self, texts: Sequence[str], batch_size: int) -> list[np.ndarray | None]:
+        batches = [texts[start : start + batch_size] for start in range(0, len(texts), batch_size)]
+        requests = [Request(partial(_body, batch), partial(self._read, len(batch))) for batch in batches]
+        vectors: list[np.ndarray | None] = []
+        for batch, answer in zip(batches, self._client.ask("embeddings", requests), strict=True):
+            match answer:
+                case RefusedError() if len(batch) > 1:  # one text of them will be the reason
+                    vectors += self._encode(batch, 1)
+                case RefusedError():
+                    log.warning("%s; the text begins with %r", answer, batch[0][:80])
+                    vectors.append(None)
+                case NoAnswerError():
+                    raise answer
+                case _:
+                    vectors += list(answer)
+        return vectors
+
+    def _read(self, count: int, body: Any) -> np.ndarray:
+        vectors = read_embeddings(body, count)
+        if self._width not in (None, vectors.shape[1]):
+            raise ValueError(f"vectors of {vectors.shape[1]} numbers, where those before had {self._width}")
+        self._width = vectors.shape[1]
+        return vectors
+
+
+def _body(texts: Sequence[str], failures: int) -> dict[str, list[str]]:
+    return {"input": list(texts)}
+
+
+def read_embeddings(body: Any, count: int) -> np.ndarray:
+    """Unit vectors, shape [count, width], float32, in the order of the request.
+
+    Args:
+        body: JSON of the answer.
+        count: Texts of the request.
+
+    Raises:
+        ValueError: There are more or fewer vectors, or something that is none.
+    """
+    match body:
+        case {"data": [*rows]} if all(
+            isinstance(r, dict) and isinstance(r.get("index", 0), int) for r in rows
+        ):
+            by_index = {row.get("index", place): row.get("embedding") for place, row in enumerate(rows)}
+        case _:
+            raise ValueError("no list of vectors in data")
+    if len(rows) != count or by_index.keys() != set(range(count)):
+        raise ValueError(f"{len(rows)} vectors for {count} texts")
+    try:
+        vectors = np.asarray([by_index[place] for place in range(count)], dtype=np.float32)
+    except (TypeError, ValueError):
+        raise ValueError("vectors of different lengths, or of something else than numbers") from None
+    if vectors.ndim != 2:
+        raise ValueError("an embedding that is no list of numbers")
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    if not (np.isfinite(lengths).all() and (lengths > 0).all()):
+        raise ValueError("a vector of NaN, infinity or zeros")
+    return vectors / lengths

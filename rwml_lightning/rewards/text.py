@@ -1,0 +1,76 @@
+"""Rewards that compare texts without a model: n-gram overlap and equality."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
+
+from rwml_lightning.rewards.base import score_each
+from rwml_lightning.schema import Score, Transition
+
+if TYPE_CHECKING:
+    from rouge_score.rouge_scorer import RougeScorer
+
+
+class RougeReward:
+    """F-measure of ROUGE between prediction and real next state; for tool replies (arXiv 2602.05842, section 4).
+
+    Words are runs of ASCII letters and digits, in lower case and not stemmed: punctuation does not count, nor does text
+    in other scripts. The paper rounds to steps of 0.2 and does not name the variant.
+
+    Args:
+        variant: ``rouge1`` and ``rouge2`` count common words and pairs of words, ``rougeL`` the longest common
+            subsequence.
+        round_to: The reward is rounded to the nearest multiple of this; ``None`` rounds nothing.
+        success_similarity: F-measure above which a prediction counts as right in evaluations.
+
+    Raises:
+        ValueError: ``round_to`` outside (0, 1].
+    """
+
+    def __init__(
+        self,
+        variant: Literal["rouge1", "rouge2", "rougeL"] = "rougeL",
+        round_to: float | None = None,
+        success_similarity: float = 0.8,
+    ) -> None:
+        if round_to is not None and not 0 < round_to <= 1:
+            raise ValueError(f"reward.round_to is {round_to}; it takes a step between 0 and 1 such as 0.2")
+        self.variant = variant
+        self.round_to = round_to
+        self.success_similarity = success_similarity
+
+    def score(
+        self, transitions: Sequence[Transition], predictions: Sequence[str | None]
+    ) -> list[Score | None]:
+        """See :class:`NextStateReward`; the similarity is the F-measure before rounding."""
+        return score_each(transitions, predictions, self._score)
+
+    def _score(self, prediction: str, next_state: str) -> Score:
+        overlap = float(self._scorer.score(next_state, prediction)[self.variant].fmeasure)
+        reward = overlap if self.round_to is None else round(overlap / self.round_to) * self.round_to
+        return Score(reward, overlap, True, {self.variant: overlap})
+
+    @cached_property
+    def _scorer(self) -> RougeScorer:
+        from rouge_score.rouge_scorer import RougeScorer
+
+        return RougeScorer([self.variant])
+
+
+class ExactMatchReward:
+    """1 for the real next state word for word, white space aside, else 0; sparse, but nothing can pass for it."""
+
+    success_similarity = 0.5
+
+    def score(
+        self, transitions: Sequence[Transition], predictions: Sequence[str | None]
+    ) -> list[Score | None]:
+        """See :class:`NextStateReward`; the similarity is the reward."""
+        return score_each(transitions, predictions, self._score)
+
+    @staticmethod
+    def _score(prediction: str, next_state: str) -> Score:
+        equal = float(prediction.split() == next_state.split())
+        return Score(equal, equal, True)

@@ -1,0 +1,88 @@
+"""A control is one override away from any config, and its name stands wherever the run is shown."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from jsonargparse import Namespace
+from rwml_testing import make_world
+
+from rwml_lightning.cli import embedders, main, name_control
+from rwml_lightning.data.transitions import write_transitions
+
+
+def write_config(folder: Path, model: Path, module: str = "WorldModelGRPO") -> Path:
+    write_transitions(folder / "t.parquet", make_world())
+    config = {
+        "run": {"name": "tiny", "root": str(folder / "runs")},
+        "trainer": {"accelerator": "cpu", "max_steps": 2},
+        "model": {"class_path": f"rwml_lightning.modules.{module}", "init_args": {"model": str(model)}},
+        "data": {
+            "transitions": str(folder / "t.parquet"),
+            "generator": {"class_path": "rwml_lightning.generation.HFGenerator"},
+            "reward": {"class_path": "rwml_testing.LetterReward"},
+            "prompt": {"history_turns": 0, "system": "", "user": "{action}"},
+            "sampling": {"max_tokens": 20},
+            "prompts_per_step": 4,
+            "group_size": 2,
+        },
+    }
+    file = folder / "config.yaml"
+    file.write_text(yaml.safe_dump(config))
+    return file
+
+
+def test_a_controlled_run_is_named_after_its_control(tiny_model: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path, tiny_model)
+    main(["fit", "--config", str(config), "--control", "coin"])
+    folder = tmp_path / "runs" / "tiny-coin"
+    kept = yaml.safe_load((folder / "config.yaml").read_text())
+    assert (kept["control"], kept["run"]["name"]) == ("coin", "tiny-coin")
+    with (folder / "metrics.csv").open(newline="") as file:
+        assert "wm/true_reward" in {row["name"] for row in csv.DictReader(file)}
+    main(["fit", "--config", str(folder / "config.yaml")])  # the run's own config names it once
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["tiny-coin"]
+
+
+def test_labels_cannot_be_controlled(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_config(tmp_path, tiny_model, "WorldModelSFT")
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", "--config", str(config), "--control", "permuted"])
+    assert stopped.value.code == 2
+    assert "control is 'permuted', which replaces rewards, but WorldModelSFT learns from labels" in (
+        capsys.readouterr().err
+    )
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "named"), [(None, "r-coin"), ("mine", "mine-coin"), ("mine-coin", "mine-coin")]
+)
+def test_loggers_are_named_after_the_control(given: str | None, named: str) -> None:
+    wandb = Namespace(init_args=Namespace(name=given))
+    for loggers in (wandb, [Namespace(init_args=Namespace()), wandb]):
+        config = Namespace(control="coin", run=Namespace(name="r"), trainer=Namespace(logger=loggers))
+        name_control(config)
+        assert (config.run.name, wandb.init_args.name) == ("r-coin", named)
+
+
+@pytest.mark.parametrize("logger", [False, None])
+def test_without_a_control_or_a_logger_names_stay(logger: Any) -> None:
+    config = Namespace(control="none", run=Namespace(name="r"), trainer=Namespace(logger=logger))
+    name_control(config)
+    assert config.run.name == "r"
+
+
+def test_embedders_are_found_wherever_they_stand() -> None:
+    local = Namespace(class_path="x", init_args=Namespace(embedder="a", server=None))
+    remote = Namespace(class_path="x", init_args=Namespace(embedder="b", server=Namespace(model="m")))
+    both = Namespace(class_path="y", init_args=Namespace(rewards={"near": local, "far": remote}))
+    assert embedders(both) == {"a"}
+    assert embedders(Namespace(class_path="rwml_testing.LetterReward")) == set()
+    assert embedders(None) == set()
