@@ -124,6 +124,8 @@ class RWMLCLI(LightningCLI):
 
     def fit(self, model: PolicyModule, **kwargs: Any) -> None:
         """All stages of the config, from where an earlier run of the same config stopped."""
+        from rwml_callbacks import EasySampleFilter
+
         assert self.folder is not None
         print(f"run folder: {self.folder.path}", file=sys.stderr)
         if not self.folder.finished:
@@ -135,6 +137,9 @@ class RWMLCLI(LightningCLI):
                     callbacks = default_callbacks([], self.folder, None)
                     result = warm_up(wanted, model, self.datamodule, self.trainer, self.folder, callbacks)
                     model.init_from = str(result)
+                for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+                    if isinstance(callback, EasySampleFilter):  # before the policy takes memory
+                        callback.apply(self.trainer, model, self.datamodule)
                 fit_stage(self.trainer, model, self.datamodule, self.folder, kwargs.get("ckpt_path"))
             finally:
                 self.datamodule.close()

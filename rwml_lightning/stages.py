@@ -70,24 +70,29 @@ def warm_up(
         head_chunk_size=model.head_chunk_size,
     )
     with data.as_labels(wanted.num_transitions, wanted.batch_size, wanted.num_passes):
-        stage_trainer = L.Trainer(
-            accelerator=trainer.accelerator,
-            devices=trainer.num_devices,
-            precision=trainer.precision,
-            max_epochs=1,
-            num_sanity_val_steps=0,
-            check_val_every_n_epoch=None,
-            val_check_interval=1_000_000_000,
-            logger=False,  # it would draw its few steps over the main stage's curves; metrics.csv tells the stages apart
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            callbacks=callbacks,
-        )
+        stage_trainer = preliminary_trainer(trainer, callbacks)
         stage_trainer.validate(module, data, verbose=False)
         stage_trainer.fit(module, data)
     if trainer.is_global_zero:
         write_export(module, folder.warm_up)
     return folder.warm_up
+
+
+def preliminary_trainer(trainer: L.Trainer, callbacks: list[L.Callback]) -> L.Trainer:
+    """A trainer for what comes before the main stage, on the devices of the main stage's ``trainer``."""
+    return L.Trainer(
+        accelerator=trainer.accelerator,
+        devices=trainer.num_devices,
+        precision=trainer.precision,
+        max_epochs=1,
+        num_sanity_val_steps=0,
+        check_val_every_n_epoch=None,
+        val_check_interval=1_000_000_000,
+        logger=False,  # it would draw its few steps over the main stage's curves; metrics.csv tells the stages apart
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        callbacks=callbacks,
+    )
 
 
 def fit_stage(

@@ -1,0 +1,384 @@
+"""RWML's easy-sample filter: what a supervised copy of the model predicts well is seldom trained on."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities.seed import isolate_rng
+from typing_extensions import override
+
+from rwml_callbacks.easy_sample_copy import Answers, CopyData, ScoredParts, Throughput, read_parts
+from rwml_callbacks.progress import RolloutProgressBar
+from rwml_callbacks.reward_logger import RewardLogger
+from rwml_callbacks.trace_recorder import TraceRecorder
+from rwml_callbacks.weight_sync import WeightSync
+from rwml_lightning.data.datamodule import RolloutDataModule
+from rwml_lightning.data.easy_samples import (
+    NUM_BINS,
+    Marks,
+    check_marks,
+    describe_marks,
+    histogram,
+    mark_easy,
+    mean_rewards,
+    render_histogram,
+)
+from rwml_lightning.data.filter_columns import read_filter_columns, write_filter_columns
+from rwml_lightning.generation import HFGenerator
+from rwml_lightning.modules import WorldModelSFT
+from rwml_lightning.modules.base import PolicyModule
+from rwml_lightning.rewards import NextStateReward
+from rwml_lightning.schema import Transition
+from rwml_lightning.seeds import derive_seed
+from rwml_lightning.stages import preliminary_trainer, write_export
+
+C = TypeVar("C", bound=L.Callback)
+
+
+class EasySampleFilter(L.Callback):
+    """Leaves most of the easy training transitions out before the main stage (arXiv 2602.05842, section 3).
+
+    A copy of the model is trained by next-state SFT on the validation split and predicts every training transition
+    ``num_samples`` times. A transition whose mean reward reaches ``tau_easy`` is easy, and stays with probability
+    ``keep_probability``; all others stay. The model of the main stage is not touched, nor is any state of randomness.
+
+    The result lies in the transition file (:mod:`rwml_lightning.data.filter_columns`), and is made anew when a setting
+    that it depends on has changed; ``tau_easy``, ``target_share`` and ``keep_probability`` are applied to predictions
+    that are there. A filter that was interrupted goes on where it was.
+
+    Args:
+        num_samples: Predictions a transition, K (paper: 10).
+        tau_d: Distance under which a prediction earns 1, held against the similarities of ``data.reward`` (paper: 0.1 on
+            ALFWorld, 0.15 on tau2-bench).
+        reward: Scores the predictions instead, by what it pays.
+        tau_easy: Mean reward from which on a transition is easy; ``None`` finds it for ``target_share``.
+        target_share: Share of the judged transitions that is to be easy; equal mean rewards are treated alike.
+        keep_probability: Probability p that an easy transition stays (paper: 0.1).
+        train_on: Split that the copy learns from. With ``train``, what it learnt is not judged, and stays.
+        train_share: Share of the training split that it learns from, for ``train_on: train``.
+        learning_rate: Of the copy's training (paper's WM SFT: 2e-6).
+        batch_size: Transitions an optimizer step of it (paper's WM SFT: 32).
+        num_passes: How often each is learnt (paper's WM SFT: 2).
+        prompts_per_batch: Transitions whose predictions are asked for at once; what a killed filter loses.
+        seed: Of the copy's training, its samples and what stays; not the run's, so that runs share a result.
+
+    Raises:
+        ValueError: A setting out of its range; every or no transition is easy; fewer transitions than a batch remain.
+
+    Example:
+        >>> EasySampleFilter(tau_easy=0.9).keep_probability
+        0.1
+    """
+
+    def __init__(
+        self,
+        num_samples: int = 10,
+        tau_d: float = 0.1,
+        reward: NextStateReward | None = None,
+        tau_easy: float | None = None,
+        target_share: float = 0.3,
+        keep_probability: float = 0.1,
+        train_on: Literal["validation", "train"] = "validation",
+        train_share: float = 0.1,
+        learning_rate: float = 2e-6,
+        batch_size: int = 32,
+        num_passes: int = 2,
+        prompts_per_batch: int = 64,
+        seed: int = 0,
+    ) -> None:
+        for name, value in {
+            "num_samples": num_samples, "batch_size": batch_size, "num_passes": num_passes,
+            "prompts_per_batch": prompts_per_batch,
+        }.items():  # fmt: skip
+            if value < 1:
+                raise ValueError(f"EasySampleFilter's {name} is {value}; it must be at least 1")
+        for name, share in {"target_share": target_share, "train_share": train_share}.items():
+            if not 0 < share < 1:
+                raise ValueError(f"EasySampleFilter's {name} is {share}; it must lie between 0 and 1")
+        if not 0 <= keep_probability <= 1:
+            raise ValueError(f"EasySampleFilter's keep_probability is {keep_probability}; it lies in [0, 1]")
+        if not 0 < tau_d <= 2:
+            raise ValueError(f"EasySampleFilter's tau_d is {tau_d}; a cosine distance lies between 0 and 2")
+        self.num_samples = num_samples
+        self.tau_d = tau_d
+        self.reward = reward
+        self.tau_easy = tau_easy
+        self.target_share = target_share
+        self.keep_probability = keep_probability
+        self.train_on = train_on
+        self.train_share = train_share
+        self.learning_rate = learning_rate
+        self.batch_size = batch_size
+        self.num_passes = num_passes
+        self.prompts_per_batch = prompts_per_batch
+        self.seed = seed
+        self._applied = False
+
+    @override
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            assert isinstance(pl_module, PolicyModule)
+            self.apply(trainer, pl_module, trainer.datamodule)  # type: ignore[attr-defined]
+
+    def apply(self, trainer: L.Trainer, model: PolicyModule, data: RolloutDataModule) -> None:
+        """Filter the training transitions of ``data``, once; best before ``model`` has loaded its weights.
+
+        Args:
+            trainer: Of the main stage, at work or not; the copy runs on the same devices.
+            model: Module of the main stage; the copy starts from the same weights.
+            data: What it will train on.
+        """
+        if self._applied:
+            return
+        recorder = _find(trainer, TraceRecorder)
+        try:
+            if recorder is not None and trainer.is_global_zero:
+                recorder.writer.heartbeat()  # opens the store: the run is running
+            self._apply(trainer, model, data, recorder)
+        except BaseException as error:
+            if recorder is not None:
+                recorder.on_exception(trainer, model, error)
+            raise
+        self._applied = True
+
+    def _apply(
+        self,
+        trainer: L.Trainer,
+        model: PolicyModule,
+        data: RolloutDataModule,
+        recorder: TraceRecorder | None,
+    ) -> None:
+        _make_ready(trainer, model, data)
+        _check_batch(data, len(data.train_transitions), "are there")
+        taught, judged = self._choose(data)
+        predictions = self._prediction_settings(model, data, taught, judged)
+        decision = {name: getattr(self, name) for name in ("tau_easy", "target_share", "keep_probability")}
+        digest = hashlib.sha256(json.dumps(predictions, sort_keys=True).encode()).hexdigest()[:12]
+        work = data.path.with_name(f"{data.path.name}.filter-{digest}")
+        found = read_filter_columns(data.path)
+        if found is not None and found.settings["predictions"] == predictions:
+            rewards, throughput = found.mean_rewards, Throughput(**found.settings["throughput"])
+        else:
+            found = None
+            beat = recorder.writer.heartbeat if recorder is not None and trainer.is_global_zero else _nothing
+            with isolate_rng():
+                self._predict(trainer, model, data, taught, judged, work, beat)
+            rewards, throughput = read_parts(work)
+        marks = mark_easy(rewards, **decision, seed=self.seed)
+        remaining = marks.kept | ({t.transition_id for t in data.train_transitions} - rewards.keys())
+        if trainer.is_global_zero:
+            print(describe_marks(marks, len(rewards)), file=sys.stderr)
+        self._check(marks, rewards, data, len(remaining), trainer.is_global_zero)
+        settings = {"predictions": predictions, "decision": decision, "throughput": vars(throughput)}
+        if trainer.is_global_zero:
+            if found is None or found.settings != settings:
+                write_filter_columns(data.path, rewards, marks.kept, settings)
+            shutil.rmtree(work, ignore_errors=True)
+            self._report(trainer, model, recorder, marks, rewards, throughput)
+        data.keep_only(remaining)
+
+    def _choose(self, data: RolloutDataModule) -> tuple[list[Transition], list[Transition]]:
+        """What the copy learns from, and what it judges."""
+        train = data.train_transitions
+        if self.train_on == "validation":
+            taught = data.whole_validation_split()
+            if not taught:
+                raise ValueError(
+                    f"{data.path} holds no validation transitions for the easy-sample filter to learn from: set "
+                    "EasySampleFilter's train_on to 'train'"
+                )
+            return taught, train
+        order = sorted(train, key=lambda t: derive_seed(self.seed, "taught", t.transition_id))
+        taught = order[: max(round(self.train_share * len(train)), 1)]
+        names = {t.transition_id for t in taught}
+        return taught, [t for t in train if t.transition_id not in names]
+
+    def _prediction_settings(
+        self,
+        model: PolicyModule,
+        data: RolloutDataModule,
+        taught: Sequence[Transition],
+        judged: Sequence[Transition],
+    ) -> dict[str, Any]:
+        """All that the mean rewards depend on, as JSON gives it back."""
+        names = (
+            "num_samples",
+            "train_on",
+            "train_share",
+            "learning_rate",
+            "batch_size",
+            "num_passes",
+            "seed",
+        )
+        settings = {name: getattr(self, name) for name in names} | {
+            "model": model.model,
+            "init_from": _digest_of_weights(model.init_from),
+            "lora": model.lora,
+            "dtype": model.dtype_name,
+            "reward": self.reward
+            or {"tau_d": self.tau_d, "embedder": getattr(data.reward, "embedder", None)},
+            "prompt": data.prompt,
+            "sampling": data.sampling,
+            "taught": _digest_of_names(taught),
+            "judged": _digest_of_names(judged),
+        }
+        return json.loads(json.dumps(_plain(settings)))
+
+    def _predict(
+        self,
+        trainer: L.Trainer,
+        model: PolicyModule,
+        data: RolloutDataModule,
+        taught: Sequence[Transition],
+        judged: Sequence[Transition],
+        work: Path,
+        heartbeat: Callable[[], None],
+    ) -> None:
+        """Train the copy and have it predict, as far as ``work`` does not hold the results already."""
+        done = read_parts(work)[0]
+        todo = [t for t in judged if t.transition_id not in done]
+        if not todo:
+            return
+        work.mkdir(parents=True, exist_ok=True)
+        copy_data = CopyData(
+            data, taught, todo, self.batch_size, self.num_passes, self.num_samples, self.prompts_per_batch, self.seed
+        )  # fmt: skip
+        copied = work / "copy"
+        if not copied.is_dir():
+            torch.manual_seed(self.seed)
+            copy = self._copy(model, model.init_from, lora=model.lora)
+            learning = preliminary_trainer(trainer, [RewardLogger(), RolloutProgressBar()])
+            learning.fit(copy, copy_data)
+            if trainer.is_global_zero:
+                write_export(copy, copied)
+            trainer.strategy.barrier("easy-sample copy")
+            del copy, learning  # its weights are read again: an interrupted filter goes on with the very same
+        parts = ScoredParts(work, lambda answers: self._score(data, answers), len(judged), heartbeat)
+        predicting = preliminary_trainer(trainer, [WeightSync(), RolloutProgressBar(), parts])
+        predicting.predict(self._copy(model, str(copied)), copy_data, return_predictions=False)
+        trainer.strategy.barrier("easy-sample predictions")
+        if isinstance(data.generator, HFGenerator):
+            data.generator.close()  # it decoded with the copy, which would stay in memory
+
+    def _copy(self, model: PolicyModule, init_from: str | None, **arguments: Any) -> WorldModelSFT:
+        return WorldModelSFT(
+            model=model.model,
+            init_from=init_from,
+            dtype=model.dtype_name,
+            gradient_checkpointing=model.gradient_checkpointing,
+            learning_rate=self.learning_rate,
+            max_tokens_per_micro_batch=model.max_tokens_per_micro_batch,
+            head_chunk_size=model.head_chunk_size,
+            **arguments,
+        )
+
+    def _score(self, data: RolloutDataModule, answers: Answers) -> dict[str, float]:
+        reward, tau_d = (data.reward, self.tau_d) if self.reward is None else (self.reward, None)
+        return mean_rewards(reward, tau_d, answers.transitions, answers.predictions)
+
+    def _check(
+        self, marks: Marks, rewards: Mapping[str, float], data: RolloutDataModule, remaining: int, show: bool
+    ) -> None:
+        try:
+            check_marks(marks, len(rewards), calibrated=self.tau_easy is None)
+            _check_batch(data, remaining, "remain after the easy-sample filter")
+        except ValueError:
+            if show:
+                print("mean rewards of the training transitions:", file=sys.stderr)
+                print(render_histogram(histogram(list(rewards.values()))), file=sys.stderr)
+            raise
+
+    def _report(
+        self,
+        trainer: L.Trainer,
+        model: PolicyModule,
+        recorder: TraceRecorder | None,
+        marks: Marks,
+        rewards: Mapping[str, float],
+        throughput: Throughput,
+    ) -> None:
+        counts = histogram(list(rewards.values()))
+        edges = [index / NUM_BINS for index in range(NUM_BINS + 1)]
+        metrics = {
+            "filter/judged": float(len(rewards)),
+            "filter/easy": float(len(marks.easy)),
+            "filter/easy_kept": float(len(marks.easy_kept)),
+            "filter/tau_easy": float(marks.tau_easy or 0.0),
+            "throughput/filter_tokens_per_s": throughput.tokens_per_s,
+            "filter/generator_share_of_time": throughput.generator_share,
+        }
+        if recorder is not None:
+            result = {**metrics, "histogram": {"edges": edges, "counts": counts}}
+            recorder.writer.write_evaluation(model.stage, 0, result, name="easy_samples")
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=0)
+            if isinstance(logger, WandbLogger):
+                import wandb
+
+                bars = wandb.Histogram(np_histogram=(counts, edges))
+                logger.experiment.log({"filter/mean_reward": bars, "trainer/global_step": 0})
+
+
+def _make_ready(trainer: L.Trainer, model: PolicyModule, data: RolloutDataModule) -> None:
+    """What the trainer's own hooks do first, for a filter that is applied before them."""
+    if data.train_transitions:
+        return
+    trainer.strategy.connect(model)
+    data.trainer = trainer
+    if trainer.local_rank == 0:
+        data.prepare_data()
+    trainer.strategy.barrier("prepare_data")
+    data.setup("fit")
+
+
+def _check_batch(data: RolloutDataModule, count: int, when: str) -> None:
+    if count < data.prompts_per_step:
+        raise ValueError(
+            f"{data.path}: {count} training transitions {when}, fewer than one batch (data.prompts_per_step is "
+            f"{data.prompts_per_step}): lower it, collect more, or raise EasySampleFilter's keep_probability or tau_easy"
+        )
+
+
+def _find(trainer: L.Trainer, kind: type[C]) -> C | None:
+    return next((c for c in trainer.callbacks if isinstance(c, kind)), None)  # type: ignore[attr-defined]
+
+
+def _nothing() -> None:
+    pass
+
+
+def _digest_of_names(transitions: Sequence[Transition]) -> str:
+    return hashlib.sha256("\n".join(sorted(t.transition_id for t in transitions)).encode()).hexdigest()
+
+
+def _digest_of_weights(init_from: str | None) -> str | None:
+    """By content: each run's warm-up lies in a folder of its own."""
+    if init_from is None:
+        return None
+    path, digest = Path(init_from), hashlib.sha256()
+    for part in sorted(path.glob("*.safetensors")) if path.is_dir() else [path]:
+        with part.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """A part of the config as JSON: an object is its class and the arguments that it was made with."""
+    if value is None or isinstance(value, (str, int, float)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, Sequence):
+        return [_plain(item) for item in value]
+    names = [name for name in inspect.signature(type(value)).parameters if hasattr(value, name)]
+    return {"class": type(value).__qualname__, **{name: _plain(getattr(value, name)) for name in names}}
