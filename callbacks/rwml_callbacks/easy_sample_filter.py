@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
+import logging
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -12,16 +12,14 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import lightning as L
-import torch
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.seed import isolate_rng
 from typing_extensions import override
 
-from rwml_callbacks.easy_sample_copy import Answers, CopyData, ScoredParts, Throughput, read_parts
-from rwml_callbacks.progress import RolloutProgressBar
-from rwml_callbacks.reward_logger import RewardLogger
+from rwml_callbacks.easy_sample_copy import CopyData, predict_with_copy
+from rwml_callbacks.fingerprint import digest_of_names, digest_of_weights, plain, similarity_settings
+from rwml_callbacks.scored_parts import Answers, ScoredParts, Throughput, read_parts
 from rwml_callbacks.trace_recorder import TraceRecorder
-from rwml_callbacks.weight_sync import WeightSync
 from rwml_lightning.data.datamodule import RolloutDataModule
 from rwml_lightning.data.easy_samples import (
     NUM_BINS,
@@ -34,14 +32,12 @@ from rwml_lightning.data.easy_samples import (
     render_histogram,
 )
 from rwml_lightning.data.filter_columns import read_filter_columns, write_filter_columns
-from rwml_lightning.generation import HFGenerator
-from rwml_lightning.modules import WorldModelSFT
 from rwml_lightning.modules.base import PolicyModule
 from rwml_lightning.rewards import NextStateReward
 from rwml_lightning.schema import Transition
 from rwml_lightning.seeds import derive_seed
-from rwml_lightning.stages import preliminary_trainer, write_export
 
+log = logging.getLogger(__name__)
 C = TypeVar("C", bound=L.Callback)
 
 
@@ -170,10 +166,10 @@ class EasySampleFilter(L.Callback):
             rewards, throughput = found.mean_rewards, Throughput(**found.settings["throughput"])
         else:
             found = None
-            beat = recorder.writer.heartbeat if recorder is not None and trainer.is_global_zero else _nothing
-            with isolate_rng():
-                self._predict(trainer, model, data, taught, judged, work, beat)
+            beat = recorder.writer.heartbeat if recorder and trainer.is_global_zero else lambda: None
+            self._predict(trainer, model, data, taught, judged, work, beat)
             rewards, throughput = read_parts(work)
+            trainer.strategy.barrier("easy-sample results")
         marks = mark_easy(rewards, **decision, seed=self.seed)
         remaining = marks.kept | ({t.transition_id for t in data.train_transitions} - rewards.keys())
         if trainer.is_global_zero:
@@ -211,28 +207,19 @@ class EasySampleFilter(L.Callback):
         judged: Sequence[Transition],
     ) -> dict[str, Any]:
         """All that the mean rewards depend on, as JSON gives it back."""
-        names = (
-            "num_samples",
-            "train_on",
-            "train_share",
-            "learning_rate",
-            "batch_size",
-            "num_passes",
-            "seed",
-        )
+        names = ("num_samples", "learning_rate", "batch_size", "num_passes", "seed")
         settings = {name: getattr(self, name) for name in names} | {
             "model": model.model,
-            "init_from": _digest_of_weights(model.init_from),
+            "init_from": digest_of_weights(model.init_from),
             "lora": model.lora,
             "dtype": model.dtype_name,
-            "reward": self.reward
-            or {"tau_d": self.tau_d, "embedder": getattr(data.reward, "embedder", None)},
+            "reward": self.reward or similarity_settings(data.reward) | {"tau_d": self.tau_d},
             "prompt": data.prompt,
             "sampling": data.sampling,
-            "taught": _digest_of_names(taught),
-            "judged": _digest_of_names(judged),
+            "taught": digest_of_names(taught),
+            "judged": digest_of_names(judged),
         }
-        return json.loads(json.dumps(_plain(settings)))
+        return json.loads(json.dumps(plain(settings)))
 
     def _predict(
         self,
@@ -244,47 +231,26 @@ class EasySampleFilter(L.Callback):
         work: Path,
         heartbeat: Callable[[], None],
     ) -> None:
-        """Train the copy and have it predict, as far as ``work`` does not hold the results already."""
+        """Have the copy learn and predict, as far as ``work`` does not hold the results already."""
         done = read_parts(work)[0]
         todo = [t for t in judged if t.transition_id not in done]
         if not todo:
             return
-        work.mkdir(parents=True, exist_ok=True)
+        log.warning(
+            "easy-sample filter: a copy of the model learns %d transitions, then predicts %d, %d times each",
+            len(taught), len(todo), self.num_samples,
+        )  # fmt: skip
         copy_data = CopyData(
             data, taught, todo, self.batch_size, self.num_passes, self.num_samples, self.prompts_per_batch, self.seed
         )  # fmt: skip
-        copied = work / "copy"
-        if not copied.is_dir():
-            torch.manual_seed(self.seed)
-            copy = self._copy(model, model.init_from, lora=model.lora)
-            learning = preliminary_trainer(trainer, [RewardLogger(), RolloutProgressBar()])
-            learning.fit(copy, copy_data)
-            if trainer.is_global_zero:
-                write_export(copy, copied)
-            trainer.strategy.barrier("easy-sample copy")
-            del copy, learning  # its weights are read again: an interrupted filter goes on with the very same
-        parts = ScoredParts(work, lambda answers: self._score(data, answers), len(judged), heartbeat)
-        predicting = preliminary_trainer(trainer, [WeightSync(), RolloutProgressBar(), parts])
-        predicting.predict(self._copy(model, str(copied)), copy_data, return_predictions=False)
-        trainer.strategy.barrier("easy-sample predictions")
-        if isinstance(data.generator, HFGenerator):
-            data.generator.close()  # it decoded with the copy, which would stay in memory
-
-    def _copy(self, model: PolicyModule, init_from: str | None, **arguments: Any) -> WorldModelSFT:
-        return WorldModelSFT(
-            model=model.model,
-            init_from=init_from,
-            dtype=model.dtype_name,
-            gradient_checkpointing=model.gradient_checkpointing,
-            learning_rate=self.learning_rate,
-            max_tokens_per_micro_batch=model.max_tokens_per_micro_batch,
-            head_chunk_size=model.head_chunk_size,
-            **arguments,
-        )
-
-    def _score(self, data: RolloutDataModule, answers: Answers) -> dict[str, float]:
         reward, tau_d = (data.reward, self.tau_d) if self.reward is None else (self.reward, None)
-        return mean_rewards(reward, tau_d, answers.transitions, answers.predictions)
+
+        def score(answers: Answers) -> dict[str, float]:
+            return mean_rewards(reward, tau_d, answers.transitions, answers.predictions)
+
+        parts = ScoredParts(work, score, len(judged), heartbeat)
+        with isolate_rng():
+            predict_with_copy(trainer, model, copy_data, self.learning_rate, parts)
 
     def _check(
         self, marks: Marks, rewards: Mapping[str, float], data: RolloutDataModule, remaining: int, show: bool
@@ -331,7 +297,7 @@ class EasySampleFilter(L.Callback):
 
 def _make_ready(trainer: L.Trainer, model: PolicyModule, data: RolloutDataModule) -> None:
     """What the trainer's own hooks do first, for a filter that is applied before them."""
-    if data.train_transitions:
+    if data.trainer is not None:
         return
     trainer.strategy.connect(model)
     data.trainer = trainer
@@ -351,34 +317,3 @@ def _check_batch(data: RolloutDataModule, count: int, when: str) -> None:
 
 def _find(trainer: L.Trainer, kind: type[C]) -> C | None:
     return next((c for c in trainer.callbacks if isinstance(c, kind)), None)  # type: ignore[attr-defined]
-
-
-def _nothing() -> None:
-    pass
-
-
-def _digest_of_names(transitions: Sequence[Transition]) -> str:
-    return hashlib.sha256("\n".join(sorted(t.transition_id for t in transitions)).encode()).hexdigest()
-
-
-def _digest_of_weights(init_from: str | None) -> str | None:
-    """By content: each run's warm-up lies in a folder of its own."""
-    if init_from is None:
-        return None
-    path, digest = Path(init_from), hashlib.sha256()
-    for part in sorted(path.glob("*.safetensors")) if path.is_dir() else [path]:
-        with part.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
-
-
-def _plain(value: Any) -> Any:
-    """A part of the config as JSON: an object is its class and the arguments that it was made with."""
-    if value is None or isinstance(value, (str, int, float)):
-        return value
-    if isinstance(value, Mapping):
-        return {str(name): _plain(item) for name, item in value.items()}
-    if isinstance(value, Sequence):
-        return [_plain(item) for item in value]
-    names = [name for name in inspect.signature(type(value)).parameters if hasattr(value, name)]
-    return {"class": type(value).__qualname__, **{name: _plain(getattr(value, name)) for name in names}}

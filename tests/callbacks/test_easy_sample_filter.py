@@ -11,12 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import wandb
+import yaml
 from lightning.pytorch.loggers import WandbLogger
 from rwml_callbacks import EasySampleFilter, TraceRecorder, WeightSync, easy_sample_filter
 from rwml_testing import ACTION_PROMPT, LetterReward, Steps, make_world
 
+from rwml_lightning.cli import main
 from rwml_lightning.data.datamodule import RolloutDataModule
-from rwml_lightning.data.easy_samples import mean_rewards
+from rwml_lightning.data.easy_samples import calibrate, mean_rewards
 from rwml_lightning.data.transitions import write_transitions
 from rwml_lightning.generation import HFGenerator
 from rwml_lightning.modules import WorldModelGRPO
@@ -93,18 +95,12 @@ def test_the_result_lies_in_the_file_and_training_goes_by_it(filtered: dict[str,
     judged = {name: value for name, value in found.items() if name not in held_out}
     assert len(judged) == NUM_TRAIN
     assert all(reward in (0, 0.25, 0.5, 0.75, 1) for reward, _ in judged.values())
-    easy_and_gone = {name for name, (_, kept) in judged.items() if not kept}
-    assert 2 <= len(easy_and_gone) <= NUM_TRAIN // 2
-    assert (
-        min(judged[name][0] for name in easy_and_gone)
-        >= max(  # type: ignore[type-var]
-            reward
-            for name, (reward, kept) in judged.items()
-            if kept and reward < 1  # type: ignore[operator]
-        )
-        or len({reward for reward, _ in judged.values()}) == 2
-    )
-    assert sorted(trained_on(filtered["steps"])) == sorted(judged.keys() - easy_and_gone)
+    tau_easy = calibrate([reward for reward, _ in judged.values() if reward is not None], 0.3)
+    easy = {name for name, (reward, _) in judged.items() if reward >= tau_easy}  # type: ignore[operator]
+    gone = {name for name, (_, kept) in judged.items() if not kept}
+    assert gone <= easy
+    assert 2 <= len(gone) <= len(easy) <= NUM_TRAIN // 2
+    assert sorted(trained_on(filtered["steps"])) == sorted(judged.keys() - gone)
     assert [file.name for file in filtered["folder"].glob("*parquet*")] == ["t.parquet"]
 
 
@@ -269,3 +265,49 @@ def test_weights_and_biases_gets_the_histogram(
     summary = dict(logger.experiment.summary)
     wandb.finish()
     assert sum(summary["filter/mean_reward"]["values"]) == summary["filter/judged"] == NUM_TRAIN
+
+
+def test_the_command_line_filters_between_warm_up_and_training(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_transitions(tmp_path / "t.parquet", make_world())
+    config = {
+        "run": {"name": "r", "root": str(tmp_path / "runs")},
+        "warm_up": {"num_transitions": 4, "batch_size": 4},
+        "trainer": {"accelerator": "cpu", "max_steps": 2},
+        "model": {
+            "class_path": "rwml_lightning.modules.WorldModelGRPO",
+            "init_args": {"model": str(tiny_model)},
+        },
+        "data": {
+            "transitions": str(tmp_path / "t.parquet"),
+            "generator": {"class_path": "rwml_lightning.generation.HFGenerator"},
+            "reward": {"class_path": "rwml_testing.LetterReward"},
+            "prompt": {"history_turns": 0, "system": "", "user": "{action}"},
+            "sampling": {"max_tokens": 20},
+            "prompts_per_step": 4,
+            "group_size": 4,
+        },
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    added = "--trainer.callbacks+=rwml_callbacks.EasySampleFilter --trainer.callbacks.num_samples 4"
+    command = [
+        "fit",
+        "--config",
+        str(tmp_path / "config.yaml"),
+        *added.split(),
+        "--trainer.callbacks.tau_d",
+        "0.05",
+    ]
+    main(command)
+    lines = capsys.readouterr().err.splitlines()
+    (place,) = (i for i, line in enumerate(lines) if "of 32 training transitions are easy" in line)
+    assert any(line.startswith("wm_sft 1/1") for line in lines[:place])
+    assert not any(line.startswith("wm_grpo") for line in lines[:place])
+    with TraceReader(tmp_path / "runs" / "r" / "trace.db") as reader:
+        assert [e.name for e in reader.evaluations()] == ["held_out", "easy_samples", "held_out", "held_out"]
+        assert reader.run().status == "finished"
+    first = columns(tmp_path)
+    monkeypatch.setattr(EasySampleFilter, "_predict", None)
+    main([*command, "--run.name", "s"])  # an equal warm-up in another folder: the predictions serve again
+    assert columns(tmp_path) == first
