@@ -7,11 +7,13 @@ import json
 import logging
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import lightning as L
+from filelock import FileLock, Timeout
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.seed import isolate_rng
 from typing_extensions import override
@@ -37,6 +39,7 @@ from rwml_lightning.rewards import NextStateReward
 from rwml_lightning.schema import Transition
 from rwml_lightning.seeds import derive_seed
 
+_LONGEST_WAIT_S = 24 * 3600.0
 log = logging.getLogger(__name__)
 C = TypeVar("C", bound=L.Callback)
 
@@ -105,6 +108,11 @@ class EasySampleFilter(L.Callback):
             raise ValueError(f"EasySampleFilter's keep_probability is {keep_probability}; it lies in [0, 1]")
         if not 0 < tau_d <= 2:
             raise ValueError(f"EasySampleFilter's tau_d is {tau_d}; a cosine distance lies between 0 and 2")
+        if tau_easy is not None and tau_easy <= 0:
+            raise ValueError(
+                f"EasySampleFilter's tau_easy is {tau_easy}, which makes every transition easy: raise it, or leave it out "
+                "and set target_share"
+            )
         self.num_samples = num_samples
         self.tau_d = tau_d
         self.reward = reward
@@ -118,7 +126,7 @@ class EasySampleFilter(L.Callback):
         self.num_passes = num_passes
         self.prompts_per_batch = prompts_per_batch
         self.seed = seed
-        self._applied = False
+        self._filtered: RolloutDataModule | None = None
 
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -134,18 +142,21 @@ class EasySampleFilter(L.Callback):
             model: Module of the main stage; the copy starts from the same weights.
             data: What it will train on.
         """
-        if self._applied:
+        if data is self._filtered:
             return
         recorder = _find(trainer, TraceRecorder)
         try:
             if recorder is not None and trainer.is_global_zero:
                 recorder.writer.heartbeat()  # opens the store: the run is running
-            self._apply(trainer, model, data, recorder)
+            _make_ready(trainer, model, data)
+            _check_batch(data, len(data.train_transitions), "are there")
+            with _alone(trainer, data.path):
+                self._apply(trainer, model, data, recorder)
         except BaseException as error:
             if recorder is not None:
                 recorder.on_exception(trainer, model, error)
             raise
-        self._applied = True
+        self._filtered = data
 
     def _apply(
         self,
@@ -154,8 +165,6 @@ class EasySampleFilter(L.Callback):
         data: RolloutDataModule,
         recorder: TraceRecorder | None,
     ) -> None:
-        _make_ready(trainer, model, data)
-        _check_batch(data, len(data.train_transitions), "are there")
         taught, judged = self._choose(data)
         predictions = self._prediction_settings(model, data, taught, judged)
         decision = {name: getattr(self, name) for name in ("tau_easy", "target_share", "keep_probability")}
@@ -213,7 +222,9 @@ class EasySampleFilter(L.Callback):
             "init_from": digest_of_weights(model.init_from),
             "lora": model.lora,
             "dtype": model.dtype_name,
-            "reward": self.reward or similarity_settings(data.reward) | {"tau_d": self.tau_d},
+            "reward": similarity_settings(data.reward) | {"tau_d": self.tau_d}
+            if self.reward is None
+            else self.reward,
             "prompt": data.prompt,
             "sampling": data.sampling,
             "taught": digest_of_names(taught),
@@ -305,6 +316,23 @@ def _make_ready(trainer: L.Trainer, model: PolicyModule, data: RolloutDataModule
         data.prepare_data()
     trainer.strategy.barrier("prepare_data")
     data.setup("fit")
+
+
+@contextmanager
+def _alone(trainer: L.Trainer, path: Path) -> Iterator[None]:
+    """Within it no other run filters the file: one that shares it, as in a sweep, waits and finds the result."""
+    lock = FileLock(path.with_name(f".{path.name}.filter.lock"))
+    if trainer.is_global_zero:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            log.warning("another run filters %s; waiting for its result", path)
+            lock.acquire(timeout=_LONGEST_WAIT_S)
+    trainer.strategy.barrier("easy-sample filter")
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _check_batch(data: RolloutDataModule, count: int, when: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 import torch
 import wandb
 import yaml
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
 from rwml_callbacks import EasySampleFilter, TraceRecorder, WeightSync, easy_sample_filter
 from rwml_testing import ACTION_PROMPT, LetterReward, Steps, make_world
@@ -58,15 +61,22 @@ def make_data(folder: Path, **arguments: Any) -> RolloutDataModule:
 
 
 def fit(
-    folder: Path, model: Path, *callbacks: L.Callback, logger: Any = False, **data: Any
+    folder: Path,
+    model: Path,
+    *callbacks: L.Callback,
+    logger: Any = False,
+    ckpt_path: Path | None = None,
+    **data: Any,
 ) -> tuple[L.Trainer, Steps]:
     steps = Steps()
     trainer = L.Trainer(
         accelerator="cpu", logger=logger, enable_progress_bar=False, enable_model_summary=False,
-        enable_checkpointing=False, num_sanity_val_steps=0, max_epochs=1, limit_val_batches=0,
+        enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks), num_sanity_val_steps=0,
+        max_epochs=1, limit_val_batches=0,
         callbacks=[*callbacks, WeightSync(), steps],
     )  # fmt: skip
-    trainer.fit(WorldModelGRPO(model=str(model), learning_rate=5e-3), make_data(folder, **data))
+    module = WorldModelGRPO(model=str(model), learning_rate=5e-3)
+    trainer.fit(module, make_data(folder, **data), ckpt_path=ckpt_path, weights_only=True)
     return trainer, steps
 
 
@@ -101,7 +111,7 @@ def test_the_result_lies_in_the_file_and_training_goes_by_it(filtered: dict[str,
     assert gone <= easy
     assert 2 <= len(gone) <= len(easy) <= NUM_TRAIN // 2
     assert sorted(trained_on(filtered["steps"])) == sorted(judged.keys() - gone)
-    assert [file.name for file in filtered["folder"].glob("*parquet*")] == ["t.parquet"]
+    assert [file.name for file in filtered["folder"].glob("[!.]*parquet*")] == ["t.parquet"]
 
 
 def test_the_run_store_holds_the_histogram(filtered: dict[str, Any]) -> None:
@@ -198,6 +208,41 @@ def test_an_interrupted_filter_goes_on_where_it_was(
     assert columns(tmp_path) == columns(filtered["folder"])
 
 
+def test_a_checkpoint_goes_on_with_the_same_transitions(
+    filtered: dict[str, Any], tiny_model: Path, tmp_path: Path
+) -> None:
+    keep = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    fit(filtered["folder"], tiny_model, make_filter(), keep)
+    again, steps = fit(filtered["folder"], tiny_model, make_filter(), ckpt_path=tmp_path / "step=2.ckpt")
+    assert trained_on(steps) == trained_on(filtered["steps"])[2 * 8 :]
+    theirs = filtered["trainer"].lightning_module.policy.state_dict()
+    ours = again.lightning_module.policy.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_run_that_shares_the_file_waits(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trainer, path = (
+        L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False),
+        tmp_path / "t.parquet",
+    )
+    order: list[str] = []
+
+    def run() -> None:
+        with easy_sample_filter._alone(trainer, path):
+            order.append("second")
+
+    with ThreadPoolExecutor(1) as other:
+        with easy_sample_filter._alone(trainer, path):
+            waiting = other.submit(run)
+            deadline = time.monotonic() + 20
+            while "another run filters" not in caplog.text and time.monotonic() < deadline:
+                time.sleep(0.01)
+            order.append("first")
+        waiting.result(20)
+    assert order == ["first", "second"]
+    assert f"another run filters {path}; waiting for its result" in caplog.text
+
+
 def test_what_the_copy_learnt_from_the_training_split_is_not_judged(tiny_model: Path, tmp_path: Path) -> None:
     _, steps = fit(tmp_path, tiny_model, make_filter(train_on="train", train_share=0.25))
     taught = {name for name, (reward, _) in columns(tmp_path).items() if reward is None}
@@ -250,6 +295,7 @@ def test_without_a_validation_split_the_setting_is_named(tiny_model: Path, tmp_p
         ("train_share", 0.0),
         ("keep_probability", 1.1),
         ("tau_d", 0.0),
+        ("tau_easy", 0.0),
     ],
 )
 def test_settings_out_of_range_are_named(name: str, value: Any) -> None:
