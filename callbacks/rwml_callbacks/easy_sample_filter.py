@@ -64,7 +64,7 @@ class EasySampleFilter(L.Callback):
         target_share: Share of the judged transitions that is to be easy; equal mean rewards are treated alike.
         keep_probability: Probability p that an easy transition stays (paper: 0.1).
         train_on: Split that the copy learns from. With ``train``, what it learnt is not judged, and stays.
-        train_share: Share of the training split that it learns from, for ``train_on: train``.
+        train_share: Share of that split that it learns from, a fixed random draw.
         learning_rate: Of the copy's training (paper's WM SFT: 2e-6).
         batch_size: Transitions an optimizer step of it (paper's WM SFT: 32).
         num_passes: How often each is learnt (paper's WM SFT: 2).
@@ -88,7 +88,7 @@ class EasySampleFilter(L.Callback):
         target_share: float = 0.3,
         keep_probability: float = 0.1,
         train_on: Literal["validation", "train"] = "validation",
-        train_share: float = 0.1,
+        train_share: float = 1.0,
         learning_rate: float = 2e-6,
         batch_size: int = 32,
         num_passes: int = 2,
@@ -101,9 +101,15 @@ class EasySampleFilter(L.Callback):
         }.items():  # fmt: skip
             if value < 1:
                 raise ValueError(f"EasySampleFilter's {name} is {value}; it must be at least 1")
-        for name, share in {"target_share": target_share, "train_share": train_share}.items():
-            if not 0 < share < 1:
-                raise ValueError(f"EasySampleFilter's {name} is {share}; it must lie between 0 and 1")
+        if not 0 < target_share < 1:
+            raise ValueError(
+                f"EasySampleFilter's target_share is {target_share}; it must lie between 0 and 1"
+            )
+        if not 0 < train_share <= 1 or (train_on == "train" and train_share == 1):
+            raise ValueError(
+                f"EasySampleFilter's train_share is {train_share}; it must lie above 0 and, where the copy learns from the "
+                "training split, below 1: what it learnt is not judged"
+            )
         if not 0 <= keep_probability <= 1:
             raise ValueError(f"EasySampleFilter's keep_probability is {keep_probability}; it lies in [0, 1]")
         if not 0 < tau_d <= 2:
@@ -194,19 +200,16 @@ class EasySampleFilter(L.Callback):
 
     def _choose(self, data: RolloutDataModule) -> tuple[list[Transition], list[Transition]]:
         """What the copy learns from, and what it judges."""
-        train = data.train_transitions
-        if self.train_on == "validation":
-            taught = data.whole_validation_split()
-            if not taught:
-                raise ValueError(
-                    f"{data.path} holds no validation transitions for the easy-sample filter to learn from: set "
-                    "EasySampleFilter's train_on to 'train'"
-                )
-            return taught, train
-        order = sorted(train, key=lambda t: derive_seed(self.seed, "taught", t.transition_id))
-        taught = order[: max(round(self.train_share * len(train)), 1)]
-        names = {t.transition_id for t in taught}
-        return taught, [t for t in train if t.transition_id not in names]
+        learnable = data.whole_validation_split() if self.train_on == "validation" else data.train_transitions
+        if not learnable:
+            raise ValueError(
+                f"{data.path} holds no validation transitions for the easy-sample filter to learn from: set "
+                "EasySampleFilter's train_on to 'train' and train_share to 0.1"
+            )
+        order = sorted(learnable, key=lambda t: derive_seed(self.seed, "taught", t.transition_id))
+        taught = order[: max(round(self.train_share * len(order)), 1)]
+        names = {transition.transition_id for transition in taught}
+        return taught, [t for t in data.train_transitions if t.transition_id not in names]
 
     def _prediction_settings(
         self,

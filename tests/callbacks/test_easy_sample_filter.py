@@ -282,7 +282,7 @@ def test_fewer_transitions_than_a_batch_are_refused(tiny_model: Path, tmp_path: 
 def test_without_a_validation_split_the_setting_is_named(tiny_model: Path, tmp_path: Path) -> None:
     write_transitions(tmp_path / "t.parquet", [t for t in make_world() if t.split == "train"])
     with pytest.raises(
-        ValueError, match=r"holds no validation .* set EasySampleFilter's train_on to 'train'"
+        ValueError, match=r"holds no validation .* set EasySampleFilter's train_on to 'train' and"
     ):
         fit(tmp_path, tiny_model, make_filter())
 
@@ -357,3 +357,21 @@ def test_the_command_line_filters_between_warm_up_and_training(
     monkeypatch.setattr(EasySampleFilter, "_predict", None)
     main([*command, "--run.name", "s"])  # an equal warm-up in another folder: the predictions serve again
     assert columns(tmp_path) == first
+
+
+def test_something_must_be_left_to_judge() -> None:
+    with pytest.raises(ValueError, match=r"EasySampleFilter's train_share is 1\.0; .* below 1"):
+        EasySampleFilter(train_on="train")
+    assert EasySampleFilter(train_on="train", train_share=0.5).train_share == 0.5
+
+
+def test_the_copy_may_learn_from_a_share_of_the_validation_split(tmp_path: Path, tiny_model: Path) -> None:
+    data, model = make_data(tmp_path), WorldModelGRPO(model=str(tiny_model))
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    easy_sample_filter._make_ready(trainer, model, data)
+    whole, judged = make_filter()._choose(data)
+    half, same = make_filter(train_share=0.5)._choose(data)
+    assert (len(whole), len(half), len(judged)) == (8, 4, NUM_TRAIN)
+    assert {t.split for t in whole} == {"validation"}
+    assert half == whole[:4]
+    assert judged == same == data.train_transitions
