@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningCLI
 from typing_extensions import override
 
-from rwml_lightning.config_errors import ReadableParser
+from rwml_lightning.config_errors import ReadableParser, reason
 from rwml_lightning.data.datamodule import RolloutDataModule
 from rwml_lightning.models import resolve_model
 from rwml_lightning.modules.base import PolicyModule
@@ -224,5 +224,5 @@ def main(args: list[str] | None = None) -> None:
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         if logging.getLogger("rwml_lightning").isEnabledFor(logging.DEBUG):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {reason(error)}", file=sys.stderr)
         raise SystemExit(2) from error

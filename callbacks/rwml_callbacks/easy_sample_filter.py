@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import lightning as L
+import numpy as np
 from filelock import FileLock, Timeout
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -305,7 +306,7 @@ class EasySampleFilter(L.Callback):
             if isinstance(logger, WandbLogger):
                 import wandb
 
-                bars = wandb.Histogram(np_histogram=(counts, edges))
+                bars = wandb.Histogram(np_histogram=(np.array(counts), np.array(edges)))
                 logger.experiment.log({"filter/mean_reward": bars, "trainer/global_step": 0})
 
 

@@ -313,20 +313,19 @@ def test_weights_and_biases_gets_the_histogram(
     assert sum(summary["filter/mean_reward"]["values"]) == summary["filter/judged"] == NUM_TRAIN
 
 
-def test_the_command_line_filters_between_warm_up_and_training(
-    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_transitions(tmp_path / "t.parquet", make_world())
+def write_config(folder: Path, model: Path) -> Path:
+    """A short run with a warm-up, whose config names no filter."""
+    write_transitions(folder / "t.parquet", make_world())
     config = {
-        "run": {"name": "r", "root": str(tmp_path / "runs")},
+        "run": {"name": "r", "root": str(folder / "runs")},
         "warm_up": {"num_transitions": 4, "batch_size": 4},
         "trainer": {"accelerator": "cpu", "max_steps": 2},
         "model": {
             "class_path": "rwml_lightning.modules.WorldModelGRPO",
-            "init_args": {"model": str(tiny_model)},
+            "init_args": {"model": str(model)},
         },
         "data": {
-            "transitions": str(tmp_path / "t.parquet"),
+            "transitions": str(folder / "t.parquet"),
             "generator": {"class_path": "rwml_lightning.generation.HFGenerator"},
             "reward": {"class_path": "rwml_testing.LetterReward"},
             "prompt": {"history_turns": 0, "system": "", "user": "{action}"},
@@ -335,16 +334,18 @@ def test_the_command_line_filters_between_warm_up_and_training(
             "group_size": 4,
         },
     }
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    added = "--trainer.callbacks+=rwml_callbacks.EasySampleFilter --trainer.callbacks.num_samples 4"
-    command = [
-        "fit",
-        "--config",
-        str(tmp_path / "config.yaml"),
-        *added.split(),
-        "--trainer.callbacks.tau_d",
-        "0.05",
-    ]
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return folder / "config.yaml"
+
+
+def test_the_command_line_filters_between_warm_up_and_training(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    added = (
+        "--trainer.callbacks+=rwml_callbacks.EasySampleFilter --trainer.callbacks.num_samples 4 "
+        "--trainer.callbacks.tau_d 0.05"
+    )
+    command = ["fit", "--config", str(write_config(tmp_path, tiny_model)), *added.split()]
     main(command)
     lines = capsys.readouterr().err.splitlines()
     (place,) = (i for i, line in enumerate(lines) if "of 32 training transitions are easy" in line)
@@ -375,3 +376,15 @@ def test_the_copy_may_learn_from_a_share_of_the_validation_split(tmp_path: Path,
     assert {t.split for t in whole} == {"validation"}
     assert half == whole[:4]
     assert judged == same == data.train_transitions
+
+
+def test_the_command_line_says_a_wrong_setting_in_one_line(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    added = "--trainer.callbacks+=rwml_callbacks.EasySampleFilter --trainer.callbacks.tau_easy 0"
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", str(write_config(tmp_path, tiny_model)), *added.split()])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        "error: EasySampleFilter's tau_easy is 0.0, which makes every transition easy: raise it"
+    )
