@@ -1,6 +1,6 @@
 """Tokens a second of the whole easy-sample filter's predictions against the generator alone, alternating in one run.
 
-    python benchmarks/filter_throughput.py [--generator hf] [--num_transitions 64] [--rounds 3]
+    python benchmarks/filter_throughput.py [--generator hf] [--num_transitions 128] [--rounds 3]
 
 A copy of the model is taught first, so that its answers are well-formed and the embedder has its work. Both sides answer
 the same prompts with its weights and the same seeds, and their numbers of tokens are compared. The generator alone gets all
@@ -100,9 +100,9 @@ def main() -> None:
     parser.add_argument("--embedder", default="package:all-minilm-l6-v2")
     parser.add_argument("--generator", choices=("hf", "vllm"), default="vllm")
     parser.add_argument("--accelerator", default="cpu")
-    parser.add_argument("--num_transitions", type=int, default=64)
+    parser.add_argument("--num_transitions", type=int, default=128)
     parser.add_argument("--num_samples", type=int, default=10)
-    parser.add_argument("--prompts_per_batch", type=int, default=16)
+    parser.add_argument("--prompts_per_batch", type=int, default=64)
     parser.add_argument("--max_tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
