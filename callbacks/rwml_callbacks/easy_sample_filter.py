@@ -13,19 +13,17 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import lightning as L
-import numpy as np
 from filelock import FileLock, Timeout
-from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.seed import isolate_rng
 from typing_extensions import override
 
 from rwml_callbacks.easy_sample_copy import CopyData, predict_with_copy
+from rwml_callbacks.easy_sample_report import filter_metrics, log_filter
 from rwml_callbacks.fingerprint import digest_of_names, digest_of_weights, plain, similarity_settings
 from rwml_callbacks.scored_parts import Answers, ScoredParts, Throughput, read_parts
 from rwml_callbacks.trace_recorder import TraceRecorder
 from rwml_lightning.data.datamodule import RolloutDataModule
 from rwml_lightning.data.easy_samples import (
-    NUM_BINS,
     Marks,
     check_marks,
     describe_marks,
@@ -196,7 +194,11 @@ class EasySampleFilter(L.Callback):
             if found is None or found.settings != settings:
                 write_filter_columns(data.path, rewards, marks.kept, settings)
             shutil.rmtree(work, ignore_errors=True)
-            self._report(trainer, model, recorder, marks, rewards, throughput)
+            metrics = filter_metrics(marks, len(rewards), throughput)
+            log_filter(trainer.loggers, metrics, rewards)
+            if recorder is not None:
+                result = {**metrics, "histogram": histogram(list(rewards.values()))}
+                recorder.writer.write_evaluation(model.stage, 0, result, name="easy_samples")
         data.keep_only(remaining)
 
     def _choose(self, data: RolloutDataModule) -> tuple[list[Transition], list[Transition]]:
@@ -278,36 +280,6 @@ class EasySampleFilter(L.Callback):
                 print("mean rewards of the training transitions:", file=sys.stderr)
                 print(render_histogram(histogram(list(rewards.values()))), file=sys.stderr)
             raise
-
-    def _report(
-        self,
-        trainer: L.Trainer,
-        model: PolicyModule,
-        recorder: TraceRecorder | None,
-        marks: Marks,
-        rewards: Mapping[str, float],
-        throughput: Throughput,
-    ) -> None:
-        counts = histogram(list(rewards.values()))
-        edges = [index / NUM_BINS for index in range(NUM_BINS + 1)]
-        metrics = {
-            "filter/judged": float(len(rewards)),
-            "filter/easy": float(len(marks.easy)),
-            "filter/easy_kept": float(len(marks.easy_kept)),
-            "filter/tau_easy": float(marks.tau_easy or 0.0),
-            "throughput/filter_tokens_per_s": throughput.tokens_per_s,
-            "filter/generator_share_of_time": throughput.generator_share,
-        }
-        if recorder is not None:
-            result = {**metrics, "histogram": {"edges": edges, "counts": counts}}
-            recorder.writer.write_evaluation(model.stage, 0, result, name="easy_samples")
-        for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=0)
-            if isinstance(logger, WandbLogger):
-                import wandb
-
-                bars = wandb.Histogram(np_histogram=(np.array(counts), np.array(edges)))
-                logger.experiment.log({"filter/mean_reward": bars, "trainer/global_step": 0})
 
 
 def _make_ready(trainer: L.Trainer, model: PolicyModule, data: RolloutDataModule) -> None:
