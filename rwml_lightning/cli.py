@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningCLI
 from typing_extensions import override
 
-from rwml_lightning.config_errors import ReadableParser
+from rwml_lightning.config_errors import ReadableParser, reason
 from rwml_lightning.data.datamodule import RolloutDataModule
 from rwml_lightning.models import resolve_model
 from rwml_lightning.modules.base import PolicyModule
@@ -139,6 +139,8 @@ class RWMLCLI(LightningCLI):
 
     def fit(self, model: PolicyModule, **kwargs: Any) -> None:
         """All stages of the config, from where an earlier run of the same config stopped."""
+        from rwml_callbacks import EasySampleFilter
+
         assert self.folder is not None
         print(f"run folder: {self.folder.path}", file=sys.stderr)
         if not self.folder.finished:
@@ -150,6 +152,9 @@ class RWMLCLI(LightningCLI):
                     callbacks = default_callbacks([], self.folder, None)
                     result = warm_up(wanted, model, self.datamodule, self.trainer, self.folder, callbacks)
                     model.init_from = str(result)
+                for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+                    if isinstance(callback, EasySampleFilter):  # before the policy takes memory
+                        callback.apply(self.trainer, model, self.datamodule)
                 fit_stage(self.trainer, model, self.datamodule, self.folder, kwargs.get("ckpt_path"))
             finally:
                 self.datamodule.close()
@@ -258,5 +263,5 @@ def main(args: list[str] | None = None) -> None:
     except (ValueError, FileNotFoundError, ModuleNotFoundError, ServerError) as error:
         if logging.getLogger("rwml_lightning").isEnabledFor(logging.DEBUG):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {reason(error)}", file=sys.stderr)
         raise SystemExit(2) from error

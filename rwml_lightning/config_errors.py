@@ -22,6 +22,7 @@ _UNKNOWN_OPTION = re.compile(r"Option '([^']+)' is not accepted")
 _NO_SUCH_CLASS = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
 _NO_SUCH_PATH = re.compile(r"Expected a dot import path string: (.+)")
 _REQUIRED = re.compile(r"the following arguments are required: ([\w., ]+)")
+_UNION = re.compile(r"Does not validate against any of the Union subtypes\n.*\nErrors:\n  - (.+)")
 _WRONG_TYPE = re.compile(r"Expected an? (.+?)\.? Got value: (.*)")
 
 
@@ -61,6 +62,12 @@ def explain(message: str, keys: Iterable[str]) -> str:
         return f"{path} is {found.group(1)!r}, but takes a class path such as rwml_lightning.modules.WorldModelGRPO"
     text = " ".join(line.strip() for line in message.splitlines() if line.strip())
     return re.sub(r'^Parser key "([^"]+)": ', r"\1: ", text)
+
+
+def reason(error: Exception) -> str:
+    """What a constructor said, where jsonargparse wraps it in a list of all types that its key takes."""
+    found = _UNION.match(str(error))
+    return found.group(1) if found else str(error)
 
 
 def known_keys(parser: Any) -> set[str]:

@@ -10,7 +10,7 @@ import lightning as L
 
 from rwml_lightning.data.datamodule import RolloutDataModule
 from rwml_lightning.modules.base import PolicyModule
-from rwml_lightning.modules.policy import export_policy
+from rwml_lightning.modules.policy import LoRA, export_policy
 from rwml_lightning.modules.wm_sft import WorldModelSFT
 from rwml_lightning.run import RunFolder
 
@@ -61,33 +61,47 @@ def warm_up(
         "warm-up: next-state SFT on %d transitions, so that the model writes well-formed answers before GRPO begins",
         wanted.num_transitions,
     )
-    module = WorldModelSFT(
-        model=model.model,
-        dtype=model.dtype_name,
-        gradient_checkpointing=model.gradient_checkpointing,
-        learning_rate=wanted.learning_rate,
-        max_tokens_per_micro_batch=model.max_tokens_per_micro_batch,
-        head_chunk_size=model.head_chunk_size,
-    )
+    module = supervised_copy(model, wanted.learning_rate)
     with data.as_labels(wanted.num_transitions, wanted.batch_size, wanted.num_passes):
-        stage_trainer = L.Trainer(
-            accelerator=trainer.accelerator,
-            devices=trainer.num_devices,
-            precision=trainer.precision,
-            max_epochs=1,
-            num_sanity_val_steps=0,
-            check_val_every_n_epoch=None,
-            val_check_interval=1_000_000_000,
-            logger=False,  # it would draw its few steps over the main stage's curves; metrics.csv tells the stages apart
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            callbacks=callbacks,
-        )
+        stage_trainer = preliminary_trainer(trainer, callbacks)
         stage_trainer.validate(module, data, verbose=False)
         stage_trainer.fit(module, data)
     if trainer.is_global_zero:
         write_export(module, folder.warm_up)
     return folder.warm_up
+
+
+def supervised_copy(
+    model: PolicyModule, learning_rate: float, init_from: str | None = None, lora: LoRA | None = None
+) -> WorldModelSFT:
+    """A module for next-state SFT of the same model, on its own copy of the weights."""
+    return WorldModelSFT(
+        model=model.model,
+        init_from=init_from,
+        lora=lora,
+        dtype=model.dtype_name,
+        gradient_checkpointing=model.gradient_checkpointing,
+        learning_rate=learning_rate,
+        max_tokens_per_micro_batch=model.max_tokens_per_micro_batch,
+        head_chunk_size=model.head_chunk_size,
+    )
+
+
+def preliminary_trainer(trainer: L.Trainer, callbacks: list[L.Callback]) -> L.Trainer:
+    """A trainer for what comes before the main stage, on the devices of the main stage's ``trainer``."""
+    return L.Trainer(
+        accelerator=trainer.accelerator,
+        devices=trainer.num_devices,
+        precision=trainer.precision,
+        max_epochs=1,
+        num_sanity_val_steps=0,
+        check_val_every_n_epoch=None,
+        val_check_interval=1_000_000_000,
+        logger=False,  # it would draw its few steps over the main stage's curves; metrics.csv tells the stages apart
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        callbacks=callbacks,
+    )
 
 
 def fit_stage(

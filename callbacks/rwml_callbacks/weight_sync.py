@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from typing import Any
 
 import lightning as L
@@ -56,10 +57,15 @@ class WeightSync(L.Callback):
         assert isinstance(pl_module, PolicyModule)
         self.sync(pl_module)
 
+    @override
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, PolicyModule)
+        self.sync(pl_module)
+
     def sync(self, module: PolicyModule) -> None:
         """Give the generator the module's weights unless it has them."""
         data = module.trainer.datamodule  # type: ignore[attr-defined]
-        version = (module.stage, module.policy_version, id(module))
+        version = (module.stage, module.policy_version, weakref.ref(module))  # an id may return
         if getattr(data.generator, "synced", None) == version:
             return
         start = time.perf_counter()

@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
+from rwml_lightning.data.prompts import WorldModelPrompt, encode_answer
 from rwml_lightning.schema import Transition
 from rwml_lightning.seeds import derive_seed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Batch = TypeVar("Batch")
 
@@ -28,6 +32,21 @@ class LabelledBatch:
 
     step: int
     labels: tuple[Label, ...]
+
+
+def label_transitions(
+    step: int,
+    transitions: Sequence[Transition],
+    prompt: WorldModelPrompt,
+    tokenizer: PreTrainedTokenizerBase,
+) -> LabelledBatch:
+    """The prompts of a step's transitions, and their real next states as answers."""
+    return LabelledBatch(
+        step,
+        tuple(
+            Label(t, prompt.encode(tokenizer, t), encode_answer(tokenizer, t.next_state)) for t in transitions
+        ),
+    )
 
 
 class StepLoader(Generic[Batch]):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import lightning as L
 from typing_extensions import override
 
-from rwml_lightning.data.batches import Label, LabelledBatch, StepLoader
+from rwml_lightning.data.batches import LabelledBatch, StepLoader, label_transitions
 from rwml_lightning.data.collection import Collection, GeneratedGames, collect
 from rwml_lightning.data.prompts import WorldModelPrompt, encode_answer
 from rwml_lightning.data.rollouts import WorldModelRollouts
@@ -131,6 +131,7 @@ class RolloutDataModule(L.LightningDataModule):
         self._train_loader: StepLoader[Any] | None = None
         self._first_step = 0
         self._most_transitions: int | None = None
+        self._only: frozenset[str] | None = None
 
     @property
     def module(self) -> PolicyModule:
@@ -190,6 +191,14 @@ class RolloutDataModule(L.LightningDataModule):
         self.train_transitions = self._that_fit(train)
         self.validation_transitions = self._that_fit(validation)
 
+    def whole_validation_split(self) -> list[Transition]:
+        """Everything that the file holds out, of which ``validation_transitions`` is a draw."""
+        return self._that_fit(self._draw(read_transitions(self.path, self.on_broken), "validation", None))
+
+    def keep_only(self, transition_ids: Iterable[str]) -> None:
+        """Train on these transitions alone; ``train_transitions`` stays whole."""
+        self._only = frozenset(transition_ids)
+
     def _draw(self, transitions: Sequence[Transition], split: str, count: int | None) -> list[Transition]:
         """A fixed random draw that does not depend on the order of the file."""
         chosen = [transition for transition in transitions if transition.split == split]
@@ -225,7 +234,9 @@ class RolloutDataModule(L.LightningDataModule):
     def train_dataloader(self) -> StepLoader[Any]:
         make = self._rollout if self.module.on_policy else self._label
         self._train_loader = StepLoader(
-            self.train_transitions[: self._most_transitions],
+            [t for t in self.train_transitions if self._only is None or t.transition_id in self._only][
+                : self._most_transitions
+            ],
             self.prompts_per_step,
             make,
             self.seed,
@@ -258,14 +269,7 @@ class RolloutDataModule(L.LightningDataModule):
         )
 
     def _label(self, step: int, transitions: Sequence[Transition]) -> LabelledBatch:
-        tokenizer = self.module.tokenizer
-        return LabelledBatch(
-            step,
-            tuple(
-                Label(t, self.prompt.encode(tokenizer, t), encode_answer(tokenizer, t.next_state))
-                for t in self._own(transitions)
-            ),
-        )
+        return label_transitions(step, self._own(transitions), self.prompt, self.module.tokenizer)
 
     def _held_out(self, step: int, transitions: Sequence[Transition]) -> RolloutBatch:
         sampling = Sampling(self.sampling.max_tokens, self.validation.temperature, self.sampling.top_p)

@@ -21,6 +21,16 @@ log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 
+def member_seeds(
+    seed: int, stage: str, step: int, transitions: Sequence[Transition], group_size: int
+) -> list[list[int]]:
+    """Seed of every member of every group, from its place alone."""
+    return [
+        [derive_seed(seed, stage, step, transition.transition_id, member) for member in range(group_size)]
+        for transition in transitions
+    ]
+
+
 class WorldModelRollouts:
     """Asks the policy for the next state of each transition, several times, and scores the answers.
 
@@ -71,13 +81,7 @@ class WorldModelRollouts:
         """
         start = time.perf_counter()
         prompts = [self.prompt.encode(self.tokenizer, transition) for transition in transitions]
-        seeds = [
-            [
-                derive_seed(self.seed, stage, step, transition.transition_id, member)
-                for member in range(group_size)
-            ]
-            for transition in transitions
-        ]
+        seeds = member_seeds(self.seed, stage, step, transitions, group_size)
         completions = self.generator.generate(prompts, sampling, seeds)
         generated = time.perf_counter()
         groups = self._score((stage, step), transitions, prompts, completions)

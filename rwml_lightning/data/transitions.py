@@ -18,7 +18,7 @@ from rwml_lightning.schema import Transition, Turn
 
 log = logging.getLogger(__name__)
 
-_METADATA_KEY = b"rwml"
+METADATA_KEY = b"rwml"
 SCHEMA = pa.schema(
     [
         ("transition_id", pa.string()),
@@ -49,7 +49,7 @@ def write_transitions(
         metadata: How they were made; :func:`read_metadata` gives it back.
     """
     rows = [_to_row(transition) for transition in transitions]
-    schema = SCHEMA.with_metadata({_METADATA_KEY: json.dumps(dict(metadata or {})).encode()})
+    schema = SCHEMA.with_metadata({METADATA_KEY: json.dumps(dict(metadata or {})).encode()})
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), partial, compression="zstd")
@@ -96,7 +96,7 @@ def read_transitions(path: Path, on_broken: Literal["raise", "skip"] = "raise") 
 def read_metadata(path: Path) -> dict[str, Any]:
     """How the file was made; empty for a file that does not say."""
     metadata = pq.read_schema(path).metadata or {}
-    return json.loads(metadata.get(_METADATA_KEY, b"{}"))
+    return json.loads(metadata.get(METADATA_KEY, b"{}"))
 
 
 def split_of_game(

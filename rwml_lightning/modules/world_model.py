@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rwml_lightning.data.datamodule import RolloutDataModule
 from rwml_lightning.evaluation import Result, as_metrics, evaluate_groups
 from rwml_lightning.modules.base import PolicyModule
@@ -16,6 +18,10 @@ class WorldModelModule(PolicyModule):
 
     results: list[Result]
     floors: list[Result]
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Any:
+        """The batch itself: predictions are the generator's, and the loader has asked it for them."""
+        return batch
 
     def on_validation_epoch_start(self) -> None:
         self._groups: list[Group] = []

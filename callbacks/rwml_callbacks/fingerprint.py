@@ -1,0 +1,45 @@
+"""What a stored result depends on, as JSON that can be compared: parts of a config, transitions, weights."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rwml_lightning.schema import Transition
+
+
+def digest_of_names(transitions: Sequence[Transition]) -> str:
+    """Digest of which transitions these are, in whatever order."""
+    return hashlib.sha256("\n".join(sorted(t.transition_id for t in transitions)).encode()).hexdigest()
+
+
+def digest_of_weights(init_from: str | None) -> str | None:
+    """By content: each run's warm-up lies in a folder of its own."""
+    if init_from is None:
+        return None
+    path, digest = Path(init_from), hashlib.sha256()
+    for part in sorted(path.glob("*.safetensors")) if path.is_dir() else [path]:
+        with part.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def plain(value: Any) -> Any:
+    """A part of the config as JSON: an object is its class and the arguments that it was made with."""
+    if value is None or isinstance(value, (str, int, float)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(name): plain(item) for name, item in value.items()}
+    if isinstance(value, Sequence):
+        return [plain(item) for item in value]
+    names = [name for name in inspect.signature(type(value)).parameters if hasattr(value, name)]
+    return {"class": type(value).__qualname__, **{name: plain(getattr(value, name)) for name in names}}
+
+
+def similarity_settings(reward: Any) -> dict[str, Any]:
+    """Like :func:`plain` for a reward of which only the similarities are used."""
+    unused = {"tau_d", "mode", "batch_size", "device", "cache_size"}
+    return {name: value for name, value in plain(reward).items() if name not in unused}

@@ -1,0 +1,66 @@
+"""The easy-sample filter's result as two more columns of a transition file; whoever does not ask for them reads past them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rwml_lightning.data.transitions import METADATA_KEY, read_metadata
+
+MEAN_REWARD, KEPT = "filter_mean_reward", "filter_kept"
+_SETTINGS = "easy_sample_filter"
+
+
+@dataclass(frozen=True)
+class FilterColumns:
+    """A filter's result.
+
+    Args:
+        mean_rewards: Mean reward of its predictions, by id of the transitions that were judged.
+        settings: How it was made, as JSON has it.
+    """
+
+    mean_rewards: dict[str, float]
+    settings: dict[str, Any]
+
+
+def read_filter_columns(path: Path) -> FilterColumns | None:
+    """The filter's result in a transition file, or ``None`` when it holds none."""
+    settings = read_metadata(path).get(_SETTINGS)
+    if settings is None:
+        return None
+    table = pq.read_table(path, columns=["transition_id", MEAN_REWARD])
+    rewards = zip(table["transition_id"].to_pylist(), table[MEAN_REWARD].to_pylist(), strict=True)
+    return FilterColumns({name: reward for name, reward in rewards if reward is not None}, settings)
+
+
+def write_filter_columns(
+    path: Path, mean_rewards: Mapping[str, float], kept: Collection[str], settings: Mapping[str, Any]
+) -> None:
+    """Add the columns to a transition file, in place of those of an earlier filter; at once or not at all.
+
+    Args:
+        path: Transition file; its other columns and metadata stay as they are.
+        mean_rewards: By id of the transitions that were judged; the others' columns are null.
+        kept: Ids of those that stay.
+        settings: How it was made; anything that JSON can say.
+    """
+    table = pq.read_table(path)
+    table = table.select([name for name in table.column_names if name not in (MEAN_REWARD, KEPT)])
+    names = table["transition_id"].to_pylist()
+    rewards = [mean_rewards.get(name) for name in names]
+    decisions = [name in kept if name in mean_rewards else None for name in names]
+    table = table.append_column(MEAN_REWARD, pa.array(rewards, pa.float64()))
+    table = table.append_column(KEPT, pa.array(decisions, pa.bool_()))
+    metadata = json.dumps({**read_metadata(path), _SETTINGS: dict(settings)}).encode()
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), METADATA_KEY: metadata})
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    pq.write_table(table, partial, compression="zstd")
+    partial.replace(path)
