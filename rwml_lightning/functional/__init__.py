@@ -14,6 +14,7 @@ from rwml_lightning.functional.losses import (
 )
 from rwml_lightning.functional.packed import packed_logprobs, plain_logprobs, verify_packing
 from rwml_lightning.functional.prefix_tree import MicroBatch, PrefixTree, build_tree, micro_batches
+from rwml_lightning.functional.weight_change import count_changed
 
 __all__ = [
     "Estimator",
@@ -27,6 +28,7 @@ __all__ = [
     "build_tree",
     "chunked_logprobs",
     "clipped_surrogate",
+    "count_changed",
     "group_advantages",
     "has_tree_attention",
     "kl_penalty",

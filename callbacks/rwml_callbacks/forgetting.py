@@ -1,0 +1,141 @@
+"""What else the model could do before, and can still do after: public benchmarks through EleutherAI's harness."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import lightning as L
+from lightning.pytorch.utilities.seed import isolate_rng
+from typing_extensions import override
+
+from rwml_callbacks.analysis import Analysis, Measurement
+from rwml_lightning.modules.base import PolicyModule
+
+if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
+
+log = logging.getLogger(__name__)
+
+PAPER_TASKS = (
+    "mmlu_redux_generative",
+    "ifeval",
+    "minerva_math500",
+    "gsm8k",
+    "gpqa_diamond_cot_zeroshot",
+    "livecodebench",
+)
+"""The paper's six benchmarks (arXiv 2602.05842) as the harness calls them; it has no LiveCodeBench, and says so."""
+
+
+class Forgetting(Analysis):
+    """Scores of lm-eval tasks on the policy under training, before and after.
+
+    The trainer's own module answers, so there is no second copy of the weights. A task that the harness lacks, or whose
+    data can't be reached, is named in the log and left out. Metrics: ``forgetting/<task>/<metric>``.
+
+    Args:
+        tasks: Names of the harness's tasks or groups (default: the paper's six).
+        limit: Most samples a task, the first ones; ``None`` takes all. Each member of a group counts as a task.
+        batch_size: Sequences a forward pass.
+        apply_chat_template: Whether prompts are chat messages; ``None`` where the tokenizer has a template.
+        include_path: Folder of task files of your own (YAML).
+        every_n_steps: See :class:`Analysis`; such benchmarks take long.
+
+    Raises:
+        ModuleNotFoundError: The harness is not installed; says how to install it.
+
+    Example::
+
+        >>> from rwml_callbacks import Forgetting
+        >>> trainer = L.Trainer(callbacks=[Forgetting(tasks=["ifeval"], limit=50)])  # doctest: +SKIP
+    """
+
+    name: ClassVar[str] = "forgetting"
+
+    def __init__(
+        self,
+        tasks: Sequence[str] = PAPER_TASKS,
+        limit: int | None = 100,
+        batch_size: int = 8,
+        apply_chat_template: bool | None = None,
+        include_path: str | None = None,
+        every_n_steps: int | None = None,
+    ) -> None:
+        super().__init__(every_n_steps)
+        if find_spec("lm_eval") is None:
+            raise ModuleNotFoundError(
+                "Forgetting needs EleutherAI's lm-eval, which is not installed: pip install 'rwml-lightning[forgetting]'"
+            )
+        for name, value in (("limit", limit), ("batch_size", batch_size)):
+            if value is not None and value < 1:
+                raise ValueError(f"Forgetting.{name} is {value}; it must be at least 1")
+        self.tasks = tuple(tasks)
+        self.limit = limit
+        self.batch_size = batch_size
+        self.apply_chat_template = apply_chat_template
+        self.include_path = include_path
+        self._reachable: list[str] | None = None
+
+    @override
+    def measure(self, trainer: L.Trainer, module: PolicyModule) -> Measurement:
+        from lm_eval import simple_evaluate
+        from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
+
+        manager = TaskManager(include_path=self.include_path)
+        if self._reachable is None:
+            self._reachable = [task for task in self.tasks if self._is_reachable(manager, task)]
+        if not self._reachable:
+            return Measurement({}, {})
+        chat = self.apply_chat_template
+        training = [part for part in module.policy.modules() if part.training]
+        logging.getLogger("lm_eval").setLevel(logging.ERROR)
+        try:
+            with isolate_rng():
+                found = simple_evaluate(
+                    model=HFLM(module.policy, tokenizer=module.tokenizer, batch_size=self.batch_size),
+                    tasks=list(self._reachable),
+                    task_manager=manager,
+                    limit=self.limit,
+                    apply_chat_template=module.tokenizer.chat_template is not None if chat is None else chat,
+                    log_samples=False,
+                )
+        finally:
+            for part in training:
+                part.training = True
+        assert found is not None
+        scores: dict[str, dict[str, Any]] = found["results"]
+        metrics = {
+            f"forgetting/{name}": value
+            for task in self._reachable
+            for name, value in _values(task, scores[task])
+        }
+        return Measurement(metrics, scores)
+
+    def _is_reachable(self, manager: TaskManager, task: str) -> bool:
+        from datasets.exceptions import DatasetsError
+
+        if task not in manager.task_index:
+            log.warning("forgetting: lm-eval has no task %r; it is left out", task)
+            return False
+        try:
+            manager.load([task])
+        except (OSError, DatasetsError, ImportError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            log.warning(
+                "forgetting: the task %r is left out, for what it needs can't be had: %s", task, reason
+            )
+            return False
+        return True
+
+
+def _values(task: str, scores: dict[str, Any]) -> list[tuple[str, float]]:
+    """Metric names and values of one task; the harness writes ``metric,filter``, and errors and labels among them."""
+    return [
+        (f"{task}/{key.removesuffix(',none').replace(',', '_')}", float(value))
+        for key, value in scores.items()
+        if isinstance(value, int | float) and "," in key and "_stderr" not in key
+    ]
