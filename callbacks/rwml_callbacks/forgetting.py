@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -83,11 +84,14 @@ class Forgetting(Analysis):
     def measure(self, trainer: L.Trainer, module: PolicyModule) -> Measurement:
         from lm_eval import simple_evaluate
         from lm_eval.models.huggingface import HFLM
-        from lm_eval.tasks import TaskManager
 
-        manager = TaskManager(include_path=self.include_path)
+        manager = task_manager(self.include_path)
         if self._reachable is None:
-            self._reachable = [task for task in self.tasks if self._is_reachable(manager, task)]
+            obstacles = {task: obstacle(manager, task) for task in self.tasks}
+            self._reachable = [task for task, reason in obstacles.items() if reason is None]
+            if trainer.is_global_zero:
+                for task in [task for task in self.tasks if obstacles[task] is not None]:
+                    log.warning("forgetting: the task %s is left out: %s", task, obstacles[task])
         if not self._reachable:
             return Measurement({}, {})
         chat = self.apply_chat_template
@@ -106,7 +110,8 @@ class Forgetting(Analysis):
         finally:
             for part in training:
                 part.training = True
-        assert found is not None
+        if found is None:  # the harness answers the first process alone
+            return Measurement({}, {})
         scores: dict[str, dict[str, Any]] = found["results"]
         metrics = {
             f"forgetting/{name}": value
@@ -115,21 +120,26 @@ class Forgetting(Analysis):
         }
         return Measurement(metrics, scores)
 
-    def _is_reachable(self, manager: TaskManager, task: str) -> bool:
-        from datasets.exceptions import DatasetsError
 
-        if task not in manager.task_index:
-            log.warning("forgetting: lm-eval has no task %r; it is left out", task)
-            return False
-        try:
-            manager.load([task])
-        except (OSError, DatasetsError, ImportError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            log.warning(
-                "forgetting: the task %r is left out, for what it needs can't be had: %s", task, reason
-            )
-            return False
-        return True
+@cache
+def task_manager(include_path: str | None) -> TaskManager:
+    """The harness's index of tasks, which takes seconds to build."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=include_path)
+
+
+def obstacle(manager: TaskManager, task: str) -> str | None:
+    """Why a task can't be run here, in one line; ``None`` when its data is at hand."""
+    from datasets.exceptions import DatasetsError
+
+    if task not in manager.task_index:
+        return "lm-eval has no task of that name"
+    try:
+        manager.load([task])
+    except (OSError, DatasetsError, ImportError) as error:
+        return f"what it needs can't be had ({str(error).strip().partition(chr(10))[0]})"
+    return None
 
 
 def _values(task: str, scores: dict[str, Any]) -> list[tuple[str, float]]:

@@ -14,11 +14,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from rwml_callbacks import CapabilityProbe, RewardLogger, TraceRecorder, WeightChange, WeightSync
 from rwml_callbacks.capability_probe import general_text, text_perplexity
 from rwml_callbacks.instruction_checks import CHECKS
-from test_callbacks import fit, one_thread, rows_of  # noqa: F401
+from test_callbacks import fit, one_thread, rows_of, write  # noqa: F401
 
 from rwml_lightning.generation import HFGenerator
 from rwml_lightning.modules import WorldModelGRPO
 from rwml_lightning.modules.policy import LoRA
+from rwml_lightning.run import RunFolder
+from rwml_lightning.summary import print_summary
 from rwml_lightning.trace import TraceReader
 
 
@@ -183,3 +185,33 @@ def test_bad_settings(kind: Any) -> None:
         kind(every_n_steps=0)
     with pytest.raises(ValueError, match=r"WeightChange\.tolerance is -1; it must not be negative"):
         WeightChange(tolerance=-1)
+
+
+def test_rows_of_a_step_are_replaced_by_who_wrote_them(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    rows = [
+        (0, "val/x"),
+        (0, "probe/x"),
+        (1, "wm/x"),
+        (1, "val/x"),
+        (1, "probe/x"),
+        (2, "wm/x"),
+        (2, "probe/x"),
+    ]
+    everything = [("wm_grpo", step, name, 1.0) for step, name in rows]
+    write(path, *everything)
+    write(path, *everything)  # begun anew
+    assert rows_of(path) == everything
+    write(path, *everything[4:])  # resumed after the first step
+    assert rows_of(path) == everything
+    write(path, *everything[6:])  # resumed after the last
+    assert rows_of(path) == everything
+
+
+def test_the_summary_of_a_run_is_of_held_out_results(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(tmp_path, tiny_model, WeightChange())
+    capsys.readouterr()
+    print_summary(RunFolder(tmp_path))
+    assert "Held-out predictions" in capsys.readouterr().out

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import rwml_callbacks.forgetting
 import torch
 from rwml_callbacks import Forgetting
+from rwml_callbacks.forgetting import PAPER_TASKS, task_manager
 from test_analyses import Clean, records, run
 from test_callbacks import one_thread, rows_of  # noqa: F401
 
@@ -40,12 +41,11 @@ metric_list: [{{metric: exact_match}}]
 """
 
 
-@pytest.fixture
-def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Folder of both tasks; what the tiny model was taught is right in some of their samples."""
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Folder of both tasks, and of two whose data is away; some samples are what the tiny model was taught."""
     pytest.importorskip("lm_eval", reason="pip install 'rwml-lightning[forgetting]'")
-    folder = tmp_path / "tasks"
-    folder.mkdir()
+    folder = tmp_path_factory.mktemp("tasks")
     names = ("apple", "bowl", "desk", "lamp", "mug", "pan")
     answer = "<think></think>\n<next_state>You take the {}."
     choices = [
@@ -55,11 +55,17 @@ def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     writing = [{"question": f"push {n}", "answer": "<think></think>\n<next_state>It moves."} for n in names]
     for name, rows in (("choice", choices), ("writing", writing)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "choice.yaml").write_text(CHOICE.format(folder=folder))
+    choice = CHOICE.format(folder=folder)
+    (folder / "choice.yaml").write_text(choice)
     (folder / "writing.yaml").write_text(WRITING.format(folder=folder))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    return folder
+    (folder / "away.yaml").write_text(
+        choice.replace("choice.jsonl", "no.jsonl").replace("tiny_choice", "away")
+    )
+    (folder / "hub.yaml").write_text("task: hub\ndataset_path: nobody/nothing\ntest_split: test\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", folder / "cache")
+        yield folder
 
 
 @pytest.mark.parametrize("lora", [None, LoRA(rank=2)])
@@ -88,12 +94,11 @@ def test_the_harness_runs_on_the_trained_model(
 
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
 
     harness = simple_evaluate(
         HFLM(str(tiny_model), device="cpu"),
         tasks=["tiny_choice", "tiny_writing"],
-        task_manager=TaskManager(include_path=str(tasks)),
+        task_manager=task_manager(str(tasks)),
         limit=5,
     )
     for task, metric in (
@@ -106,21 +111,19 @@ def test_the_harness_runs_on_the_trained_model(
 
 
 def test_what_cannot_be_had_is_named_and_left_out(
-    tiny_model: Path, tmp_path: Path, tasks: Path, caplog: pytest.LogCaptureFixture, monkeypatch: Any
+    tiny_model: Path, tmp_path: Path, tasks: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tasks / "away.yaml").write_text((tasks / "choice.yaml").read_text().replace("choice.jsonl", "no.jsonl").replace(
-        "task: tiny_choice", "task: away"))  # fmt: skip
-    (tasks / "hub.yaml").write_text("task: hub\ndataset_path: nobody/nothing\ntest_split: test\n")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     chosen = ["livecodebench", "away", "hub", "tiny_choice"]
     with caplog.at_level(logging.WARNING, "rwml_callbacks"):
         run(tmp_path, tiny_model, Forgetting(chosen, limit=2, include_path=str(tasks)))
     said = [r.getMessage() for r in caplog.records if r.name == "rwml_callbacks.forgetting"]
-    assert len(said) == 3
-    assert "lm-eval has no task 'livecodebench'" in said[0]
-    assert "the task 'away' is left out" in said[1]
-    assert "nobody/nothing" in said[2]
-    assert [r["details"].keys() for r in records(tmp_path, "forgetting")] == [{"tiny_choice"}] * 2
+    assert len(said) == 3  # once, not before and after
+    for line, words in zip(
+        said, ("lm-eval has no task of that name", "no.jsonl", "nobody/nothing"), strict=True
+    ):
+        assert words in line
+        assert "\n" not in line
+    assert [record["details"].keys() for record in records(tmp_path, "forgetting")] == [{"tiny_choice"}] * 2
 
 
 def test_no_task_at_all_is_not_fatal(tiny_model: Path, tmp_path: Path, tasks: Path) -> None:
@@ -128,11 +131,9 @@ def test_no_task_at_all_is_not_fatal(tiny_model: Path, tmp_path: Path, tasks: Pa
     assert [record["metrics"] for record in records(tmp_path, "forgetting")] == [{}, {}]
 
 
-def test_the_paper_s_benchmarks_are_the_harness_s(tasks: Path) -> None:
-    from lm_eval.tasks import TaskManager
-
-    known = TaskManager().task_index
-    missing = [task for task in rwml_callbacks.forgetting.PAPER_TASKS if task not in known]
+def test_the_harness_has_the_benchmarks_of_the_paper_but_one(tasks: Path) -> None:
+    known = task_manager(str(tasks)).task_index
+    missing = [task for task in PAPER_TASKS if task not in known]
     assert missing == ["livecodebench"]
 
 
