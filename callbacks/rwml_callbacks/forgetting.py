@@ -51,7 +51,7 @@ class Forgetting(Analysis):
     Example::
 
         >>> from rwml_callbacks import Forgetting
-        >>> trainer = L.Trainer(callbacks=[Forgetting(tasks=["ifeval"], limit=50)])  # doctest: +SKIP
+        >>> trainer = L.Trainer(callbacks=[Forgetting(tasks=["ifeval"], limit=50)])
     """
 
     name: ClassVar[str] = "forgetting"
@@ -89,9 +89,9 @@ class Forgetting(Analysis):
         if self._reachable is None:
             obstacles = {task: obstacle(manager, task) for task in self.tasks}
             self._reachable = [task for task, reason in obstacles.items() if reason is None]
-            if trainer.is_global_zero:
-                for task in [task for task in self.tasks if obstacles[task] is not None]:
-                    log.warning("forgetting: the task %s is left out: %s", task, obstacles[task])
+            for task, reason in obstacles.items():
+                if reason is not None and trainer.is_global_zero:
+                    log.warning("forgetting: the task %s is left out: %s", task, reason)
         if not self._reachable:
             return Measurement({}, {})
         chat = self.apply_chat_template
@@ -113,9 +113,12 @@ class Forgetting(Analysis):
         if found is None:  # the harness answers the first process alone
             return Measurement({}, {})
         scores: dict[str, dict[str, Any]] = found["results"]
+        members = {task for group in found["group_subtasks"].values() for task in group}
         metrics = {
             f"forgetting/{name}": value
-            for task in self._reachable
+            for task in scores
+            if task in self._reachable
+            or task not in members  # a group stands for its members, a tag does not
             for name, value in _values(task, scores[task])
         }
         return Measurement(metrics, scores)

@@ -168,6 +168,16 @@ def test_a_resumed_run_measures_each_step_once(
     assert [step for step, name in rows if name == "wm/reward"] == [1, 2, 3, 4]
 
 
+def test_a_run_that_ended_unmeasured_is_measured_when_it_goes_on(tiny_model: Path, tmp_path: Path) -> None:
+    keep = ModelCheckpoint(tmp_path / "kept", filename="last", every_n_train_steps=4)
+    run(tmp_path, tiny_model, keep, WeightChange())
+    whole, rows = records(tmp_path, "weight_change"), rows_of(tmp_path / "metrics.csv")
+    (tmp_path / "weight_change.json").write_text(json.dumps(whole[:1]))
+    run(tmp_path, tiny_model, WeightChange(), ckpt_path=tmp_path / "kept" / "last.ckpt")
+    assert records(tmp_path, "weight_change") == whole
+    assert rows_of(tmp_path / "metrics.csv") == rows
+
+
 def test_a_stage_that_was_stopped_is_not_at_its_end(tiny_model: Path, tmp_path: Path) -> None:
     class Ask(L.Callback):
         stop_requested = False

@@ -30,6 +30,7 @@ metric_list: [{{metric: acc}}, {{metric: acc_norm}}]
 """
 WRITING = """\
 task: tiny_writing
+tag: tiny_tag
 dataset_path: json
 dataset_kwargs: {{data_files: {{test: {folder}/writing.jsonl}}}}
 test_split: test
@@ -38,6 +39,11 @@ doc_to_text: "{{{{question}}}}"
 doc_to_target: "{{{{answer}}}}"
 generation_kwargs: {{until: ["</next_state>"], max_gen_toks: 24}}
 metric_list: [{{metric: exact_match}}]
+"""
+GROUP = """\
+group: tiny_group
+task: [tiny_choice]
+aggregate_metric_list: [{metric: acc}]
 """
 
 
@@ -58,6 +64,7 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     choice = CHOICE.format(folder=folder)
     (folder / "choice.yaml").write_text(choice)
     (folder / "writing.yaml").write_text(WRITING.format(folder=folder))
+    (folder / "group.yaml").write_text(GROUP)
     (folder / "away.yaml").write_text(
         choice.replace("choice.jsonl", "no.jsonl").replace("tiny_choice", "away")
     )
@@ -124,6 +131,14 @@ def test_what_cannot_be_had_is_named_and_left_out(
         assert words in line
         assert "\n" not in line
     assert [record["details"].keys() for record in records(tmp_path, "forgetting")] == [{"tiny_choice"}] * 2
+
+
+def test_a_group_stands_for_its_members_and_a_tag_for_none(
+    tiny_model: Path, tmp_path: Path, tasks: Path
+) -> None:
+    run(tmp_path, tiny_model, Forgetting(["tiny_group", "tiny_tag"], limit=2, include_path=str(tasks)))
+    names = set(records(tmp_path, "forgetting")[0]["metrics"])
+    assert names == {"forgetting/tiny_group/acc", "forgetting/tiny_writing/exact_match"}
 
 
 def test_no_task_at_all_is_not_fatal(tiny_model: Path, tmp_path: Path, tasks: Path) -> None:
