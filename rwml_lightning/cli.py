@@ -185,10 +185,11 @@ def default_callbacks(
     given: list[Callback], folder: RunFolder | None, checkpoint_every: int | None
 ) -> list[Callback]:
     """What every run has, unless the config brings its own of the kind."""
-    from rwml_callbacks import RewardLogger, RolloutProgressBar, TraceRecorder, WeightSync
+    from rwml_callbacks import RewardHackingWatch, RewardLogger, RolloutProgressBar, TraceRecorder, WeightSync
 
     defaults: list[Callback] = [
         WeightSync(),
+        RewardHackingWatch(),  # before the logger, which hands its metrics on
         RewardLogger(folder.metrics if folder else None),
         RolloutProgressBar(),
     ]
@@ -246,12 +247,16 @@ def main(args: list[str] | None = None) -> None:
     """Entry point of ``python -m rwml_lightning``; a user's mistake ends in one line and exit code 2."""
     arguments = sys.argv[1:] if args is None else args
     quieten()
-    commands = ("fit", "validate", "collect", "export")
+    commands = ("fit", "validate", "collect", "export", "weight_change")
     try:
         if arguments[:1] == ["export"]:
             from rwml_lightning.export import export_command
 
             export_command(arguments[1:])
+        elif arguments[:1] == ["weight_change"]:
+            from rwml_lightning.weight_change import weight_change_command
+
+            weight_change_command(arguments[1:])
         elif arguments and arguments[0].startswith("-") and any(a in commands for a in arguments):
             command = next(a for a in arguments if a in commands)
             raise ValueError(

@@ -40,10 +40,10 @@ def print_summary(folder: RunFolder, num_samples: int = 3) -> None:
 
 
 def milestones(evaluations: list[Evaluation]) -> dict[str, Evaluation]:
-    """First and last evaluation of the run, and the one after the warm-up, by name."""
-    held_out = [e for e in evaluations if e.name == "held_out"]
-    main = [e for e in held_out if e.stage != "wm_sft"]
-    warm_up = [e for e in held_out if e.stage == "wm_sft"]
+    """First and last held-out evaluation of the run, and the one after the warm-up, by name."""
+    evaluations = [e for e in evaluations if e.name == "held_out"]
+    main = [e for e in evaluations if e.stage != "wm_sft"]
+    warm_up = [e for e in evaluations if e.stage == "wm_sft"]
     if not main:
         main, warm_up = warm_up, []
     if not main:

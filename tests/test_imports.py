@@ -37,3 +37,7 @@ def test_the_dashboard_loads_no_trainer() -> None:
 
 def test_environments_load_no_model() -> None:
     assert not loaded_by("rwml_lightning.envs") & {"torch", "lightning", "transformers"}
+
+
+def test_callbacks_load_no_harness() -> None:
+    assert "lm_eval" not in loaded_by("rwml_callbacks")

@@ -1,9 +1,23 @@
 """Lightning callbacks, one class a file."""
 
+from rwml_callbacks.capability_probe import CapabilityProbe
 from rwml_callbacks.easy_sample_filter import EasySampleFilter
+from rwml_callbacks.forgetting import Forgetting
 from rwml_callbacks.progress import RolloutProgressBar
+from rwml_callbacks.reward_hacking_watch import RewardHackingWatch
 from rwml_callbacks.reward_logger import RewardLogger
 from rwml_callbacks.trace_recorder import TraceRecorder
+from rwml_callbacks.weight_change import WeightChange
 from rwml_callbacks.weight_sync import WeightSync
 
-__all__ = ["EasySampleFilter", "RewardLogger", "RolloutProgressBar", "TraceRecorder", "WeightSync"]
+__all__ = [
+    "CapabilityProbe",
+    "EasySampleFilter",
+    "Forgetting",
+    "RewardHackingWatch",
+    "RewardLogger",
+    "RolloutProgressBar",
+    "TraceRecorder",
+    "WeightChange",
+    "WeightSync",
+]

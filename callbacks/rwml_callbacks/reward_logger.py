@@ -19,6 +19,9 @@ from rwml_lightning.schema import RolloutBatch
 
 log = logging.getLogger(__name__)
 
+_EVALUATIONS = ("val", "change", "forgetting", "probe")
+"""First parts of names of what is measured on a step's result; anything else is of the step itself."""
+
 
 class RewardLogger(L.Callback):
     """Computes each step's metrics and hands them on; ``metrics`` holds the last step's.
@@ -40,7 +43,7 @@ class RewardLogger(L.Callback):
         self.patience = patience
         self.metrics: dict[str, float] = {}
         self._recent: list[float] = []
-        self._begun: set[str] = set()
+        self._begun: set[tuple[str, str]] = set()
 
     @override
     @rank_zero_only
@@ -74,12 +77,13 @@ class RewardLogger(L.Callback):
         step = trainer.global_step
         for logger in trainer.loggers:
             logger.log_metrics(dict(metrics), step=step)
-        if self.path is None:
+        if self.path is None or not metrics:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if stage not in self._begun and self.path.exists():
-            self._forget(stage, step, any(map(_is_held_out, metrics)))
-        self._begun.add(stage)
+        family = _family(next(iter(metrics)))
+        if (stage, family) not in self._begun and self.path.exists():
+            self._forget(stage, step, family)
+        self._begun.add((stage, family))
         new = not self.path.exists()
         with self.path.open("a", newline="") as file:
             writer = csv.writer(file)
@@ -87,12 +91,16 @@ class RewardLogger(L.Callback):
                 writer.writerow(["stage", "step", "name", "value"])
             writer.writerows([stage, step, name, value] for name, value in metrics.items())
 
-    def _forget(self, stage: str, step: int, held_out: bool) -> None:
-        """Drop what an interrupted run recorded from here on; held-out results of a step come after its training."""
+    def _forget(self, stage: str, step: int, family: str) -> None:
+        """Drop what an interrupted run recorded from here on; evaluations of a step come after its training."""
         assert self.path is not None
         with self.path.open(newline="") as file:
             header, *rows = list(csv.reader(file))
-        kept = [r for r in rows if r[0] != stage or (int(r[1]), _is_held_out(r[2])) < (step, held_out)]
+        kept = [
+            r
+            for r in rows
+            if r[0] != stage or int(r[1]) < step or (int(r[1]) == step and family not in ("", _family(r[2])))
+        ]
         partial = self.path.with_name(f".{self.path.name}")
         with partial.open("w", newline="") as file:
             csv.writer(file).writerows([header, *kept])
@@ -113,8 +121,10 @@ class RewardLogger(L.Callback):
             )
 
 
-def _is_held_out(name: str) -> bool:
-    return name.startswith("val/")
+def _family(name: str) -> str:
+    """Which evaluation a metric comes from; empty for a step's own."""
+    first = name.partition("/")[0]
+    return first if first in _EVALUATIONS else ""
 
 
 def rollout_metrics(batch: RolloutBatch) -> dict[str, float]:

@@ -15,6 +15,7 @@ from rwml_lightning.functional.losses import (
 )
 from rwml_lightning.functional.packed import packed_logprobs, plain_logprobs, verify_packing
 from rwml_lightning.functional.prefix_tree import MicroBatch, PrefixTree, build_tree, micro_batches
+from rwml_lightning.functional.weight_change import count_changed
 
 __all__ = [
     "Checkpointing",
@@ -30,6 +31,7 @@ __all__ = [
     "checkpointing_arguments",
     "chunked_logprobs",
     "clipped_surrogate",
+    "count_changed",
     "group_advantages",
     "has_tree_attention",
     "kl_penalty",

@@ -15,6 +15,7 @@ import lightning as L
 import pytest
 import torch
 import wandb
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
 from rwml_callbacks import RewardLogger, TraceRecorder, WeightSync
 from rwml_callbacks.progress import describe
@@ -44,6 +45,7 @@ def fit(
     callbacks: list[L.Callback],
     generator: Any = None,
     logger: Any = False,
+    ckpt_path: Path | None = None,
     **arguments: Any,
 ) -> L.Trainer:
     """Four steps, and an evaluation after the second and the fourth."""
@@ -54,10 +56,12 @@ def fit(
     )  # fmt: skip
     trainer = L.Trainer(
         accelerator="cpu", logger=logger, enable_progress_bar=False, enable_model_summary=False,
-        enable_checkpointing=False, num_sanity_val_steps=0, callbacks=callbacks, max_epochs=1,
+        enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks), num_sanity_val_steps=0,
+        callbacks=callbacks, max_epochs=1,
         check_val_every_n_epoch=None, val_check_interval=2,
     )  # fmt: skip
-    trainer.fit(WorldModelGRPO(model=str(model), learning_rate=5e-3, **arguments), data)
+    module = WorldModelGRPO(model=str(model), **{"learning_rate": 5e-3, **arguments})
+    trainer.fit(module, data, ckpt_path=ckpt_path, weights_only=True)
     return trainer
 
 

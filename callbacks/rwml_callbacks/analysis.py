@@ -1,0 +1,142 @@
+"""What is measured on a policy before, during and after training, and where such results go."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import lightning as L
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+from rich.table import Table
+from typing_extensions import override
+
+from rwml_callbacks.reward_logger import RewardLogger
+from rwml_callbacks.trace_recorder import TraceRecorder
+from rwml_lightning.modules.base import PolicyModule
+
+_Callback = TypeVar("_Callback", bound=L.Callback)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What an analysis found on one version of the policy.
+
+    Args:
+        metrics: Numbers by name.
+        details: What they were made of; anything that JSON can say.
+    """
+
+    metrics: Mapping[str, float]
+    details: Any
+
+
+class Analysis(L.Callback, ABC):
+    """Measures the policy at the start of a stage, every N steps, and at its end.
+
+    Metrics go where :class:`RewardLogger` writes, metrics and details to the run store and to ``<name>.json`` in the run
+    folder, and a table is printed at the end. A stage that goes on after a crash measures what it has not measured yet.
+
+    Args:
+        every_n_steps: Optimizer steps between two measurements; ``None`` measures at the start and at the end alone.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, every_n_steps: int | None = None) -> None:
+        if every_n_steps is not None and every_n_steps < 1:
+            raise ValueError(f"{type(self).__name__}.every_n_steps is {every_n_steps}; it must be at least 1")
+        self.every_n_steps = every_n_steps
+        self.first: dict[str, float] = {}
+        self._measured_at = -1
+
+    @abstractmethod
+    def measure(self, trainer: L.Trainer, module: PolicyModule) -> Measurement:
+        """Measure the policy as it is; every rank is asked, for its weights may be spread over them."""
+
+    def render(self, last: Measurement) -> Table:
+        """The stage's start beside its end, for people."""
+        table = Table(title=f"{self.name}: before and after training", title_justify="left")
+        for column in ("", "before", "after", "change"):
+            table.add_column(column, justify="right" if column else "left")
+        for name, after in last.metrics.items():
+            before = self.first.get(name)
+            cells = ("", "") if before is None else (f"{before:.3f}", f"{after - before:+.3f}")
+            table.add_row(name.partition("/")[2], cells[0], f"{after:.3f}", cells[1])
+        return table
+
+    @override
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        # Here and not at the end of the step before, so that a step's own record and checkpoint are written first.
+        last, step, every = self._measured_at, trainer.global_step, self.every_n_steps
+        if last < 0 or (every is not None and step // every > last // every):
+            self._record(trainer, pl_module)
+
+    @override
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if any(getattr(callback, "stop_requested", False) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+            return  # the stage is not at its end
+        last = self._record(trainer, pl_module)
+        if trainer.is_global_zero:
+            Console().print(self.render(last))
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"measured_at": self._measured_at, "first": self.first}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._measured_at, self.first = state_dict["measured_at"], state_dict["first"]
+
+    def _record(self, trainer: L.Trainer, module: L.LightningModule) -> Measurement:
+        assert isinstance(module, PolicyModule)
+        found = self._found_before(trainer, module.stage) or self.measure(trainer, module)
+        self._measured_at = trainer.global_step
+        self.first = self.first or dict(found.metrics)
+        self._write(trainer, module.stage, found)
+        return found
+
+    def _found_before(self, trainer: L.Trainer, stage: str) -> Measurement | None:
+        """What an interrupted run found at the start, where the policy is the same."""
+        recorder = find(trainer, TraceRecorder)
+        if recorder is None or trainer.global_step > 0:
+            return None
+        found = (
+            Measurement(r["metrics"], r["details"])
+            for r in self._records(recorder)
+            if r["stage"] == stage and r["step"] == 0
+        )
+        return next(found, None)
+
+    @rank_zero_only
+    def _write(self, trainer: L.Trainer, stage: str, found: Measurement) -> None:
+        step = trainer.global_step
+        logger, recorder = find(trainer, RewardLogger), find(trainer, TraceRecorder)
+        if logger is not None:
+            logger.write(trainer, stage, found.metrics)
+        if recorder is None:
+            return
+        result = {"metrics": dict(found.metrics), "details": found.details}
+        recorder.writer.write_evaluation(stage, step, result, name=self.name)
+        kept = [r for r in self._records(recorder) if r["stage"] != stage or r["step"] < step]
+        partial = self._file(recorder).with_suffix(".partial")
+        partial.write_text(json.dumps([*kept, {"stage": stage, "step": step, **result}], indent=1))
+        partial.replace(self._file(recorder))
+
+    def _file(self, recorder: TraceRecorder) -> Path:
+        return recorder.path.with_name(f"{self.name}.json")
+
+    def _records(self, recorder: TraceRecorder) -> list[dict[str, Any]]:
+        file = self._file(recorder)
+        return json.loads(file.read_text()) if file.exists() else []
+
+
+def find(trainer: L.Trainer, kind: type[_Callback]) -> _Callback | None:
+    """The trainer's callback of a kind."""
+    return next((c for c in trainer.callbacks if isinstance(c, kind)), None)  # type: ignore[attr-defined]

@@ -1,0 +1,83 @@
+"""A quick look at whether the model still reads general text and follows instructions; needs no download."""
+
+from __future__ import annotations
+
+import math
+from importlib.resources import files
+from typing import ClassVar
+
+import lightning as L
+from typing_extensions import override
+
+from rwml_callbacks.analysis import Analysis, Measurement, find
+from rwml_callbacks.instruction_checks import CHECKS, passed_checks
+from rwml_callbacks.weight_sync import WeightSync
+from rwml_lightning.data.prompts import encode_chat
+from rwml_lightning.models import context_tokens
+from rwml_lightning.modules.base import PolicyModule
+from rwml_lightning.schema import Sampling
+
+
+class CapabilityProbe(Analysis):
+    """Perplexity on a few passages of general text, and the share of format instructions that greedy answers follow.
+
+    Far too small to rank models: it shows that something is being lost, and :class:`Forgetting` measures what. Metrics:
+    ``probe/perplexity`` (per token, so comparable under one tokenizer alone) and ``probe/instructions``.
+
+    Args:
+        every_n_steps: See :class:`Analysis`.
+        max_tokens: Most tokens of an answer.
+
+    Raises:
+        ValueError: The trainer has no :class:`WeightSync`, without which the generator answers as an older policy.
+
+    Example::
+
+        >>> from rwml_callbacks import CapabilityProbe, WeightSync
+        >>> trainer = L.Trainer(callbacks=[CapabilityProbe(every_n_steps=20), WeightSync()])
+    """
+
+    name: ClassVar[str] = "capability_probe"
+
+    def __init__(self, every_n_steps: int | None = None, max_tokens: int = 64) -> None:
+        super().__init__(every_n_steps)
+        self.max_tokens = max_tokens
+
+    @override
+    def measure(self, trainer: L.Trainer, module: PolicyModule) -> Measurement:
+        perplexity = text_perplexity(module)
+        answers = self._answers(trainer, module)
+        passed = passed_checks(answers)
+        share = sum(passed.values()) / len(passed)
+        metrics = {"probe/perplexity": perplexity, "probe/instructions": share}
+        return Measurement(metrics, {"answers": answers, "followed": passed})
+
+    def _answers(self, trainer: L.Trainer, module: PolicyModule) -> dict[str, str]:
+        """Greedy answer to each check, by its name."""
+        sync = find(trainer, WeightSync)
+        if sync is None:
+            raise ValueError(
+                "CapabilityProbe needs the callback WeightSync: its answers come from the generator"
+            )
+        sync.sync(module)
+        prompts = [encode_chat(module.tokenizer, "", check.prompt) for check in CHECKS]
+        sampling = Sampling(self.max_tokens, temperature=0.0)
+        generator = trainer.datamodule.generator  # type: ignore[attr-defined]
+        completions = generator.generate(prompts, sampling, [[0]] * len(prompts))
+        texts = module.tokenizer.batch_decode(
+            [list(c[0].token_ids) for c in completions], skip_special_tokens=True
+        )
+        return {check.name: text for check, text in zip(CHECKS, texts, strict=True)}
+
+
+def general_text() -> list[str]:
+    """Passages of plain English on well-known facts."""
+    return files("rwml_callbacks").joinpath("general_text.txt").read_text().strip().split("\n\n")
+
+
+def text_perplexity(module: PolicyModule) -> float:
+    """exp of the mean negative log-probability a token of :func:`general_text`, each passage read on its own."""
+    logprobs: list[float] = []
+    for passage in general_text():
+        logprobs += module.score(module.tokenizer.encode(passage)[: context_tokens(module.model)])
+    return math.exp(-sum(logprobs) / len(logprobs))

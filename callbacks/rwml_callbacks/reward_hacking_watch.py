@@ -1,0 +1,120 @@
+"""Warns when the reward may be rising for the wrong reason."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.utilities import rank_zero_only
+from typing_extensions import override
+
+from rwml_callbacks.reward_hacking import hacking_metrics
+
+log = logging.getLogger(__name__)
+
+
+class RewardHackingWatch(L.Callback):
+    """Measures each rollout's predictions by what a reward may not see, and says in the log when something looks wrong.
+
+    It adds ``hacking/`` metrics (:func:`rwml_callbacks.reward_hacking.hacking_metrics`) to those of the step: place it before
+    :class:`RewardLogger`. Every ``patience`` steps it compares their means with the limits below and with the ``patience``
+    steps before.
+
+    Args:
+        patience: Steps that are looked at together, and the least between two warnings.
+        max_length_ratio: Predictions longer than so many times the real next states, or shorter than its inverse.
+        max_copied: Largest share of predictions that repeat an observation.
+        max_content_free: Largest share of predictions that name nothing.
+        min_change: Rise of the mean reward, and fall of exact match or word overlap, that count together.
+
+    Example::
+
+        >>> from rwml_callbacks import RewardHackingWatch, RewardLogger
+        >>> trainer = L.Trainer(callbacks=[RewardHackingWatch(patience=20), RewardLogger()])
+    """
+
+    def __init__(
+        self,
+        patience: int = 10,
+        max_length_ratio: float = 2.0,
+        max_copied: float = 0.25,
+        max_content_free: float = 0.5,
+        min_change: float = 0.05,
+    ) -> None:
+        if patience < 1:
+            raise ValueError(f"RewardHackingWatch.patience is {patience}; it must be at least 1")
+        if not max_length_ratio > 1:
+            raise ValueError(f"RewardHackingWatch.max_length_ratio is {max_length_ratio}; it must be above 1")
+        self.patience = patience
+        self.max_length_ratio = max_length_ratio
+        self.max_copied = max_copied
+        self.max_content_free = max_content_free
+        self.min_change = min_change
+        self._recent: list[dict[str, float]] = []
+        self._before: dict[str, float] = {}
+
+    @override
+    @rank_zero_only
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        scored = outputs.get("batch")
+        found = hacking_metrics(scored.groups) if scored is not None else {}
+        if not found:
+            return
+        outputs["metrics"] |= found
+        self.watch(found | {"reward": fmean(p.score.reward for g in scored.groups for p in g.predictions)})
+
+    def watch(self, step: Mapping[str, float]) -> None:
+        """Take in one step's ``hacking/`` metrics and its mean ``reward``."""
+        self._recent.append(dict(step))
+        if len(self._recent) < self.patience:
+            return
+        now = {name: fmean(step[name] for step in self._recent) for name in step}
+        signs = self._signs(now)
+        if signs:
+            log.warning(
+                "Over the last %d steps %s. The reward may be paying for something else than foresight: look at the "
+                "predictions (rwml-tui), and see docs/analyses.md for what to change.",
+                self.patience,
+                "; ".join(signs),
+            )
+        self._before, self._recent = now, []
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"recent": self._recent, "before": self._before}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._recent, self._before = state_dict["recent"], state_dict["before"]
+
+    def _signs(self, now: Mapping[str, float]) -> Sequence[str]:
+        """What looks wrong, each as a clause."""
+        signs = []
+        ratio = now["hacking/length_ratio"]
+        if not 1 / self.max_length_ratio <= ratio <= self.max_length_ratio:
+            signs.append(f"predictions were {ratio:.1f} times as long as what really happened")
+        if now["hacking/copied"] > self.max_copied:
+            signs.append(
+                f"{100 * now['hacking/copied']:.0f} % of predictions repeated an observation instead of foreseeing one"
+            )
+        if now["hacking/content_free"] > self.max_content_free:
+            signs.append(
+                f"{100 * now['hacking/content_free']:.0f} % of predictions named nothing of what really happened"
+            )
+        if self._before and now["reward"] - self._before["reward"] > self.min_change:
+            for name, words in (
+                ("exact", "exact matches"),
+                ("overlap", "words shared with what really happened"),
+            ):
+                old, new = self._before[f"hacking/{name}"], now[f"hacking/{name}"]
+                if old - new > self.min_change:
+                    signs.append(
+                        f"the reward rose from {self._before['reward']:.2f} to {now['reward']:.2f} while {words} fell from "
+                        f"{100 * old:.0f} to {100 * new:.0f} %"
+                    )
+        return signs
