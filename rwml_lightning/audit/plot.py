@@ -58,7 +58,7 @@ def _plot_rates(axes: Axes, audit: Audit) -> None:
             axes.plot(TAUS, accepted, color=colour, label=GROUPS[group])
     axes.set(xscale="log", ylim=(0, 1.02), xlabel="tau_d", ylabel="share accepted (mean of kinds)")
     _mark_taus(axes, audit)
-    axes.legend(fontsize="small")
+    axes.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
 
 
 def _plot_rewards(axes: Axes, audit: Audit) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import NamedTuple
 
 from rwml_lightning.schema import Transition
@@ -22,9 +23,14 @@ _NUMBERED = re.compile(rf"\b({_WORD}) (\d{{1,9}})\b")
 _AFTER_ARTICLE = re.compile(
     rf"\b(?:a|an|the|some) ({_WORD})(?= (?:is|are|and|or|from|to|on|in|into|onto|inside|at|with|using)\b|[.,;:!?]|$)", re.I
 )  # fmt: skip
-_ARGUMENT = re.compile(rf"({_WORD}(?: {_WORD}){{0,2}}?)(?: \d+)?")
+MOST_WORDS = 3
+"""Of a name."""
+_TOKEN = re.compile(_WORD)
+_NUMBER = re.compile(r" (\d{1,9})\b")
+_ARGUMENT = re.compile(rf"({_WORD}(?: {_WORD}){{0,{MOST_WORDS - 1}}}?)(?: \d+)?")
 _SPLIT = re.compile(r"\s+(?:in/on|from|to|with|into|onto|inside|in|on|at|using)\s+")
-_PLACED = r"(?:in/on|(?<!next )to|from|on|in|into|onto|inside) (?:a |an |the )?"
+_PLACED = re.compile(r"\b(?:in/on|(?<!next )to|from|on|in|into|onto|inside) (?:a |an |the )?$", re.I)
+_LONGEST_PLACED = 16  # characters, with "next" before it
 
 
 class Thing(NamedTuple):
@@ -53,26 +59,24 @@ class Vocabulary:
     receptacles: tuple[str, ...]
     failure: str = FAILURE
     answers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    _pattern: re.Pattern[str] | None = None
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """Of objects and receptacles."""
+        return frozenset(self.objects + self.receptacles)
 
     def things(self, text: str) -> list[Thing]:
         """The distinct things that a text names, in order."""
-        return list(dict.fromkeys(thing for _, thing in self.mentions(text)))
-
-    def mentions(self, text: str) -> Iterator[tuple[re.Match[str], Thing]]:
-        """Every place where a text names a thing."""
-        if self._pattern is not None:
-            for match in self._pattern.finditer(text):
-                yield match, Thing(match[1].lower(), int(match[2]) if match[2] else None)
+        return list(dict.fromkeys(thing for _, _, thing in mentions(text, self.names)))
 
     def replace(self, text: str, old: Thing, new: str) -> str:
         """``text`` with every mention of ``old`` replaced."""
-        pieces, end = [], 0
-        for match, thing in self.mentions(text):
+        pieces, done = [], 0
+        for start, end, thing in mentions(text, self.names):
             if thing == old:
-                pieces += [text[end : match.start()], new]
-                end = match.end()
-        return "".join([*pieces, text[end:]])
+                pieces += [text[done:start], new]
+                done = end
+        return "".join([*pieces, text[done:]])
 
 
 def learn_vocabulary(transitions: Sequence[Transition]) -> Vocabulary:
@@ -87,20 +91,35 @@ def learn_vocabulary(transitions: Sequence[Transition]) -> Vocabulary:
     texts = list(dict.fromkeys(text for transition in transitions for text in _texts(transition)))
     names = {name for text in texts for name, _ in plain_things(text)}
     names |= {name for transition in transitions for name in _arguments(transition.action)}
-    pattern = _any_of(names)
-    if pattern is None:
-        return Vocabulary((), ())
-    placed = re.compile(rf"\b{_PLACED}{pattern.pattern}", re.I)
-    receptacles = {match[1].lower() for text in texts for match in placed.finditer(text)}
-    known = Vocabulary((), (), _pattern=pattern)
+    receptacles = {
+        thing.name
+        for text in texts
+        for start, _, thing in mentions(text, names)
+        if _PLACED.search(text, max(start - _LONGEST_PLACED, 0), start)
+    }
     refused = [transition.next_state for transition in transitions if not transition.valid]
-    return Vocabulary(
+    known = Vocabulary(
         objects=tuple(sorted(names - receptacles)),
         receptacles=tuple(sorted(receptacles)),
         failure=max(sorted(set(refused)), key=refused.count, default=FAILURE),
-        answers=_answers(transitions, known),
-        _pattern=pattern,
     )
+    return replace(known, answers=_answers(transitions, known))
+
+
+def mentions(text: str, names: Set[str]) -> Iterator[tuple[int, int, Thing]]:
+    """Every place where a text names a thing, the longest name first: start, end, thing."""
+    words = list(_TOKEN.finditer(text))
+    at = 0
+    while at < len(words):
+        found = 0
+        for size in range(min(MOST_WORDS, len(words) - at), 0, -1):
+            name = text[words[at].start() : words[at + size - 1].end()].lower()
+            if name in names:
+                start, end, found = words[at].start(), words[at + size - 1].end(), size
+                number = _NUMBER.match(text, end)
+                yield start, number.end() if number else end, Thing(name, int(number[1]) if number else None)
+                break
+        at += found or 1
 
 
 def plain_things(text: str) -> list[Thing]:
@@ -132,12 +151,6 @@ def _arguments(action: str) -> Iterator[str]:
     for match in (_ARGUMENT.fullmatch(part.strip()) for part in parts):
         if verb and match and not _NO_NAMES & set(match[1].lower().split()):
             yield match[1].lower()
-
-
-def _any_of(names: set[str]) -> re.Pattern[str] | None:
-    longest_first = sorted(names, key=lambda name: (-len(name), name))
-    alternatives = "|".join(map(re.escape, longest_first))
-    return re.compile(rf"\b({alternatives})\b(?: (\d{{1,9}})\b)?", re.I) if names else None
 
 
 def _answers(transitions: Sequence[Transition], vocabulary: Vocabulary) -> dict[str, tuple[str, ...]]:
