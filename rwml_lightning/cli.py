@@ -1,4 +1,4 @@
-"""The command line: Lightning's own, with a run folder, a warm-up, and two commands more (``collect`` and ``export``)."""
+"""The command line: Lightning's own, with a run folder, a warm-up, and three commands more (``collect``, ``audit``, ``export``)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import logging
 import os
 import sys
 import warnings
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
 
 import lightning as L
 import yaml
@@ -27,10 +30,15 @@ from rwml_lightning.stages import WarmUp, fit_stage, warm_up
 from rwml_lightning.summary import print_summary
 
 log = logging.getLogger(__name__)
+NO_TRAINING: dict[str, Any] = {
+    "accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "precision": None, "plugins": None,
+    "logger": False, "callbacks": [],
+}  # fmt: skip
+"""Trainer settings of a command that trains nothing, so that it runs where the config's own devices are missing."""
 
 
 class RWMLTrainer(L.Trainer):
-    """Lightning's trainer, with ``collect`` as a command."""
+    """Lightning's trainer, with ``collect`` and ``audit`` as commands."""
 
     def collect(self, model: PolicyModule, datamodule: RolloutDataModule) -> None:
         """Roll out, write transitions, nothing else."""
@@ -41,9 +49,35 @@ class RWMLTrainer(L.Trainer):
             return
         datamodule.collect(lambda: model.tokenizer)
 
+    def audit(
+        self,
+        model: PolicyModule,
+        datamodule: RolloutDataModule,
+        default_output: Callable[[], Path],
+        split: Literal["train", "validation", "all"] = "validation",
+        num_transitions: int | None = None,
+        output: str | None = None,
+    ) -> None:
+        """Tell what the reward can and cannot see, before any training; no language model is loaded.
+
+        Args:
+            model: Unused.
+            datamodule: Its reward is audited on its transitions.
+            default_output: Names the folder of the result where ``output`` does not.
+            split: Transitions whose next states are varied.
+            num_transitions: Most of them, a fixed random draw; ``null`` takes all.
+            output: Folder of the result; ``null`` takes ``<run.root>/<run.name>-audit``.
+        """
+        from rwml_lightning.audit import run_audit
+
+        folder = default_output if output is None else lambda: Path(output)
+        run_audit(
+            datamodule.reward, datamodule.path, folder, split, num_transitions, datamodule.on_broken, datamodule.seed
+        )  # fmt: skip
+
 
 class RWMLCLI(LightningCLI):
-    """``fit``, ``validate`` and ``collect`` from a config; see :func:`main` for ``export``."""
+    """``fit``, ``validate``, ``collect`` and ``audit`` from a config; see :func:`main` for ``export``."""
 
     model: PolicyModule
     datamodule: RolloutDataModule
@@ -81,6 +115,7 @@ class RWMLCLI(LightningCLI):
             "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"},
             "validate": {"model", "dataloaders", "datamodule"},
             "collect": {"model", "datamodule"},
+            "audit": {"model", "datamodule", "default_output"},
         }
 
     @override
@@ -113,7 +148,8 @@ class RWMLCLI(LightningCLI):
             and config.data.collection.behaviour != "model"
         ):
             return
-        resolve_model(model)
+        if self.subcommand != "audit":
+            resolve_model(model)
         if self.subcommand != "collect":
             for embedder in embedders(config.data.reward) | embedders(config.data.evaluator):
                 resolve_model(embedder)
@@ -122,7 +158,9 @@ class RWMLCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> RWMLTrainer:
         if self.subcommand != "fit":
             kwargs["enable_checkpointing"] = False
-        if self.subcommand != "collect":
+        if self.subcommand == "audit":
+            kwargs |= NO_TRAINING
+        elif self.subcommand != "collect":
             if self.subcommand == "fit":
                 if self.datamodule.control != "none" and not self.model.on_policy:
                     raise ValueError(
@@ -160,6 +198,15 @@ class RWMLCLI(LightningCLI):
                 self.datamodule.close()
         if self.trainer.is_global_zero and self.folder.trace.exists():
             print_summary(self.folder)
+
+    def audit(self, **kwargs: Any) -> None:
+        """See :meth:`RWMLTrainer.audit`; the same config finds its folder again, another one gets its own."""
+        run = self._get(self.config_init, "run")
+        text = self._parser("audit").dump(self.config["audit"], skip_none=False)
+        self.trainer.audit(
+            default_output=lambda: open_run_folder(replace(run, name=f"{run.name}-audit"), text).path,
+            **kwargs,
+        )
 
     def validate(self, model: PolicyModule, **kwargs: Any) -> None:
         """Held-out results of a checkpoint, or of the model as it is, as a table."""
@@ -247,7 +294,7 @@ def main(args: list[str] | None = None) -> None:
     """Entry point of ``python -m rwml_lightning``; a user's mistake ends in one line and exit code 2."""
     arguments = sys.argv[1:] if args is None else args
     quieten()
-    commands = ("fit", "validate", "collect", "export", "weight_change")
+    commands = ("fit", "validate", "collect", "audit", "export", "weight_change")
     try:
         if arguments[:1] == ["export"]:
             from rwml_lightning.export import export_command

@@ -1,6 +1,8 @@
 """Rewards for predicted next states."""
 
 from rwml_lightning.rewards.base import NextStateReward
+from rwml_lightning.rewards.content import ContentReward
+from rwml_lightning.rewards.contrastive import ContrastiveReward
 from rwml_lightning.rewards.embedding import EmbeddingReward
 from rwml_lightning.rewards.extraction import Answer, extract_answer, format_answer
 from rwml_lightning.rewards.judge import JudgeReward
@@ -10,6 +12,8 @@ from rwml_lightning.rewards.weighted import WeightedReward
 
 __all__ = [
     "Answer",
+    "ContentReward",
+    "ContrastiveReward",
     "EmbeddingReward",
     "ExactMatchReward",
     "JudgeReward",

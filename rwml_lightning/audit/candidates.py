@@ -1,0 +1,85 @@
+"""Texts that a reward is tried on: right ones in other words, and wrong ones from near to far."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from rwml_lightning.evaluation import Predictor
+from rwml_lightning.rewards.near_misses import near_misses
+from rwml_lightning.rewards.rewordings import rewordings
+from rwml_lightning.rewards.vocabulary import learn_vocabulary
+from rwml_lightning.schema import Transition
+from rwml_lightning.seeds import derive_seed
+
+Group = Literal["rewording", "near miss", "other state", "floor"]
+OTHER_STATES = ("same kind of step", "any step")
+"""Where a next state of another transition is drawn from."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A text to be scored as if it had been predicted.
+
+    Args:
+        group: ``rewording`` is right, all else is wrong.
+        kind: What it is within its group.
+        transition: What really happened.
+        text: The text.
+    """
+
+    group: Group
+    kind: str
+    transition: Transition
+    text: str
+
+
+def make_candidates(
+    transitions: Sequence[Transition],
+    pool: Sequence[Transition],
+    floors: Mapping[str, Predictor],
+    seed: int,
+) -> list[Candidate]:
+    """Rewordings, near misses, other real next states and the floors' guesses for each transition.
+
+    A wrong text is left out where it happens to be the real next state, white space aside.
+
+    Args:
+        transitions: Those whose next states are varied.
+        pool: Where names, answers and other next states come from.
+        floors: Predictors without a model.
+        seed: Everything drawn is a function of it and the transition.
+    """
+    vocabulary = learn_vocabulary(pool)
+    states: dict[str, dict[str, None]] = {}  # distinct next states by kind of step, in order
+    for transition in pool:
+        states.setdefault(transition.kind, {}).setdefault(transition.next_state)
+    by_kind = {kind: list(texts) for kind, texts in states.items()}
+    everything = list(dict.fromkeys(text for texts in by_kind.values() for text in texts))
+    audit_seed = derive_seed(seed, "audit")
+    found = []
+    for transition in transitions:
+        for variant in rewordings(transition, vocabulary, audit_seed):
+            found.append(Candidate("rewording", variant.kind, transition, variant.text))
+        wrong: list[tuple[Group, str, str]] = [
+            ("near miss", variant.kind, variant.text)
+            for variant in near_misses(transition, vocabulary, audit_seed)
+        ]
+        rng = random.Random(derive_seed(audit_seed, "other", transition.transition_id))
+        same_kind = by_kind.get(transition.kind, everything)
+        wrong += [
+            ("other state", kind, rng.choice(texts))
+            for kind, texts in zip(OTHER_STATES, (same_kind, everything), strict=True)
+        ]
+        wrong += [("floor", name, predict(transition)) for name, predict in floors.items()]
+        found += [Candidate(group, kind, transition, text) for group, kind, text in _false(wrong, transition)]
+    return found
+
+
+def _false(
+    texts: Sequence[tuple[Group, str, str]], transition: Transition
+) -> Iterator[tuple[Group, str, str]]:
+    real = transition.next_state.split()
+    return (item for item in texts if item[2].split() != real)

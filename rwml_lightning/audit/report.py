@@ -1,0 +1,155 @@
+"""An audit for people: tables, JSON, and one or two plain sentences."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from rwml_lightning.audit.candidates import Group
+from rwml_lightning.audit.measure import MOST_FOR_NEAR_MISSES, SEPARATES, TAUS, Audit, Row, shares
+
+_COLUMNS = (0.02, 0.05, 0.1, 0.2, 0.4)
+GROUPS: dict[Group, str] = {
+    "rewording": "rewordings (right)",
+    "near miss": "near misses (wrong)",
+    "other state": "other states (wrong)",
+    "floor": "floors, where wrong",
+}
+"""Groups in the order of a table, and what it calls them."""
+
+
+def verdict(audit: Audit) -> list[str]:
+    """What follows from an audit, in plain sentences; a line that begins with "Warning" says what to change."""
+    right, wrong = audit.mean_reward("rewording"), audit.mean_reward("near miss")
+    if right is None or wrong is None:
+        return ["Nothing to judge by: the texts offer no near miss, or no rewording."]
+    lines = [
+        f"As configured it pays {right:.2f} for rewordings and {wrong:.2f} for near misses (mean of kinds)."
+    ]
+    choice = audit.choice
+    blind = wrong > MOST_FOR_NEAR_MISSES * right
+    if choice is not None:
+        lines.append(
+            f"By distance alone it would choose tau_d {choice.tau_d:g} (balanced accuracy {choice.balanced_accuracy:.2f}): "
+            f"that accepts {choice.hits:.0%} of rewordings and {choice.false_alarms:.0%} of near misses."
+        )
+        if choice.balanced_accuracy < SEPARATES:
+            sees_more = "" if blind else "; this reward sees more than the distance"
+            lines.append(f"{'Warning: no' if blind else 'No'} tau_d separates the two{sees_more}.")
+    if blind:
+        lines.append(
+            "Warning: what is nearly right earns too much: a model trained with this reward may drop what the reward does "
+            "not see. A lower tau_d, ContentReward or ContrastiveReward see more."
+        )
+    return lines
+
+
+def print_audit(audit: Audit, console: Console) -> None:
+    """Print an audit as two tables and its verdict."""
+    console.print(_render_rows(audit))
+    console.print(_render_examples(audit))
+    for line in verdict(audit):
+        console.print(line, highlight=False, style="bold yellow" if line.startswith("Warning") else "")
+
+
+def write_audit(audit: Audit, file: Path, settings: dict[str, Any]) -> None:
+    """Write an audit as JSON.
+
+    Args:
+        audit: What to write.
+        file: Replaced as a whole when it is there.
+        settings: What was audited, written beside it.
+    """
+    rows = []
+    for row in audit.rows:
+        shown = asdict(row) | {
+            "distances": _quantiles(row),
+            "accepted": dict(zip(map(str, TAUS), row.accepted, strict=False)),
+        }
+        rows.append(shown)
+    content = {
+        **settings,
+        "num_transitions": audit.num_transitions,
+        "tau_d": audit.tau_d,
+        "choice": None if audit.choice is None else asdict(audit.choice),
+        "verdict": verdict(audit),
+        "rows": rows,
+    }
+    partial = file.with_name(f".{file.name}")
+    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    partial.replace(file)
+
+
+def _render_rows(audit: Audit) -> Table:
+    embeds = any(row.distances for row in audit.rows)
+    title = f"Reward on texts made from {audit.num_transitions} real next states"
+    table = Table(title=title, title_justify="left")
+    table.add_column("", no_wrap=True)
+    table.add_column("n", justify="right")
+    if embeds:
+        table.add_column("distance", justify="right")
+        for tau in _COLUMNS:
+            table.add_column(f"< {tau:g}", justify="right")
+    table.add_column("reward", justify="right")
+    for group in GROUPS:
+        rows = audit.group(group)
+        if not rows:
+            continue
+        mean = audit.mean_reward(group)
+        accepted = _at_columns(shares(rows, group)) if embeds else []
+        count = str(sum(row.count for row in rows))
+        cells = [GROUPS[group], count, *([""] if embeds else []), *accepted, f"{mean:.2f}"]
+        table.add_row(*cells, style="bold")
+        for number, row in enumerate(rows, 1):
+            median = [_median(row)] if embeds else []
+            cells = [
+                f"  {row.kind}",
+                str(row.count),
+                *median,
+                *(_at_columns(row.accepted) if embeds else []),
+                f"{row.reward:.2f}",
+            ]
+            table.add_row(*cells, end_section=number == len(rows))
+    return table
+
+
+def _render_examples(audit: Audit) -> Table:
+    table = Table(
+        title="The near miss of each kind that it takes best", title_justify="left", show_lines=True
+    )
+    for column in ("kind", "real next state", "text", "distance", "reward"):
+        table.add_column(
+            column, justify="right" if column in ("distance", "reward") else "left", overflow="fold"
+        )
+    for row in audit.group("near miss"):
+        example = row.example
+        distance = "" if example.distance is None else f"{example.distance:.3f}"
+        texts = (escape(_printable(text)) for text in (example.real, example.text))
+        table.add_row(row.kind, *texts, distance, f"{example.reward:.2f}")
+    return table
+
+
+def _quantiles(row: Row) -> dict[str, float]:
+    levels = (0.1, 0.5, 0.9)
+    return {f"{q:g}": float(np.quantile(row.distances, q)) for q in levels} if row.distances else {}
+
+
+def _median(row: Row) -> str:
+    return f"{_quantiles(row)['0.5']:.3f}" if row.distances else ""
+
+
+def _at_columns(accepted: Sequence[float]) -> list[str]:
+    return [f"{accepted[TAUS.index(tau)]:.2f}" if accepted else "" for tau in _COLUMNS]
+
+
+def _printable(text: str) -> str:
+    """Control characters shown, not obeyed."""
+    return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)

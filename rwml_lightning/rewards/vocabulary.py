@@ -1,0 +1,163 @@
+"""What a text world names: learnt from its own transitions, so that no world's list of things is written down here."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import NamedTuple
+
+from rwml_lightning.schema import Transition
+
+FAILURE = "Nothing happens."
+_NO_NAMES = {
+    "a", "about", "an", "and", "are", "around", "as", "at", "be", "by", "can", "do", "find", "for", "from", "has",
+    "have", "here", "i", "in", "inside", "into", "is", "it", "its", "me", "my", "no", "none", "not", "nothing", "now",
+    "of", "off", "on", "onto", "only", "or", "see", "that", "the", "them", "then", "there", "they", "this", "to",
+    "up", "using", "was", "were", "with", "you", "your",
+}  # fmt: skip
+_WORD = r"[^\W\d_][\w-]*"
+_NUMBERED = re.compile(rf"\b({_WORD}) (\d{{1,9}})\b")
+_AFTER_ARTICLE = re.compile(
+    rf"\b(?:a|an|the|some) ({_WORD})(?= (?:is|are|and|or|from|to|on|in|into|onto|inside|at|with|using)\b|[.,;:!?]|$)", re.I
+)  # fmt: skip
+MOST_WORDS = 3
+"""Of a name."""
+_TOKEN = re.compile(_WORD)
+_NUMBER = re.compile(r" (\d{1,9})\b")
+_ARGUMENT = re.compile(rf"({_WORD}(?: {_WORD}){{0,{MOST_WORDS - 1}}}?)(?: \d+)?")
+_SPLIT = re.compile(r"\s+(?:in/on|from|to|with|into|onto|inside|in|on|at|using)\s+")
+_PLACED = re.compile(r"\b(?:in/on|(?<!next )to|from|on|in|into|onto|inside) (?:a |an |the )?$", re.I)
+_LONGEST_PLACED = 16  # characters, with "next" before it
+
+
+class Thing(NamedTuple):
+    """A named thing as it stands in a text; the number is ``None`` where it has none."""
+
+    name: str
+    number: int | None
+
+    def __str__(self) -> str:
+        return self.name if self.number is None else f"{self.name} {self.number}"
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Names of a world, without numbers, sorted.
+
+    Args:
+        objects: Things that lie about.
+        receptacles: Things that were seen to hold, give or receive others, and places.
+        failure: What the world answers to an action that it refuses.
+        answers: Accepted actions with their things taken out (``take {0} from {1}``), and the answers that they got,
+            likewise.
+    """
+
+    objects: tuple[str, ...]
+    receptacles: tuple[str, ...]
+    failure: str = FAILURE
+    answers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """Of objects and receptacles."""
+        return frozenset(self.objects + self.receptacles)
+
+    def things(self, text: str) -> list[Thing]:
+        """The distinct things that a text names, in order."""
+        return list(dict.fromkeys(thing for _, _, thing in mentions(text, self.names)))
+
+    def replace(self, text: str, old: Thing, new: str) -> str:
+        """``text`` with every mention of ``old`` replaced."""
+        pieces, done = [], 0
+        for start, end, thing in mentions(text, self.names):
+            if thing == old:
+                pieces += [text[done:start], new]
+                done = end
+        return "".join([*pieces, text[done:]])
+
+
+def learn_vocabulary(transitions: Sequence[Transition]) -> Vocabulary:
+    """Read a world's names, and its answers by form of action, off its transitions.
+
+    A name is what an action acts on, a word with a number, or a single noun after an article. It is a receptacle where it
+    stands behind a preposition of place ("on the shelf 1", "from desk 2") anywhere, an object otherwise.
+
+    Args:
+        transitions: What really happened; their histories are read too.
+    """
+    texts = list(dict.fromkeys(text for transition in transitions for text in _texts(transition)))
+    names = {name for text in texts for name, _ in plain_things(text)}
+    names |= {name for transition in transitions for name in _arguments(transition.action)}
+    receptacles = {
+        thing.name
+        for text in texts
+        for start, _, thing in mentions(text, names)
+        if _PLACED.search(text, max(start - _LONGEST_PLACED, 0), start)
+    }
+    refused = [transition.next_state for transition in transitions if not transition.valid]
+    known = Vocabulary(
+        objects=tuple(sorted(names - receptacles)),
+        receptacles=tuple(sorted(receptacles)),
+        failure=max(sorted(set(refused)), key=refused.count, default=FAILURE),
+    )
+    return replace(known, answers=_answers(transitions, known))
+
+
+def mentions(text: str, names: Set[str]) -> Iterator[tuple[int, int, Thing]]:
+    """Every place where a text names a thing, the longest name first: start, end, thing."""
+    words = list(_TOKEN.finditer(text))
+    at = 0
+    while at < len(words):
+        found = 0
+        for size in range(min(MOST_WORDS, len(words) - at), 0, -1):
+            name = text[words[at].start() : words[at + size - 1].end()].lower()
+            if name in names:
+                start, end, found = words[at].start(), words[at + size - 1].end(), size
+                number = _NUMBER.match(text, end)
+                yield start, number.end() if number else end, Thing(name, int(number[1]) if number else None)
+                break
+        at += found or 1
+
+
+def plain_things(text: str) -> list[Thing]:
+    """Things that can be told without a vocabulary: a word with a number, a single noun after an article."""
+    numbered = (Thing(match[1].lower(), int(match[2])) for match in _NUMBERED.finditer(text))
+    bare = (Thing(match[1].lower(), None) for match in _AFTER_ARTICLE.finditer(text))
+    return [thing for thing in (*numbered, *bare) if thing.name not in _NO_NAMES]
+
+
+def slots(text: str, things: Sequence[Thing], vocabulary: Vocabulary) -> str:
+    """``text`` with the n-th thing replaced by ``{n}``; braces of its own are doubled."""
+    text = text.replace("{", "{{").replace("}", "}}")
+    for number, thing in enumerate(things):
+        text = vocabulary.replace(text, thing, f"{{{number}}}")
+    return text
+
+
+def _texts(transition: Transition) -> Iterator[str]:
+    for turn in transition.history:
+        yield turn.observation
+        yield turn.action
+    yield from (transition.observation, transition.action, transition.next_state)
+
+
+def _arguments(action: str) -> Iterator[str]:
+    """Names in an action of the form "verb thing [preposition thing]"; none in one of another form."""
+    verb, _, rest = action.strip().partition(" ")
+    parts = [part.removeprefix("the ") for part in _SPLIT.split(f" {rest}") if part.strip()]
+    for match in (_ARGUMENT.fullmatch(part.strip()) for part in parts):
+        if verb and match and not _NO_NAMES & set(match[1].lower().split()):
+            yield match[1].lower()
+
+
+def _answers(transitions: Sequence[Transition], vocabulary: Vocabulary) -> dict[str, tuple[str, ...]]:
+    found: defaultdict[str, set[str]] = defaultdict(set)
+    for transition in transitions:
+        if transition.valid:
+            things = vocabulary.things(transition.action)
+            form = slots(transition.action, things, vocabulary)
+            found[form].add(slots(transition.next_state, things, vocabulary))
+    return {form: tuple(sorted(answers)) for form, answers in found.items()}
