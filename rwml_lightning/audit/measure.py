@@ -125,12 +125,14 @@ def audit_reward(
         track: Wraps the starts of the batches, to show progress.
     """
     candidates = make_candidates(transitions, pool, floors, seed)
-    scores: list[Score] = []
+    scores: list[Score | None] = []
     for start in track(range(0, len(candidates), _BATCH)):
         batch = candidates[start : start + _BATCH]
         scores += reward.score([c.transition for c in batch], [c.text for c in batch])
     by_kind: dict[str, list[tuple[Candidate, Score]]] = {}
     for candidate, score in zip(candidates, scores, strict=True):
+        if score is None:  # no verdict says nothing
+            continue
         by_kind.setdefault(candidate.kind, []).append((candidate, score))
     order = [kind for kind in (*REWORDINGS, *NEAR_MISSES, *OTHER_STATES, *floors) if kind in by_kind]
     rows = tuple(_row(kind, by_kind[kind]) for kind in order)

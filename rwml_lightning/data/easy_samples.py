@@ -7,13 +7,14 @@ were. So the threshold is given, or found for a share.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rwml_lightning.rewards import NextStateReward
-from rwml_lightning.schema import Transition
+from rwml_lightning.schema import Score, Transition
 from rwml_lightning.seeds import derive_seed
 
 NUM_BINS = 10
@@ -45,7 +46,7 @@ def mean_rewards(
     transitions: Sequence[Transition],
     predictions: Sequence[Sequence[str | None]],
 ) -> dict[str, float]:
-    """Mean reward of each transition's predictions, by transition id.
+    """Mean reward of each transition's predictions, by transition id; 0 without any verdict, so that it stays.
 
     Args:
         reward: Scores the predictions.
@@ -58,19 +59,23 @@ def mean_rewards(
     """
     owners = [transition for transition, group in zip(transitions, predictions, strict=True) for _ in group]
     scores = reward.score(owners, [prediction for group in predictions for prediction in group])
-    if tau_d is None:
-        paid = iter(score.reward for score in scores)
-    elif any(score.well_formed and score.similarity is None for score in scores):
+    if tau_d is not None and any(s is not None and s.well_formed and s.similarity is None for s in scores):
         raise ValueError(
             f"data.reward ({type(reward).__name__}) states no similarity to hold against EasySampleFilter's tau_d: give "
             "the filter a reward of its own, EasySampleFilter's reward"
         )
-    else:
-        paid = iter(float(s.similarity is not None and s.similarity > 1 - tau_d) for s in scores)
-    return {
-        transition.transition_id: math.fsum(next(paid) for _ in group) / len(group)
-        for transition, group in zip(transitions, predictions, strict=True)
-    }
+
+    def paid(score: Score) -> float:
+        if tau_d is None:
+            return score.reward
+        return float(score.similarity is not None and score.similarity > 1 - tau_d)
+
+    remaining = iter(scores)
+    means = {}
+    for transition, group in zip(transitions, predictions, strict=True):
+        verdicts = [score for score in itertools.islice(remaining, len(group)) if score is not None]
+        means[transition.transition_id] = math.fsum(map(paid, verdicts)) / max(len(verdicts), 1)
+    return means
 
 
 def mark_easy(

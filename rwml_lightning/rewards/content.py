@@ -60,15 +60,18 @@ class ContentReward:
         self.min_agreement = min_agreement
         self.success_similarity = reward.success_similarity
 
-    def score(self, transitions: Sequence[Transition], predictions: Sequence[str | None]) -> list[Score]:
+    def score(
+        self, transitions: Sequence[Transition], predictions: Sequence[str | None]
+    ) -> list[Score | None]:
         """See :class:`NextStateReward`; the parts hold the inner ones, ``inner_reward`` and ``agreement``."""
         scores = self.inner.score(transitions, predictions)
         vocabularies = {t: learn_vocabulary([t]) for t in dict.fromkeys(transitions)}
         for i, (transition, prediction) in enumerate(zip(transitions, predictions, strict=True)):
-            if prediction is not None:
+            score = scores[i]
+            if prediction is not None and score is not None:
                 vocabulary = vocabularies[transition]
                 agreement = f1(content(prediction, vocabulary), content(transition.next_state, vocabulary))
-                scores[i] = self._weighted(scores[i], agreement)
+                scores[i] = self._weighted(score, agreement)
         return scores
 
     def _weighted(self, score: Score, agreement: float) -> Score:

@@ -45,19 +45,23 @@ class ContrastiveReward(EmbeddingReward):
         self.margin = margin
         self.per_kind = per_kind
 
-    def score(self, transitions: Sequence[Transition], predictions: Sequence[str | None]) -> list[Score]:
+    def score(
+        self, transitions: Sequence[Transition], predictions: Sequence[str | None]
+    ) -> list[Score | None]:
         """See :class:`NextStateReward`; the parts hold ``distance`` and ``preference``."""
         scores = super().score(transitions, predictions)
-        answered = [i for i, prediction in enumerate(predictions) if prediction is not None]
+        answered = {
+            i: score for i, score in enumerate(scores) if predictions[i] is not None and score is not None
+        }
         contrasts = {t: self.contrasts(t) for t in dict.fromkeys(transitions[i] for i in answered)}
         if texts := [text for found in contrasts.values() for text in found]:
             self.embed(texts)  # all at once, into the cache
-        for i in answered:
+        for i, score in answered.items():
             preference = self._preference(
                 str(predictions[i]), transitions[i].next_state, contrasts[transitions[i]]
             )
-            reward = scores[i].reward * (preference >= self.margin)
-            scores[i] = replace(scores[i], reward=reward, parts={**scores[i].parts, "preference": preference})
+            reward = score.reward * (preference >= self.margin)
+            scores[i] = replace(score, reward=reward, parts={**score.parts, "preference": preference})
         return scores
 
     def contrasts(self, transition: Transition) -> list[str]:
