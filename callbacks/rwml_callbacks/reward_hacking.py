@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rapidfuzz import fuzz
 
@@ -62,7 +62,7 @@ def hacking_metrics(groups: Iterable[Group]) -> dict[str, float]:
         return {}
     predicted = sum(len(_WORD.findall(text)) for text, _ in pairs)
     real = sum(len(_WORD.findall(transition.next_state)) for _, transition in pairs)
-    counted = {
+    counted: dict[str, Sequence[float]] = {
         "copied": [is_copy(text, t) for text, t in pairs],
         "content_free": [is_content_free(text, t.next_state) for text, t in pairs],
         "exact": [text.split() == t.next_state.split() for text, t in pairs],
