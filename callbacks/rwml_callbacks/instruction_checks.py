@@ -51,6 +51,23 @@ def has_bullets(count: int) -> Callable[[str], bool]:
     return passes
 
 
+def has_numbers(count: int) -> Callable[[str], bool]:
+    """A test for a numbered list of so many lines and no other line."""
+
+    def passes(answer: str) -> bool:
+        lines = [line.strip() for line in answer.splitlines() if line.strip()]
+        return len(lines) == count and all(
+            re.match(rf"{number}[.)]\s+\S", line) for number, line in enumerate(lines, start=1)
+        )
+
+    return passes
+
+
+def is_one_sentence(answer: str) -> bool:
+    """Whether the answer is one sentence of three words or more, from its capital to its full stop."""
+    return re.fullmatch(r"[A-Z][^.!?<>\n]*\.", answer) is not None and len(answer.split()) >= 3
+
+
 def has_items(count: int) -> Callable[[str], bool]:
     """A test for one line of so many items between commas."""
 
@@ -99,6 +116,8 @@ CHECKS = (
         "List three animals as three bullet points that begin with -. Write nothing else.",
         has_bullets(3),
     ),
+    InstructionCheck("numbers", "List three fruits as a numbered list. Write nothing else.", has_numbers(3)),
+    InstructionCheck("sentence", "What is a river? Answer in one sentence.", is_one_sentence),
     InstructionCheck("items", "Name four days of the week on one line, separated by commas.", has_items(4)),
     InstructionCheck("capitals", "Say hello. Write in capital letters only.", is_upper),
     InstructionCheck("lower_case", "What is a river? Write in lower case letters only.", is_lower),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rapidfuzz import fuzz
 
@@ -62,10 +62,10 @@ def hacking_metrics(groups: Iterable[Group]) -> dict[str, float]:
         return {}
     predicted = sum(len(_WORD.findall(text)) for text, _ in pairs)
     real = sum(len(_WORD.findall(transition.next_state)) for _, transition in pairs)
-    counted: dict[str, list[float]] = {
-        "copied": [float(is_copy(text, t)) for text, t in pairs],
-        "content_free": [float(is_content_free(text, t.next_state)) for text, t in pairs],
-        "exact": [float(text.split() == t.next_state.split()) for text, t in pairs],
+    counted: dict[str, Sequence[float]] = {
+        "copied": [is_copy(text, t) for text, t in pairs],
+        "content_free": [is_content_free(text, t.next_state) for text, t in pairs],
+        "exact": [text.split() == t.next_state.split() for text, t in pairs],
         "overlap": [word_overlap(text, t.next_state) for text, t in pairs],
     }
     shares = {f"hacking/{name}": sum(values) / len(pairs) for name, values in counted.items()}

@@ -12,6 +12,8 @@ ANSWERS = {
     "yes_no": ("Yes.", "Yes, it is.", ""),
     "json": ('```json\n{"fruit": "pear", "color": "green"}\n```', '{"fruit": "pear"}', '["fruit", "color"]', "pear"),
     "bullets": ("- cat\n\n- dog\n- cow", "- cat\n- dog", "Animals:\n- cat\n- dog\n- cow", "cat\ndog\ncow"),
+    "numbers": ("1. pear\n2. fig\n3. plum", "1. pear\n2. fig", "1. pear\n1. fig\n1. plum", "pear, fig, plum"),
+    "sentence": ("A river is flowing water.", "It is water. It flows.", "Water flows", "Water."),
     "items": ("Monday, Tuesday, Friday, Sunday", "Monday, Tuesday", "Mon, Tue,\nWed, Thu", "a, b, , d"),
     "capitals": ("HELLO, YOU!", "Hello", "123"),
     "lower_case": ("a stream of water.", "A stream", "123"),
