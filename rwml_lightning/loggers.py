@@ -21,6 +21,7 @@ def introduce(logger: Logger, folder: RunFolder) -> None:
         arguments = logger._wandb_init
         arguments["name"] = arguments["name"] or folder.path.name
         arguments["id"] = arguments["id"] or folder.id
+        arguments["resume"] = arguments["resume"] or "allow"  # the command line hands on wandb.init's own default, None
         if arguments["dir"] in (None, "."):
             arguments["dir"] = str(folder.path)
     config = yaml.safe_load((folder.path / CONFIG_FILE).read_text())

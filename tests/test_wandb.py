@@ -60,7 +60,8 @@ def test_a_killed_run_goes_on_in_the_same_run_without_a_secret(tiny_model: Path,
     def steps(part: Any, name: str) -> list[int]:
         return [row["trainer/global_step"] for row in part.history if name in row]
 
-    assert steps(first, "wm/reward") == [1, 2, 3, 4, 5]
+    before = steps(first, "wm/reward")  # W&B may lose the last of what it was told before the kill; it is repeated
+    assert before == [1, 2, 3, 4, 5][: max(len(before), 3)]
     assert steps(second, "wm/reward") == [4, 5, 6, 7, 8]
     assert steps(second, "wm/rewards.values") == [4, 5, 6, 7, 8]
     logged = {
@@ -114,15 +115,17 @@ class Untold(WandbLogger):
 
 def test_the_run_folder_fills_in_what_a_config_leaves_out(tmp_path: Path) -> None:
     folder = open_run_folder(Run("r", str(tmp_path)), "a: 1\n")
-    logger = Untold(project="p")
+    logger = Untold(project="p", resume=None)
     introduce(logger, folder)
     assert {key: logger._wandb_init[key] for key in ("name", "id", "dir", "resume")} == {
         "name": "r", "id": folder.id, "dir": str(tmp_path / "r"), "resume": "allow",
     }  # fmt: skip
     assert logger.experiment.config["a"] == 1
-    given = Untold(name="mine", id="my-id", save_dir=tmp_path)
+    given = Untold(name="mine", id="my-id", resume="must", save_dir=tmp_path)
     introduce(given, folder)
-    assert [given._wandb_init[key] for key in ("name", "id", "dir")] == ["mine", "my-id", str(tmp_path)]
+    assert [given._wandb_init[key] for key in ("name", "id", "dir", "resume")] == [
+        "mine", "my-id", str(tmp_path), "must",
+    ]  # fmt: skip
 
 
 def test_every_logger_gets_the_config(tmp_path: Path) -> None:
