@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
-import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningCLI
@@ -20,12 +19,13 @@ from typing_extensions import override
 
 from rwml_lightning.config_errors import ReadableParser, reason
 from rwml_lightning.data.datamodule import RolloutDataModule
+from rwml_lightning.loggers import introduce
 from rwml_lightning.models import resolve_model
 from rwml_lightning.modules.base import PolicyModule
 from rwml_lightning.modules.world_model import WorldModelModule
 from rwml_lightning.rewards import ServerError
 from rwml_lightning.rewards.controls import ControlName
-from rwml_lightning.run import CONFIG_FILE, Run, RunFolder, open_run_folder
+from rwml_lightning.run import Run, RunFolder, open_run_folder
 from rwml_lightning.stages import WarmUp, fit_stage, warm_up
 from rwml_lightning.summary import print_summary
 
@@ -183,7 +183,7 @@ class RWMLCLI(LightningCLI):
         print(f"run folder: {self.folder.path}", file=sys.stderr)
         if not self.folder.finished:
             for logger in self.trainer.loggers:
-                logger.log_hyperparams(yaml.safe_load((self.folder.path / CONFIG_FILE).read_text()))
+                introduce(logger, self.folder)
             try:
                 wanted = self._get(self.config_init, "warm_up")
                 if wanted is not None and model.init_from is None:
@@ -232,12 +232,20 @@ def default_callbacks(
     given: list[Callback], folder: RunFolder | None, checkpoint_every: int | None
 ) -> list[Callback]:
     """What every run has, unless the config brings its own of the kind."""
-    from rwml_callbacks import RewardHackingWatch, RewardLogger, RolloutProgressBar, TraceRecorder, WeightSync
+    from rwml_callbacks import (
+        PredictionTable,
+        RewardHackingWatch,
+        RewardLogger,
+        RolloutProgressBar,
+        TraceRecorder,
+        WeightSync,
+    )
 
     defaults: list[Callback] = [
         WeightSync(),
         RewardHackingWatch(),  # before the logger, which hands its metrics on
         RewardLogger(folder.metrics if folder else None),
+        PredictionTable(),
         RolloutProgressBar(),
     ]
     if folder is not None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import secrets
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
 CONFIG_FILE = "config.yaml"
 _FINGERPRINT_FILE = ".fingerprint"
+_ID_FILE = ".id"
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,11 @@ class RunFolder:
     """Paths within one run's folder."""
 
     path: Path
+
+    @property
+    def id(self) -> str:
+        """Under which W&B knows the run: a sweep agent's where one started it, else a random one."""
+        return (self.path / _ID_FILE).read_text()
 
     @property
     def trace(self) -> Path:
@@ -84,6 +92,7 @@ def open_run_folder(run: Run, config: str) -> RunFolder:
         except FileExistsError:
             continue
         (path / CONFIG_FILE).write_text(config)
+        (path / _ID_FILE).write_text(os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4))
         mark.write_text(fingerprint)
         return RunFolder(path)
     raise AssertionError("unreachable")

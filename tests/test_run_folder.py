@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
@@ -40,6 +43,30 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
 def test_a_folder_whose_making_broke_off_is_not_taken_for_a_run(tmp_path: Path) -> None:
     (tmp_path / "r").mkdir()
     assert open_run_folder(Run("r", str(tmp_path)), "a").path.name == "r-2"
+
+
+barrier: Barrier
+
+
+def meet(at: Barrier) -> None:
+    global barrier
+    barrier = at
+
+
+def open_together(root: Path, config: str) -> tuple[str, str]:
+    barrier.wait(30)
+    folder = open_run_folder(Run("r", str(root)), config)
+    return folder.path.name, (folder.path / "config.yaml").read_text()
+
+
+def test_runs_that_begin_at_once_get_folders_of_their_own(tmp_path: Path) -> None:
+    context, configs = get_context("spawn"), [f"a: {number}\n" for number in range(4)]
+    with ProcessPoolExecutor(4, context, meet, (context.Barrier(4),)) as pool:
+        for attempt in range(10):
+            found = pool.map(open_together, [tmp_path / str(attempt)] * 4, configs, timeout=60)
+            names, written = zip(*found, strict=True)
+            assert set(names) == {"r", "r-2", "r-3", "r-4"}
+            assert list(written) == configs
 
 
 @pytest.mark.parametrize("newest", [0, 1, 2])

@@ -3,6 +3,7 @@
 from rwml_callbacks.capability_probe import CapabilityProbe
 from rwml_callbacks.easy_sample_filter import EasySampleFilter
 from rwml_callbacks.forgetting import Forgetting
+from rwml_callbacks.prediction_table import PredictionTable
 from rwml_callbacks.progress import RolloutProgressBar
 from rwml_callbacks.reward_hacking_watch import RewardHackingWatch
 from rwml_callbacks.reward_logger import RewardLogger
@@ -14,6 +15,7 @@ __all__ = [
     "CapabilityProbe",
     "EasySampleFilter",
     "Forgetting",
+    "PredictionTable",
     "RewardHackingWatch",
     "RewardLogger",
     "RolloutProgressBar",

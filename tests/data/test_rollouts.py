@@ -274,7 +274,9 @@ def test_prompts_that_do_not_fit_are_refused_or_left_out_before_training(
         make_trainer(WeightSync()).fit(WorldModelGRPO(model=str(tiny_model)), data)
         return data
 
-    with pytest.raises(ValueError, match=r"1 of 33 prompts are longer than 236 tokens.*example long\. Lower data"):
+    with pytest.raises(
+        ValueError, match=r"1 of 33 prompts are longer than 236 tokens.*example long\. Lower data"
+    ):
         run()
     data = run(on_broken="skip")
     assert len(data.train_transitions) == 32

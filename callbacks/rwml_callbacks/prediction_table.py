@@ -1,0 +1,163 @@
+"""Predictions beside real next states in W&B: one table over all steps, and what a mean hides as histograms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import islice, zip_longest
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_only
+from typing_extensions import override
+
+from rwml_lightning.modules.base import PolicyModule
+from rwml_lightning.modules.world_model import WorldModelModule
+from rwml_lightning.schema import Group, Prediction, Transition
+
+COLUMNS = (
+    "step", "stage", "split", "action", "kind", "predicted", "real", "similarity", "reward", "advantage",
+    "well-formed", "policy version",
+)  # fmt: skip
+_INCREMENTS = 90  # W&B shows the last hundred of a table; evaluations and the end add a few
+
+
+class PredictionTable(L.Callback):
+    """Logs the table ``predictions`` and histograms of rewards, similarities and lengths; without W&B it does nothing.
+
+    The table grows by an increment of new rows, not by being sent again. A long run sends several steps at once, so that
+    all of them can be seen. Checkpoints hold the rows so far: a resumed run loses none, whether W&B knows the rows
+    already (online) or gets them in another folder (offline).
+
+    Args:
+        rows_per_step: Most rows of one step or evaluation; a first prediction of each transition comes before a second.
+        max_chars: Most characters of a cell.
+
+    Raises:
+        ValueError: One of them is below 1.
+    """
+
+    def __init__(self, rows_per_step: int = 16, max_chars: int = 500) -> None:
+        for name, value in (("rows_per_step", rows_per_step), ("max_chars", max_chars)):
+            if value < 1:
+                raise ValueError(f"PredictionTable: {name} is {value}; it must be at least 1")
+        self.rows_per_step = rows_per_step
+        self.max_chars = max_chars
+        self._rows: list[list[Any]] = []
+        self._num_logged = 0
+        self._table: Any = None
+
+    @override
+    @rank_zero_only
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, PolicyModule)
+        scored = outputs.get("batch")
+        if scored is None:
+            return
+        self._add(trainer, pl_module, "train", scored.groups)
+        if trainer.global_step % (pl_module.num_planned_steps // _INCREMENTS + 1) == 0:
+            self._log(trainer)
+
+    @override
+    @rank_zero_only
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if isinstance(pl_module, WorldModelModule) and not trainer.sanity_checking:
+            self._add(trainer, pl_module, "validation", pl_module.validation_groups)
+            if trainer.state.fn != TrainerFn.FITTING:
+                self._log(trainer)
+
+    @override
+    @rank_zero_only
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._log(trainer)
+
+    @override
+    @rank_zero_only
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        self._log(trainer)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self._rows, "num_logged": self._num_logged}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._rows, self._num_logged = list(state_dict["rows"]), state_dict["num_logged"]
+
+    def _add(self, trainer: L.Trainer, module: PolicyModule, split: str, groups: Sequence[Group]) -> None:
+        """Keep the rows of a step for the table, and log its histograms."""
+        import wandb
+
+        logger = _wandb_logger(trainer)
+        if logger is None or not groups:
+            return
+        place = [trainer.global_step, module.stage, split]
+        self._rows += [
+            [*place, *self._cells(transition, prediction, split)]
+            for transition, prediction in islice(by_member(groups), self.rows_per_step)
+        ]
+        prefix = "wm" if split == "train" else "val"
+        histograms: dict[str, Any] = {
+            f"{prefix}/{name}": wandb.Histogram(values) for name, values in distributions(groups).items()
+        }
+        logger.log_metrics(histograms, step=trainer.global_step)
+
+    def _cells(self, transition: Transition, prediction: Prediction, split: str) -> list[Any]:
+        score = prediction.score
+        predicted = prediction.text if prediction.next_state is None else prediction.next_state
+        texts = (transition.action, transition.kind, predicted, transition.next_state)
+        advantage = prediction.advantage if split == "train" else None
+        version = prediction.completion.policy_version
+        return [
+            *(clip(text, self.max_chars) for text in texts),
+            score.similarity, score.reward, advantage, score.well_formed, version,
+        ]  # fmt: skip
+
+    def _log(self, trainer: L.Trainer) -> None:
+        """Send the rows that W&B does not have yet."""
+        import wandb
+
+        logger = _wandb_logger(trainer)
+        if logger is None or not self._rows:
+            return
+        if self._table is None:
+            self._table = wandb.Table(columns=list(COLUMNS), log_mode="INCREMENTAL")
+            if not logger.experiment.resumed:
+                self._num_logged = 0
+        if self._num_logged == len(self._rows):
+            return
+        for row in self._rows[self._num_logged :]:
+            self._table.add_data(*row)
+        self._num_logged = len(self._rows)
+        logger.log_metrics({"predictions": self._table}, step=trainer.global_step)
+
+
+def by_member(groups: Iterable[Group]) -> Iterable[tuple[Transition, Prediction]]:
+    """The first prediction of every group, then the second of every group, and so on."""
+    for member in zip_longest(*([(group.transition, p) for p in group.predictions] for group in groups)):
+        yield from (pair for pair in member if pair is not None)
+
+
+def distributions(groups: Iterable[Group]) -> dict[str, list[float]]:
+    """Rewards, similarities (of predictions that have one) and completion lengths in tokens of a step, by name."""
+    predictions = [prediction for group in groups for prediction in group.predictions]
+    similarities = [p.score.similarity for p in predictions if p.score.similarity is not None]
+    values: dict[str, list[float]] = {
+        "rewards": [p.score.reward for p in predictions],
+        "completion_lengths": [len(p.completion.token_ids) for p in predictions],
+    }
+    return values | ({"similarities": similarities} if similarities else {})
+
+
+def clip(text: str, max_chars: int) -> str:
+    """The beginning of a longer text, with an ellipsis as its last character."""
+    return text if len(text) <= max_chars else text[: max_chars - 1] + "…"
+
+
+def _wandb_logger(trainer: L.Trainer) -> WandbLogger | None:
+    return next((logger for logger in trainer.loggers if isinstance(logger, WandbLogger)), None)

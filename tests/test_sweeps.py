@@ -1,0 +1,98 @@
+"""Every sweep file is one that W&B takes, and every command line that comes of it is understood by the real parser."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from test_configs import ROOT, Parsed, ParsingCLI
+from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
+
+from rwml_lightning.cli import main
+
+search = pytest.importorskip("sweeps", reason="W&B's own search and schema are not installed")
+FILES = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
+NAMES = [file.stem for file in FILES]
+COMMAND = ["${env}", "python", "-m", "rwml_lightning", "fit", "--config"]
+
+
+def expand(sweep: dict[str, Any]) -> list[dict[str, Any]]:
+    """The parameters of every run of a grid, as W&B's own search gives them."""
+    config, runs = search.SweepConfig(sweep), []
+    while (run := search.next_run(config, runs)) is not None:
+        runs.append(run)
+    return [run.config for run in runs]
+
+
+def command_of(sweep: dict[str, Any], parameters: dict[str, Any]) -> list[str]:
+    """The command line that an agent runs, from the module's name on."""
+    arguments = create_sweep_command_args({"args": parameters})
+    filled = [arguments["args"] if part == "${args}" else [part] for part in sweep["command"]]
+    line = [word for words in filled for word in words]
+    return line[line.index("rwml_lightning") :]
+
+
+def unwritten(line: list[str]) -> set[str]:
+    """Classes of a command line that are not there."""
+    found = {tuple(path.rsplit(".", 1)) for path in re.findall(r"\brwml_[a-z_.]+\.[A-Z]\w+", " ".join(line))}
+    return {name for module, name in found if not hasattr(import_module(module), name)}
+
+
+def all_commands() -> Iterator[Any]:
+    for file in FILES:
+        sweep = yaml.safe_load(file.read_text())
+        for number, parameters in enumerate(expand(sweep)):
+            yield pytest.param(command_of(sweep, parameters), id=f"{file.stem}-{number}")
+            if number == 0:  # the order that W&B's server gives them in is its own
+                yield pytest.param(
+                    command_of(sweep, dict(sorted(parameters.items()))), id=f"{file.stem}-sorted"
+                )
+
+
+@pytest.mark.parametrize("file", FILES, ids=NAMES)
+def test_a_sweep_is_valid_and_runs_the_module(file: Path) -> None:
+    sweep = yaml.safe_load(file.read_text())
+    assert search.schema_violations_from_proposed_config(sweep) == []
+    *command, config, arguments = sweep["command"]
+    assert (command, arguments) == (COMMAND, "${args}")
+    assert (ROOT / config).is_file()
+    assert sweep["name"] == file.stem
+    assert sweep["parameters"]["run.name"]["value"] == f"sweep-{file.stem}"
+    assert 3 < len(expand(sweep)) <= 20
+
+
+@pytest.mark.parametrize("line", all_commands())
+def test_a_command_line_is_understood(line: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    if missing := unwritten(line):
+        pytest.skip(f"there is no {', '.join(sorted(missing))} yet")
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", line)
+    with pytest.raises(Parsed):
+        ParsingCLI()
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("data.reward.init_args.tau_q", "data.reward.init_args.tau_q is no known key; did you mean tau_d?"),
+        ("trainer.callbacks.init_args.tau_d", "trainer.callbacks.init_args.tau_d is no known key"),
+        ("run.nme", "run.nme is no known key; did you mean run.name?"),
+    ],
+)
+def test_a_key_that_is_not_in_the_config_is_one_line(
+    key: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = yaml.safe_load((ROOT / "configs" / "sweeps" / "tau_d.yaml").read_text())
+    line = command_of(
+        {**sweep, "command": [*COMMAND, str(ROOT / sweep["command"][-2]), "${args}"]}, {key: {"value": 1}}
+    )
+    with pytest.raises(SystemExit) as stopped:
+        main(line[1:])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.strip() == f"error: {message}"
