@@ -18,12 +18,10 @@ def introduce(logger: Logger, folder: RunFolder) -> None:
     """
     if isinstance(logger, WandbLogger):
         # The folder is known only after the logger was made, so these are its arguments for wandb.init, not yet called.
+        # The command line hands on wandb.init's own defaults, so that even Lightning's resume="allow" has become None.
         arguments = logger._wandb_init
-        arguments["name"] = arguments["name"] or folder.path.name
-        arguments["id"] = arguments["id"] or folder.id
-        arguments["resume"] = (
-            arguments["resume"] or "allow"
-        )  # the command line hands on wandb.init's own default, None
+        for key, value in {"name": folder.path.name, "id": folder.id, "resume": "allow"}.items():
+            arguments[key] = arguments[key] or value
         if arguments["dir"] in (None, "."):
             arguments["dir"] = str(folder.path)
     config = yaml.safe_load((folder.path / CONFIG_FILE).read_text())

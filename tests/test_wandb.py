@@ -60,9 +60,8 @@ def test_a_killed_run_goes_on_in_the_same_run_without_a_secret(tiny_model: Path,
     def steps(part: Any, name: str) -> list[int]:
         return [row["trainer/global_step"] for row in part.history if name in row]
 
-    before = steps(
-        first, "wm/reward"
-    )  # W&B may lose the last of what it was told before the kill; it is repeated
+    # W&B may lose the last of what it was told before the kill: steps after the checkpoint, which are repeated.
+    before = steps(first, "wm/reward")
     assert before == [1, 2, 3, 4, 5][: max(len(before), 3)]
     assert steps(second, "wm/reward") == [4, 5, 6, 7, 8]
     assert steps(second, "wm/rewards.values") == [4, 5, 6, 7, 8]
