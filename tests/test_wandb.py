@@ -29,6 +29,7 @@ def run_fit(folder: Path, config: Path, *arguments: str) -> subprocess.Completed
     places = {f"WANDB_{name}_DIR": str(folder / name.lower()) for name in ("DATA", "CACHE", "CONFIG")}
     environment = {**os.environ, **SECRETS, **places, "PYTHONPATH": os.pathsep.join(_python_path())}
     environment |= {"WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
+    environment.pop("WANDB_SERVICE", None)  # a service that another test started would outlive the killed run
     command = [sys.executable, "-m", "rwml_lightning", "fit", "--config", str(config), *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
 
