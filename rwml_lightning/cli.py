@@ -1,4 +1,4 @@
-"""The command line: Lightning's own, with a run folder, a warm-up, and two commands more (``collect`` and ``export``)."""
+"""The command line: Lightning's own, with a run folder, a warm-up, and commands more (``collect``, ``evaluate`` and ``export``)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -28,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 class RWMLTrainer(L.Trainer):
-    """Lightning's trainer, with ``collect`` as a command."""
+    """Lightning's trainer, with ``collect`` and ``evaluate`` as commands."""
 
     def collect(self, model: PolicyModule, datamodule: RolloutDataModule) -> None:
         """Roll out, write transitions, nothing else."""
@@ -39,9 +41,31 @@ class RWMLTrainer(L.Trainer):
             return
         datamodule.collect(lambda: model.tokenizer)
 
+    def evaluate(
+        self,
+        model: PolicyModule,
+        datamodule: RolloutDataModule,
+        settings: Mapping[str, Any],
+        models: list[str],
+        output: str | None = None,
+    ) -> None:
+        """Compare several models on the same held-out transitions.
+
+        Args:
+            model: Has the dtype of models that are no checkpoints.
+            datamodule: Held-out transitions, generator and reward.
+            settings: What results depend on beside models and transitions, as plain values.
+            models: Checkpoints (.ckpt), folders, hub ids or package: names; the others are compared with the first.
+            output: Folder of the results; runs/evaluate-<run.name> when left out.
+        """
+        from rwml_lightning.compare import compare
+
+        assert output is not None
+        compare(self, model, datamodule, models, Path(output), settings)
+
 
 class RWMLCLI(LightningCLI):
-    """``fit``, ``validate`` and ``collect`` from a config; see :func:`main` for ``export``."""
+    """``fit``, ``validate``, ``collect`` and ``evaluate`` from a config; see :func:`main` for ``export``."""
 
     model: PolicyModule
     datamodule: RolloutDataModule
@@ -79,6 +103,7 @@ class RWMLCLI(LightningCLI):
             "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"},
             "validate": {"model", "dataloaders", "datamodule"},
             "collect": {"model", "datamodule"},
+            "evaluate": {"model", "datamodule", "settings"},
         }
 
     @override
@@ -103,7 +128,8 @@ class RWMLCLI(LightningCLI):
             and config.data.collection.behaviour != "model"
         ):
             return
-        resolve_model(model)
+        if self.subcommand != "evaluate":
+            resolve_model(model)
         embedder = config.data.reward.get("init_args", Namespace()).get("embedder")
         if embedder is not None and self.subcommand != "collect":
             resolve_model(embedder)
@@ -112,6 +138,11 @@ class RWMLCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> RWMLTrainer:
         if self.subcommand != "fit":
             kwargs["enable_checkpointing"] = False
+        if self.subcommand == "evaluate":
+            # Without the config's loggers and callbacks: several models would be one run to them.
+            return super().instantiate_trainer(  # type: ignore[return-value]
+                **kwargs, logger=False, callbacks=default_callbacks([], None, None)
+            )
         if self.subcommand != "collect":
             if self.subcommand == "fit":
                 run = self._get(self.config_init, "run")
@@ -160,6 +191,21 @@ class RWMLCLI(LightningCLI):
         Console().print(render_results("Held-out transitions", model.results))
         Console().print(render_results("Floors: predictors without a model", model.floors))
 
+    def evaluate(
+        self,
+        model: PolicyModule,
+        datamodule: RolloutDataModule,
+        models: list[str],
+        output: str | None,
+    ) -> None:
+        """Results of several models as one table; see :meth:`RWMLTrainer.evaluate`."""
+        config = self.config[self.subcommand]
+        plain = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_none=False))
+        settings = {key: plain[key] for key in ("data", "seed_everything")}
+        run = self._get(self.config_init, "run")
+        folder = output or str(Path(run.root) / f"evaluate-{run.name}")
+        self.trainer.evaluate(model, datamodule, settings, models, folder)
+
 
 def default_callbacks(
     given: list[Callback], folder: RunFolder | None, checkpoint_every: int | None
@@ -198,11 +244,23 @@ def quieten() -> None:
     disable_progress_bar()
 
 
+def repeat_option(option: str, arguments: Sequence[str]) -> list[str]:
+    """``--models A B`` as jsonargparse takes a list: ``--models+=A --models+=B``."""
+    spread: list[str] = []
+    within = False
+    for argument in arguments:
+        if argument == option or argument.startswith("-"):
+            within = argument == option
+        if argument != option:
+            spread.append(f"{option}+={argument}" if within else argument)
+    return spread
+
+
 def main(args: list[str] | None = None) -> None:
     """Entry point of ``python -m rwml_lightning``; a user's mistake ends in one line and exit code 2."""
     arguments = sys.argv[1:] if args is None else args
     quieten()
-    commands = ("fit", "validate", "collect", "export")
+    commands = ("fit", "validate", "collect", "evaluate", "export")
     try:
         if arguments[:1] == ["export"]:
             from rwml_lightning.export import export_command
@@ -214,7 +272,7 @@ def main(args: list[str] | None = None) -> None:
                 f"the command comes first: python -m rwml_lightning {command} {arguments[0]} ..."
             )
         else:
-            sys.argv = [sys.argv[0], *arguments]
+            sys.argv = [sys.argv[0], *repeat_option("--models", arguments)]
             RWMLCLI()
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         if logging.getLogger("rwml_lightning").isEnabledFor(logging.DEBUG):
