@@ -1,4 +1,4 @@
-"""The command line: Lightning's own, with a run folder, a warm-up, and three commands more (``collect``, ``audit``, ``export``)."""
+"""The command line: Lightning's own, with a run folder, a warm-up, and commands more (``collect``, ``evaluate``, ``audit``, ``export``)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -38,7 +38,7 @@ NO_TRAINING: dict[str, Any] = {
 
 
 class RWMLTrainer(L.Trainer):
-    """Lightning's trainer, with ``collect`` and ``audit`` as commands."""
+    """Lightning's trainer, with ``collect``, ``evaluate`` and ``audit`` as commands."""
 
     def collect(self, model: PolicyModule, datamodule: RolloutDataModule) -> None:
         """Roll out, write transitions, nothing else."""
@@ -75,9 +75,31 @@ class RWMLTrainer(L.Trainer):
             datamodule.reward, datamodule.path, folder, split, num_transitions, datamodule.on_broken, datamodule.seed
         )  # fmt: skip
 
+    def evaluate(
+        self,
+        model: PolicyModule,
+        datamodule: RolloutDataModule,
+        settings: Mapping[str, Any],
+        models: list[str],
+        output: str | None = None,
+    ) -> None:
+        """Compare several models on the same held-out transitions.
+
+        Args:
+            model: Has the dtype of models that are no checkpoints.
+            datamodule: Held-out transitions, generator and reward.
+            settings: What results depend on beside models and transitions, as plain values.
+            models: Checkpoints (.ckpt), folders, hub ids or package: names; the others are compared with the first.
+            output: Folder of the results; runs/evaluate-<run.name> when left out.
+        """
+        from rwml_lightning.compare import compare
+
+        assert output is not None
+        compare(self, model, datamodule, models, Path(output), settings)
+
 
 class RWMLCLI(LightningCLI):
-    """``fit``, ``validate``, ``collect`` and ``audit`` from a config; see :func:`main` for ``export``."""
+    """``fit``, ``validate``, ``collect``, ``evaluate`` and ``audit`` from a config; see :func:`main` for ``export``."""
 
     model: PolicyModule
     datamodule: RolloutDataModule
@@ -116,6 +138,7 @@ class RWMLCLI(LightningCLI):
             "validate": {"model", "dataloaders", "datamodule"},
             "collect": {"model", "datamodule"},
             "audit": {"model", "datamodule", "default_output"},
+            "evaluate": {"model", "datamodule", "settings"},
         }
 
     @override
@@ -148,7 +171,7 @@ class RWMLCLI(LightningCLI):
             and config.data.collection.behaviour != "model"
         ):
             return
-        if self.subcommand != "audit":
+        if self.subcommand not in ("audit", "evaluate"):
             resolve_model(model)
         if self.subcommand != "collect":
             for embedder in embedders(config.data.reward) | embedders(config.data.evaluator):
@@ -158,6 +181,11 @@ class RWMLCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> RWMLTrainer:
         if self.subcommand != "fit":
             kwargs["enable_checkpointing"] = False
+        if self.subcommand == "evaluate":
+            # Without the config's loggers and callbacks: several models would be one run to them.
+            return super().instantiate_trainer(  # type: ignore[return-value]
+                **kwargs, logger=False, callbacks=default_callbacks([], None, None)
+            )
         if self.subcommand == "audit":
             kwargs |= NO_TRAINING
         elif self.subcommand != "collect":
@@ -226,6 +254,21 @@ class RWMLCLI(LightningCLI):
             raise ValueError(f"{self.datamodule.path} holds no validation transitions")
         Console().print(render_results("Held-out transitions", model.results))
         Console().print(render_results("Floors: predictors without a model", model.floors))
+
+    def evaluate(
+        self,
+        model: PolicyModule,
+        datamodule: RolloutDataModule,
+        models: list[str],
+        output: str | None,
+    ) -> None:
+        """Results of several models as one table; see :meth:`RWMLTrainer.evaluate`."""
+        config = self.config[self.subcommand]
+        plain = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_none=False))
+        settings = {key: plain[key] for key in ("data", "seed_everything")}
+        run = self._get(self.config_init, "run")
+        folder = output or str(Path(run.root) / f"evaluate-{run.name}")
+        self.trainer.evaluate(model, datamodule, settings, models, folder)
 
 
 def default_callbacks(
@@ -298,11 +341,23 @@ def quieten() -> None:
     disable_progress_bar()
 
 
+def repeat_option(option: str, arguments: Sequence[str]) -> list[str]:
+    """``--models A B`` as jsonargparse takes a list: ``--models+=A --models+=B``."""
+    spread: list[str] = []
+    within = False
+    for argument in arguments:
+        if argument == option or argument.startswith("-"):
+            within = argument == option
+        if argument != option:
+            spread.append(f"{option}+={argument}" if within else argument)
+    return spread
+
+
 def main(args: list[str] | None = None) -> None:
     """Entry point of ``python -m rwml_lightning``; a user's mistake ends in one line and exit code 2."""
     arguments = sys.argv[1:] if args is None else args
     quieten()
-    commands = ("fit", "validate", "collect", "audit", "export", "weight_change")
+    commands = ("fit", "validate", "collect", "evaluate", "audit", "export", "weight_change")
     try:
         if arguments[:1] == ["export"]:
             from rwml_lightning.export import export_command
@@ -318,7 +373,7 @@ def main(args: list[str] | None = None) -> None:
                 f"the command comes first: python -m rwml_lightning {command} {arguments[0]} ..."
             )
         else:
-            sys.argv = [sys.argv[0], *arguments]
+            sys.argv = [sys.argv[0], *repeat_option("--models", arguments)]
             RWMLCLI()
     except (ValueError, FileNotFoundError, ModuleNotFoundError, ServerError) as error:
         if logging.getLogger("rwml_lightning").isEnabledFor(logging.DEBUG):

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from pickle import UnpicklingError
 
-import torch
 from jsonargparse import auto_cli
 
 from rwml_lightning.models import load_tokenizer
-from rwml_lightning.modules.policy import LoRA, export_policy, load_policy
+from rwml_lightning.modules.policy import checkpoint_policy, export_policy, load_policy
 
 
 def export(ckpt_path: str, output: str) -> None:
@@ -27,12 +25,8 @@ def export(ckpt_path: str, output: str) -> None:
         raise ValueError(f"--ckpt_path names {checkpoint}, which is no file")
     if folder.exists():
         raise ValueError(f"--output names {folder}, which exists already; name a new folder")
-    try:
-        saved = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["policy"]
-    except (RuntimeError, UnpicklingError, EOFError, LookupError, TypeError) as error:
-        raise ValueError(f"{checkpoint} is no checkpoint of rwml-lightning, or not a whole one") from error
-    lora = LoRA(**saved["lora"]) if saved["lora"] else None
-    policy = load_policy(saved["model"], saved["dtype"], lora, init_from=str(checkpoint))
+    saved = checkpoint_policy(checkpoint)
+    policy = load_policy(**saved, init_from=str(checkpoint))
     export_policy(policy, load_tokenizer(saved["model"]), folder)
     print(f"wrote {folder}")
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import secrets
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 CONFIG_FILE = "config.yaml"
 _FINGERPRINT_FILE = ".fingerprint"
@@ -72,6 +74,15 @@ class RunFolder:
     def finished(self) -> bool:
         """Whether training came to its end and the result was exported."""
         return self.export.is_dir()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a file that holds either all of ``value`` or what it held before; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(value, indent=1, allow_nan=False)
+    partial = path.with_name(f".{path.name}")
+    partial.write_text(text + "\n")
+    partial.replace(path)
 
 
 def open_run_folder(run: Run, config: str) -> RunFolder:

@@ -39,6 +39,7 @@ def test_every_command_of_the_readme_is_known_here() -> None:
         ".venv/bin/python -m rwml_lightning collect --config configs/quickstart.yaml --data.transitions data/more.parquet",
         ".venv/bin/python -m rwml_lightning validate --config configs/quickstart.yaml --model.init_args.init_from runs/quickstart/export",
         ".venv/bin/python -m rwml_lightning export --ckpt_path CHECKPOINT --output DIR",
+        ".venv/bin/python -m rwml_lightning evaluate --config configs/quickstart.yaml --models package:smollm2-135m-instruct runs/quickstart/export",
     ]
 
 
@@ -72,3 +73,8 @@ def test_quickstart_then_the_other_commands(tmp_path: Path) -> None:
         f"{COMMANDS[5]} {data} {SHORT} {hf} --model.init_args.init_from {tmp_path}/exported", timeout=280
     )
     assert "Held-out transitions" in out
+
+    models = f"--models package:smollm2-135m-instruct {tmp_path}/exported --output {tmp_path}/compared"
+    out = run(f"{COMMANDS[7].partition('--models')[0]} {models} {data} {SHORT} {hf}", timeout=280)
+    assert "to the first" in out
+    assert (tmp_path / "compared" / "comparison.json").is_file()

@@ -1,4 +1,4 @@
-"""One line that says how training goes: reward, similarity, seconds by phase, time left."""
+"""One line that says how training goes: reward, similarity, seconds by phase, time left; and one for held-out batches."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ class RolloutProgressBar(ProgressBar):
         super().__init__()
         self._progress: Progress | None = None
         self._task: TaskID | None = None
+        self._held_out: TaskID | None = None
         self._enabled = True
 
     @override
@@ -36,21 +37,8 @@ class RolloutProgressBar(ProgressBar):
 
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not (self._enabled and trainer.is_global_zero and sys.stderr.isatty()):
-            return
         assert isinstance(pl_module, PolicyModule)
-        columns = (
-            TextColumn(pl_module.stage),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.description}"),
-        )
-        self._progress = Progress(*columns, console=Console(stderr=True))
-        self._task = self._progress.add_task(
-            "", total=pl_module.num_planned_steps, completed=trainer.global_step
-        )
-        self._progress.start()
+        self._task = self._add(trainer, pl_module.stage, pl_module.num_planned_steps, trainer.global_step)
 
     @override
     def on_train_batch_end(
@@ -76,15 +64,60 @@ class RolloutProgressBar(ProgressBar):
         self._stop()
 
     @override
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._held_out = self._add(trainer, "held-out", int(sum(trainer.num_val_batches)))
+
+    @override
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if self._progress is not None and self._held_out is not None:
+            self._progress.advance(self._held_out)
+        elif self._enabled and trainer.is_global_zero:
+            print(
+                f"held-out {batch_idx + 1}/{int(sum(trainer.num_val_batches))}", file=sys.stderr, flush=True
+            )
+
+    @override
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._progress is not None and self._held_out is not None:
+            self._progress.remove_task(self._held_out)
+            self._held_out = None
+        if self._task is None:
+            self._stop()
+
+    @override
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
         self._stop()
 
+    def _add(self, trainer: L.Trainer, name: str, total: int, completed: int = 0) -> TaskID | None:
+        """A bar of its own, where there is a terminal."""
+        if not (self._enabled and trainer.is_global_zero and sys.stderr.isatty()):
+            return None
+        if self._progress is None:
+            columns = (
+                TextColumn("{task.fields[name]}"),
+                BarColumn(bar_width=20),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.description}"),
+            )
+            self._progress = Progress(*columns, console=Console(stderr=True))
+            self._progress.start()
+        return self._progress.add_task("", total=total, completed=completed, name=name)
+
     def _stop(self) -> None:
         if self._progress is not None:
             self._progress.stop()
-            self._progress = None
+        self._progress = self._task = self._held_out = None
 
 
 def describe(metrics: dict[str, float]) -> str:

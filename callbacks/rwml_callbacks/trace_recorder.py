@@ -14,6 +14,7 @@ from typing_extensions import override
 from rwml_callbacks.reward_logger import RewardLogger
 from rwml_lightning.modules.base import PolicyModule
 from rwml_lightning.modules.world_model import WorldModelModule
+from rwml_lightning.run import write_json
 from rwml_lightning.trace import TraceWriter
 
 _POLL_SECONDS = 0.5
@@ -23,7 +24,8 @@ class TraceRecorder(L.Callback):
     """Writes steps, groups, predictions and held-out results to the run store, and obeys its control table.
 
     Each step is committed at once, so that nothing recorded is lost when the process is killed. Place it after
-    :class:`RewardLogger`, whose metrics it records.
+    :class:`RewardLogger`, whose metrics it records. Held-out results also go to ``evaluations/<stage>-<step>.json``
+    beside the store.
 
     Args:
         path: The run store, ``trace.db`` in the run folder.
@@ -74,7 +76,10 @@ class TraceRecorder(L.Callback):
             "floors": [asdict(row) for row in pl_module.floors],
         }
         groups = pl_module.validation_groups
-        self.writer.write_evaluation(pl_module.stage, trainer.global_step, result, groups)
+        stage, step = pl_module.stage, trainer.global_step
+        self.writer.write_evaluation(stage, step, result, groups)
+        place = {"stage": stage, "step": step}
+        write_json(self.path.parent / "evaluations" / f"{stage}-{step}.json", place | result)
         if self._trained:  # the evaluation after training has opened the store again
             self.writer.set_status("finished")
 

@@ -20,12 +20,12 @@ from rwml_lightning.data.rollouts import WorldModelRollouts
 from rwml_lightning.data.transitions import read_transitions
 from rwml_lightning.envs import EnvironmentSpec
 from rwml_lightning.envs.alfworld.floors import FLOORS
-from rwml_lightning.evaluation import Result, evaluate_floors
+from rwml_lightning.evaluation import Measured, Result, evaluate_floors, measure_groups
 from rwml_lightning.generation import Generator
 from rwml_lightning.models import context_tokens
 from rwml_lightning.rewards import NextStateReward
 from rwml_lightning.rewards.controls import Control, ControlName
-from rwml_lightning.schema import RolloutBatch, Sampling, Transition
+from rwml_lightning.schema import Group, RolloutBatch, Sampling, Transition
 from rwml_lightning.seeds import derive_seed
 
 if TYPE_CHECKING:
@@ -281,6 +281,10 @@ class RolloutDataModule(L.LightningDataModule):
         """This rank's share of a step."""
         assert self.trainer is not None
         return transitions[self.trainer.global_rank :: self.trainer.world_size]
+
+    def measure(self, groups: Sequence[Group]) -> list[Measured]:
+        """Held-out predictions, measured transition by transition."""
+        return measure_groups(groups, self.evaluator.success_similarity)
 
     def evaluate_floors(self, transitions: Sequence[Transition]) -> list[Result]:
         """What predictors without a model score on the same transitions."""

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
@@ -111,6 +112,20 @@ def load_checkpoint_weights(policy: nn.Module, checkpoint: Path) -> None:
         raise ValueError(
             f"{checkpoint} holds the weights of another model or LoRA setting: {example} does not match"
         )
+
+
+def checkpoint_policy(checkpoint: Path) -> dict[str, Any]:
+    """``model``, ``dtype`` and ``lora`` of the policy in a Lightning checkpoint, as :func:`load_policy` takes them.
+
+    Raises:
+        ValueError: It is no checkpoint of ours, or not a whole one.
+    """
+    try:
+        saved = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["policy"]
+        lora = LoRA(**saved["lora"]) if saved["lora"] else None
+        return {"model": saved["model"], "dtype": saved["dtype"], "lora": lora}
+    except (RuntimeError, UnpicklingError, EOFError, LookupError, TypeError) as error:
+        raise ValueError(f"{checkpoint} is no checkpoint of rwml-lightning, or not a whole one") from error
 
 
 def generator_tensors(policy: Any) -> Iterator[tuple[str, Tensor]]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import json
 import logging
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import zip_longest
@@ -17,7 +19,7 @@ import torch
 import wandb
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
-from rwml_callbacks import RewardLogger, TraceRecorder, WeightSync
+from rwml_callbacks import RewardLogger, RolloutProgressBar, TraceRecorder, WeightSync
 from rwml_callbacks.progress import describe
 from rwml_callbacks.reward_logger import rollout_metrics
 from rwml_callbacks.weight_sync import WeightSyncError
@@ -25,6 +27,7 @@ from rwml_testing import ACTION_PROMPT, LetterReward, make_transition, make_worl
 
 from rwml_lightning.data.datamodule import RolloutDataModule
 from rwml_lightning.data.transitions import write_transitions
+from rwml_lightning.evaluation import Result
 from rwml_lightning.generation import HFGenerator
 from rwml_lightning.modules import WorldModelGRPO
 from rwml_lightning.schema import Completion, Group, Prediction, RolloutBatch, Sampling, Score
@@ -111,7 +114,8 @@ def test_the_run_store_holds_every_step_and_evaluation(tiny_model: Path, tmp_pat
     with TraceReader(tmp_path / "trace.db") as reader:
         assert [step.step for step in reader.steps("wm_grpo")] == [1, 2, 3, 4]
         assert reader.metrics("wm_grpo", ["wm/reward"])["wm/reward"][-1] == (4, logger.metrics["wm/reward"])
-        assert [e.step for e in reader.evaluations()] == [2, 4]
+        evaluations = reader.evaluations()
+        assert [e.step for e in evaluations] == [2, 4]
         assert reader.count_groups(GroupQuery(source="train")) == 32
         assert reader.count_groups(GroupQuery(source="held_out")) == 16
         (summary, *_) = reader.groups(GroupQuery(source="train"), limit=1)
@@ -119,6 +123,11 @@ def test_the_run_store_holds_every_step_and_evaluation(tiny_model: Path, tmp_pat
         assert [p.member for p in predictions] == [0, 1, 2, 3]
         assert reader.run().status == "finished"
         assert reader.stages()[0].total_steps == 4
+    for evaluation in evaluations:
+        file = tmp_path / "evaluations" / f"wm_grpo-{evaluation.step}.json"
+        place = {"stage": "wm_grpo", "step": evaluation.step}
+        assert json.loads(file.read_text()) == place | evaluation.result
+        assert Result(**evaluation.result["results"][0]).count == 8
     trainer.validate(trainer.lightning_module, trainer.datamodule, verbose=False)  # type: ignore[attr-defined]
     with TraceReader(tmp_path / "trace.db") as reader:
         assert reader.run().status == "finished"
@@ -225,6 +234,25 @@ def test_one_line_says_how_it_goes() -> None:
         "reward 0.25  similarity 0.50  format 0.75  groups without variance 50 %  seconds: generate 4.0, update 1.2"
     )
     assert describe({"train/loss": 1.5, "time/update": 2.0}) == "loss 1.500  seconds: update 2.0"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_training_and_held_out_batches_show_how_far_they_are(
+    terminal: bool,
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    bar = RolloutProgressBar()
+    trainer = fit(tmp_path, tiny_model, [WeightSync(), RewardLogger(), bar])
+    trainer.validate(trainer.lightning_module, trainer.datamodule, verbose=False)  # type: ignore[attr-defined]
+    shown = capsys.readouterr().err
+    assert bar._progress is None
+    assert shown.count("held-out") >= 3
+    assert ("1/1" in shown, "4/4" in shown, "\x1b[" in shown) == (True, True, terminal)
 
 
 def test_little_variance_is_said_in_words(caplog: pytest.LogCaptureFixture) -> None:

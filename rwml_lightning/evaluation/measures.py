@@ -1,0 +1,104 @@
+"""What is measured of the predictions for one held-out transition."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import combinations
+from statistics import fmean
+from typing import Any
+
+from rwml_lightning.schema import Group, Score, Transition
+
+MEASURES: Mapping[str, str] = {
+    "similarity": "similarity",
+    "accuracy": "under\ntau_d",
+    "exact": "exact",
+    "rouge_l": "ROUGE-L",
+    "well_formed": "well-\nformed",
+    "agreement": "agree-\nment",
+}
+"""Measures and what a table calls them; see :func:`measure` for each."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The K predictions for one transition, measured.
+
+    Args:
+        transition_id: Which transition.
+        kind: Its kind of step.
+        knowable: Whether its next state follows from the history.
+        count: K.
+        values: Mean over the K predictions of each of :data:`MEASURES`, in [0, 1] (similarity: [-1, 1]).
+    """
+
+    transition_id: str
+    kind: str
+    knowable: bool
+    count: int
+    values: Mapping[str, float]
+
+
+def measure(
+    transition: Transition,
+    predictions: Sequence[str | None],
+    scores: Sequence[Score],
+    success_similarity: float,
+) -> Measured:
+    """Measure the predictions for one transition.
+
+    A missing prediction counts as 0 in every measure. White space is normalised before texts are compared.
+    ``similarity`` is the scores' own, ``accuracy`` the share above ``success_similarity``, ``exact`` the share equal to
+    the real next state, ``rouge_l`` the F-measure over the longest common subsequence of words, ``well_formed`` the share
+    with a non-empty ``<next_state>``, and ``agreement`` the share of pairs of predictions that are equal, for K above 1.
+
+    Args:
+        transition: What really happened.
+        predictions: K predicted next states, at least one.
+        scores: Of each prediction.
+        success_similarity: Similarity above which a prediction counts as right.
+    """
+    real = _normalise(transition.next_state)
+    texts = [None if prediction is None else _normalise(prediction) for prediction in predictions]
+    similarities = [score.similarity for score in scores]
+    values = {
+        "similarity": fmean(s or 0.0 for s in similarities),
+        "accuracy": fmean(s is not None and s > success_similarity for s in similarities),
+        "exact": fmean(text == real for text in texts),
+        "rouge_l": fmean(0.0 if text is None else rouge_l(text, real) for text in texts),
+        "well_formed": fmean(score.well_formed for score in scores),
+    }
+    if len(texts) > 1:
+        values["agreement"] = fmean(a is not None and a == b for a, b in combinations(texts, 2))
+    return Measured(transition.transition_id, transition.kind, transition.knowable, len(texts), values)
+
+
+def measure_groups(groups: Iterable[Group], success_similarity: float) -> list[Measured]:
+    """Measure groups by the scores that their predictions carry."""
+    return [
+        measure(
+            group.transition,
+            [prediction.next_state for prediction in group.predictions],
+            [prediction.score for prediction in group.predictions],
+            success_similarity,
+        )
+        for group in groups
+    ]
+
+
+def rouge_l(prediction: str, real: str) -> float:
+    """ROUGE-L F-measure (Lin 2004) of lower-cased words of ASCII letters and digits, without stemming."""
+    return _rouge_scorer().score(real, prediction)["rougeL"].fmeasure
+
+
+@cache
+def _rouge_scorer() -> Any:
+    from rouge_score.rouge_scorer import RougeScorer  # brings nltk: half a second that only evaluations pay
+
+    return RougeScorer(["rougeL"])
+
+
+def _normalise(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,92 @@
+"""Results as tables of at most 100 columns: a value, and behind ± half the width of its 95 % interval."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich.markup import escape
+from rich.table import Table
+
+from rwml_lightning.evaluation.measures import MEASURES
+from rwml_lightning.evaluation.results import Difference, Result
+
+_SECTION_ENDS = ("all", "not knowable")
+
+
+def render_results(title: str, results: Sequence[Result]) -> Table:
+    """A row a result, for example a kind of step or a floor; a column a measure."""
+    measures = _measures(results)
+    table = _table(title, ["", "n", *(MEASURES[name] for name in measures)])
+    for result in results:
+        _add_result(table, result.name, result, measures, end_section=result.name in _SECTION_ENDS)
+    return table
+
+
+def render_comparison(
+    title: str,
+    results: Mapping[str, Result],
+    differences: Mapping[str, Difference],
+    floors: Sequence[Result],
+) -> Table:
+    """Models by name, each but the first above its paired difference to the first, and the floors below."""
+    measures = _measures([*results.values(), *floors])
+    table = _table(title, ["", "n", *(MEASURES[name] for name in measures)])
+    for name, result in results.items():
+        difference = differences.get(name)
+        _add_result(table, name, result, measures, end_section=difference is None)
+        if difference is not None:
+            cells = [
+                _cell(difference.values.get(m), difference.intervals.get(m), signed=True) for m in measures
+            ]
+            table.add_row("  to the first", str(difference.num_transitions), *cells, end_section=True)
+    for floor in floors:
+        _add_result(table, f"floor: {floor.name}", floor, measures)
+    return table
+
+
+def render_by_kind(title: str, columns: Mapping[str, Sequence[Result]], measure: str = "accuracy") -> Table:
+    """One measure by kind of step: a row a kind, a column an evaluation."""
+    table = _table(title, ["", "n", *columns])
+    by_name = {column: {result.name: result for result in results} for column, results in columns.items()}
+    for name in dict.fromkeys(result.name for results in columns.values() for result in results):
+        found = [results.get(name) for results in by_name.values()]
+        count = next(result.num_transitions for result in found if result is not None)
+        cells = ["" if result is None else _result_cell(result, measure) for result in found]
+        table.add_row(escape(name), str(count), *cells, end_section=name in _SECTION_ENDS)
+    return table
+
+
+def _table(title: str, columns: Sequence[str]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for number, column in enumerate(columns):
+        table.add_column(
+            escape(column), justify="right" if number else "left", overflow="fold"
+        )  # fmt: skip
+    return table
+
+
+def _add_result(
+    table: Table, name: str, result: Result, measures: Sequence[str], end_section: bool = False
+) -> None:
+    cells = [_result_cell(result, name) for name in measures]
+    table.add_row(escape(name), str(result.num_transitions), *cells, end_section=end_section)
+
+
+def _measures(results: Sequence[Result]) -> list[str]:
+    """Measures that any row has."""
+    return [name for name in MEASURES if any(getattr(result, name) is not None for result in results)]
+
+
+def _result_cell(result: Result, measure: str) -> str:
+    return _cell(getattr(result, measure), result.intervals.get(measure))
+
+
+def _cell(value: float | None, interval: Sequence[float] | None, signed: bool = False) -> str:
+    """``0.52 ±.06``; a difference ``+.12 ±.06``."""
+    if value is None:
+        return ""
+    text = f"{value:+.2f}".replace("+0.", "+.").replace("-0.", "-.") if signed else f"{value:.2f}"
+    if interval is None:
+        return text
+    low, high = interval
+    return f"{text} ±{f'{(high - low) / 2:.2f}'.removeprefix('0')}"
