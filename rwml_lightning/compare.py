@@ -50,7 +50,7 @@ def compare(
     names = list(dict.fromkeys(models))
     console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=not trainer.is_global_zero)
     done: dict[str, ModelResult] = {}
-    failed: dict[str, str] = {}
+    failed: list[str] = []
     evaluator = ModelEvaluator(trainer, data, template.dtype_name)
     try:
         for number, name in enumerate(names, start=1):
@@ -65,14 +65,14 @@ def compare(
                     if trainer.is_global_zero:
                         write_json(file, asdict(done[name]))
             except ValueError as error:
-                failed[name] = str(error)
+                failed.append(name)
                 console.print(f"left out: {name}: {error}", markup=False)
     finally:
         evaluator.close()
     if done and trainer.is_global_zero:
         report(list(done.values()), folder)
     if failed:
-        raise ValueError("not evaluated: " + "; ".join(f"{name} ({error})" for name, error in failed.items()))
+        raise ValueError(f"left out, for the reasons given above: {', '.join(failed)}")
 
 
 def held_out_transitions(template: PolicyModule, data: RolloutDataModule) -> list[Transition]:

@@ -103,19 +103,25 @@ def evaluate(config: Path, *models: Path | str, output: Path) -> dict[str, Any]:
 
 
 def test_models_are_compared_with_the_first(
-    tiny_model: Path, untaught: Path, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_model: Path,
+    untaught: Path,
+    config: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
     found = evaluate(config, untaught, tiny_model, output=tmp_path / "out")
     worse, better = (found["results"][str(model)][0] for model in (untaught, tiny_model))
     assert (worse["well_formed"], worse["count"], worse["num_transitions"]) == (0.0, 16, 8)
-    assert better["well_formed"] > 0.5  # sampled at temperature 1
+    assert better["well_formed"] > 0.4  # sampled at temperature 1
     difference = found["differences"][str(tiny_model)]
     assert difference["values"]["similarity"] == pytest.approx(better["similarity"] - worse["similarity"])
     assert difference["intervals"]["well_formed"][0] > 0
     assert found["base"] == str(untaught)
     assert [floor["name"] for floor in found["floors"]] == ["copy_observation", "nothing_happens", "template"]
     printed = capsys.readouterr()
-    assert "first" in printed.out  # where the table is wrapped depends on the terminal
+    assert "to the first" in printed.out
     assert "floor:" in printed.out
     assert "model 2 of 2" in printed.err
     assert "held-out 3/3" in printed.err
@@ -249,8 +255,8 @@ def test_what_does_not_load_is_named_and_the_others_go_on(
     ):
         assert line.startswith(f"left out: {model}: ")
         assert reason in line
-    assert captured.err.splitlines()[-1].startswith(
-        f"error: not evaluated: {models[0]} (no such checkpoint); "
+    assert captured.err.splitlines()[-1] == (
+        f"error: left out, for the reasons given above: {', '.join(models[:4])}"
     )
     found = json.loads((output / "comparison.json").read_text())
     assert list(found["results"]) == [str(tiny_model)]

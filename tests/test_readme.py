@@ -34,7 +34,7 @@ def test_every_command_of_the_readme_is_known_here() -> None:
     assert COMMANDS == [
         "make quickstart",
         ".venv/bin/rwml-tui",
-        ".venv/bin/python -m rwml_lightning fit --config configs/quickstart.yaml --run.name loose --data.reward.init_args.tau_d 0.3",
+        ".venv/bin/python -m rwml_lightning fit --config configs/quickstart.yaml --run.name threshold --data.reward.init_args.mode threshold",
         ".venv/bin/python -m rwml_lightning fit --config configs/quickstart.yaml --print_config",
         ".venv/bin/python -m rwml_lightning collect --config configs/quickstart.yaml --data.transitions data/more.parquet",
         ".venv/bin/python -m rwml_lightning validate --config configs/quickstart.yaml --model.init_args.init_from runs/quickstart/export",

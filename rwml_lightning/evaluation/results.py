@@ -106,7 +106,7 @@ def summarise(name: str, measured: Sequence[Measured]) -> Result:
 def summarise_by_kind(measured: Sequence[Measured]) -> list[Result]:
     """``all``, then whether the next state could be known from the history, then each kind of step."""
     rows = {"all": list(measured)}
-    for item in measured:
+    for item in sorted(measured, key=lambda item: not item.knowable):
         rows.setdefault("knowable" if item.knowable else "not knowable", []).append(item)
     for item in sorted(measured, key=lambda item: item.kind):
         rows.setdefault(item.kind, []).append(item)
