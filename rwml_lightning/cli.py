@@ -317,15 +317,15 @@ def name_control(config: Namespace) -> None:
             logger.init_args.name = given.removesuffix(suffix) + suffix if given else config.run.name
 
 
-def embedders(reward: Namespace | None) -> set[str]:
-    """Models that a reward of the config loads to embed texts, and those of its parts."""
-    arguments = (reward or Namespace()).get("init_args") or Namespace()
-    found: set[str] = set()
-    for part in (arguments.get("rewards") or {}).values():
-        found |= embedders(part)
-    if arguments.get("embedder") is not None and arguments.get("server") is None:
-        found.add(arguments.embedder)
-    return found
+def embedders(reward: Any) -> set[str]:
+    """Models that a reward of the config loads to embed texts, those of the rewards within it included."""
+    if isinstance(reward, dict):
+        return set().union(*map(embedders, reward.values()))
+    arguments = reward.get("init_args") if isinstance(reward, Namespace) else None
+    if arguments is None:
+        return set()
+    own = {arguments.embedder} if arguments.get("embedder") and not arguments.get("server") else set()
+    return own.union(*map(embedders, vars(arguments).values()))
 
 
 def quieten() -> None:

@@ -12,10 +12,12 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rwml_lightning.data.prompts import WorldModelPrompt, encode_answer
+from rwml_lightning.data.transitions import write_transitions
 from rwml_lightning.rewards import EmbeddingReward, format_answer
 from rwml_lightning.schema import Transition
 
@@ -58,6 +60,33 @@ def make_world() -> list[Transition]:
         for verb, answer in VERBS.items()
         for name in OBJECTS
     ]
+
+
+def write_config(folder: Path, policy: Path, **changes: Any) -> Path:
+    """A run of two steps on :func:`make_world` with the tiny model; changes go into the section that they name, or are a key."""
+    write_transitions(folder / "t.parquet", make_world())
+    config: dict[str, Any] = {
+        "run": {"name": "r", "root": str(folder / "runs")},
+        "trainer": {"accelerator": "cpu", "max_steps": 2},
+        "model": {
+            "class_path": "rwml_lightning.modules.WorldModelGRPO",
+            "init_args": {"model": str(policy)},
+        },
+        "data": {
+            "transitions": str(folder / "t.parquet"),
+            "generator": {"class_path": "rwml_lightning.generation.HFGenerator"},
+            "reward": {"class_path": "rwml_testing.LetterReward"},
+            "prompt": {"history_turns": 0, "system": "", "user": "{action}"},
+            "sampling": {"max_tokens": 20},
+            "prompts_per_step": 4,
+            "group_size": 4,
+        },
+    }
+    for section, values in changes.items():
+        config[section] = {**config.get(section, {}), **values} if isinstance(values, dict) else values
+    file = folder / "config.yaml"
+    file.write_text(yaml.safe_dump(config))
+    return file
 
 
 def train_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast:

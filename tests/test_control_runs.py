@@ -9,35 +9,13 @@ from typing import Any
 import pytest
 import yaml
 from jsonargparse import Namespace
-from rwml_testing import make_world
+from rwml_testing import write_config
 
 from rwml_lightning.cli import embedders, main, name_control
-from rwml_lightning.data.transitions import write_transitions
-
-
-def write_config(folder: Path, model: Path, module: str = "WorldModelGRPO") -> Path:
-    write_transitions(folder / "t.parquet", make_world())
-    config = {
-        "run": {"name": "tiny", "root": str(folder / "runs")},
-        "trainer": {"accelerator": "cpu", "max_steps": 2},
-        "model": {"class_path": f"rwml_lightning.modules.{module}", "init_args": {"model": str(model)}},
-        "data": {
-            "transitions": str(folder / "t.parquet"),
-            "generator": {"class_path": "rwml_lightning.generation.HFGenerator"},
-            "reward": {"class_path": "rwml_testing.LetterReward"},
-            "prompt": {"history_turns": 0, "system": "", "user": "{action}"},
-            "sampling": {"max_tokens": 20},
-            "prompts_per_step": 4,
-            "group_size": 2,
-        },
-    }
-    file = folder / "config.yaml"
-    file.write_text(yaml.safe_dump(config))
-    return file
 
 
 def test_a_controlled_run_is_named_after_its_control(tiny_model: Path, tmp_path: Path) -> None:
-    config = write_config(tmp_path, tiny_model)
+    config = write_config(tmp_path, tiny_model, run={"name": "tiny"})
     main(["fit", "--config", str(config), "--control", "coin"])
     folder = tmp_path / "runs" / "tiny-coin"
     kept = yaml.safe_load((folder / "config.yaml").read_text())
@@ -51,7 +29,7 @@ def test_a_controlled_run_is_named_after_its_control(tiny_model: Path, tmp_path:
 def test_labels_cannot_be_controlled(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = write_config(tmp_path, tiny_model, "WorldModelSFT")
+    config = write_config(tmp_path, tiny_model, model={"class_path": "rwml_lightning.modules.WorldModelSFT"})
     with pytest.raises(SystemExit) as stopped:
         main(["fit", "--config", str(config), "--control", "permuted"])
     assert stopped.value.code == 2
@@ -84,5 +62,6 @@ def test_embedders_are_found_wherever_they_stand() -> None:
     remote = Namespace(class_path="x", init_args=Namespace(embedder="b", server=Namespace(model="m")))
     both = Namespace(class_path="y", init_args=Namespace(rewards={"near": local, "far": remote}))
     assert embedders(both) == {"a"}
+    assert embedders(Namespace(class_path="z", init_args=Namespace(reward=both, min_agreement=None))) == {"a"}
     assert embedders(Namespace(class_path="rwml_testing.LetterReward")) == set()
     assert embedders(None) == set()

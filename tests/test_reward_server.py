@@ -7,19 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from fake_server import FakeServer, embed_letters, serving
-from rwml_testing import make_world
+from rwml_testing import write_config
 
 from rwml_lightning.cli import main
-from rwml_lightning.data.transitions import write_transitions
 
 
 def test_nothing_is_lost_when_the_server_dies(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("EMBEDDER_KEY", "sk-very-secret")
-    write_transitions(tmp_path / "t.parquet", make_world())
     down = False
 
     def answer(_: int, body: dict[str, Any]) -> tuple[int, Any]:
@@ -27,29 +24,17 @@ def test_nothing_is_lost_when_the_server_dies(
 
     with serving(FakeServer(answer)) as fake:
         server = {"model": "m", "base_url": fake.url, "api_key_env": "EMBEDDER_KEY", "max_wait_s": 0.2}
-        config = {
-            "run": {"name": "r", "root": str(tmp_path / "runs")},
-            "checkpoint_every": 1,
-            "trainer": {"accelerator": "cpu", "max_steps": 4},
-            "model": {
-                "class_path": "rwml_lightning.modules.WorldModelGRPO",
-                "init_args": {"model": str(tiny_model)},
-            },
-            "data": {
-                "transitions": str(tmp_path / "t.parquet"),
-                "generator": {"class_path": "rwml_lightning.generation.HFGenerator"},
-                "reward": {
-                    "class_path": "rwml_lightning.rewards.EmbeddingReward",
-                    "init_args": {"server": server, "cache_size": 1},
-                },
-                "prompt": {"history_turns": 0, "system": "", "user": "{action}"},
-                "sampling": {"max_tokens": 20},
-                "prompts_per_step": 8,
-                "group_size": 2,
-            },
+        reward = {
+            "class_path": "rwml_lightning.rewards.EmbeddingReward",
+            "init_args": {"server": server, "cache_size": 1},
         }
-        file = tmp_path / "config.yaml"
-        file.write_text(yaml.safe_dump(config))
+        file = write_config(
+            tmp_path,
+            tiny_model,
+            checkpoint_every=1,
+            trainer={"max_steps": 4},
+            data={"reward": reward, "prompts_per_step": 8, "group_size": 2},
+        )
         metrics = tmp_path / "runs" / "r" / "metrics.csv"
 
         def steps() -> list[int]:

@@ -13,11 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import wandb
-import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
 from rwml_callbacks import EasySampleFilter, TraceRecorder, WeightSync, easy_sample_filter
-from rwml_testing import ACTION_PROMPT, LetterReward, Steps, make_world
+from rwml_testing import ACTION_PROMPT, LetterReward, Steps, make_world, write_config
 
 from rwml_lightning.cli import main
 from rwml_lightning.data.datamodule import RolloutDataModule
@@ -313,31 +312,6 @@ def test_weights_and_biases_gets_the_histogram(
     assert sum(summary["filter/mean_reward"]["values"]) == summary["filter/judged"] == NUM_TRAIN
 
 
-def write_config(folder: Path, model: Path) -> Path:
-    """A short run with a warm-up, whose config names no filter."""
-    write_transitions(folder / "t.parquet", make_world())
-    config = {
-        "run": {"name": "r", "root": str(folder / "runs")},
-        "warm_up": {"num_transitions": 4, "batch_size": 4},
-        "trainer": {"accelerator": "cpu", "max_steps": 2},
-        "model": {
-            "class_path": "rwml_lightning.modules.WorldModelGRPO",
-            "init_args": {"model": str(model)},
-        },
-        "data": {
-            "transitions": str(folder / "t.parquet"),
-            "generator": {"class_path": "rwml_lightning.generation.HFGenerator"},
-            "reward": {"class_path": "rwml_testing.LetterReward"},
-            "prompt": {"history_turns": 0, "system": "", "user": "{action}"},
-            "sampling": {"max_tokens": 20},
-            "prompts_per_step": 4,
-            "group_size": 4,
-        },
-    }
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    return folder / "config.yaml"
-
-
 def test_the_command_line_filters_between_warm_up_and_training(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -345,7 +319,12 @@ def test_the_command_line_filters_between_warm_up_and_training(
         "--trainer.callbacks+=rwml_callbacks.EasySampleFilter --trainer.callbacks.num_samples 4 "
         "--trainer.callbacks.tau_d 0.05"
     )
-    command = ["fit", "--config", str(write_config(tmp_path, tiny_model)), *added.split()]
+    command = [
+        "fit",
+        "--config",
+        str(write_config(tmp_path, tiny_model, warm_up={"num_transitions": 4, "batch_size": 4})),
+        *added.split(),
+    ]
     main(command)
     lines = capsys.readouterr().err.splitlines()
     (place,) = (i for i, line in enumerate(lines) if "of 32 training transitions are easy" in line)
@@ -383,7 +362,14 @@ def test_the_command_line_says_a_wrong_setting_in_one_line(
 ) -> None:
     added = "--trainer.callbacks+=rwml_callbacks.EasySampleFilter --trainer.callbacks.tau_easy 0"
     with pytest.raises(SystemExit):
-        main(["fit", "--config", str(write_config(tmp_path, tiny_model)), *added.split()])
+        main(
+            [
+                "fit",
+                "--config",
+                str(write_config(tmp_path, tiny_model, warm_up={"num_transitions": 4, "batch_size": 4})),
+                *added.split(),
+            ]
+        )
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(
         "error: EasySampleFilter's tau_easy is 0.0, which makes every transition easy: raise it"
