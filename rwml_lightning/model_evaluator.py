@@ -67,9 +67,6 @@ class ModelEvaluator:
             self.generator = copy(self.data.generator)  # not started yet, so the copy shares nothing
             self.generator.model = model  # type: ignore[attr-defined]
             self._architecture = architecture
-        vars(self.generator).pop(
-            "synced", None
-        )  # WeightSync knows a module by its id, which the next may get
         return self.generator
 
 
