@@ -44,7 +44,12 @@ CELLS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """What sets each cell apart; ``sft`` gets as many seconds as ``rwml`` took."""
 EMBEDDING = {"embedder": "package:all-minilm-l6-v2", "tau_d": 0.2, "device": "cpu"}
-CONTENT = {"reward": {"class_path": "rwml_lightning.rewards.EmbeddingReward", "init_args": {**EMBEDDING, "mode": "cosine"}}}
+CONTENT = {
+    "reward": {
+        "class_path": "rwml_lightning.rewards.EmbeddingReward",
+        "init_args": {**EMBEDDING, "mode": "cosine"},
+    }
+}
 REWARDS: dict[str, tuple[str, ...]] = {
     "cosine": ("--data.reward.init_args.mode", "cosine"),
     "tau-0.05": ("--data.reward.init_args.tau_d", "0.05"),
@@ -64,7 +69,9 @@ def main() -> None:
     parser.add_argument("--cells", nargs="*", choices=CELLS, default=list(CELLS))
     parser.add_argument("--rewards", action="store_true", help="train by other rewards too")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
-    parser.add_argument("--held_out", type=int, default=160, help="transitions that the models are compared on")
+    parser.add_argument(
+        "--held_out", type=int, default=160, help="transitions that the models are compared on"
+    )
     arguments = parser.parse_args()
 
     cells = {name: CELLS[name] for name in arguments.cells} | (REWARDS if arguments.rewards else {})
@@ -162,7 +169,9 @@ def averaged(seeds: Sequence[Sequence[Measured]]) -> list[Measured]:
     """Each transition's measures, averaged over the models of several seeds."""
     found = [{one.transition_id: one for one in measured} for measured in seeds]
     return [
-        replace(one, values={name: fmean(f[one.transition_id].values[name] for f in found) for name in one.values})
+        replace(
+            one, values={name: fmean(f[one.transition_id].values[name] for f in found) for name in one.values}
+        )
         for one in seeds[0]
     ]
 

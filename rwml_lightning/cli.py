@@ -6,21 +6,21 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import lightning as L
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from typing_extensions import override
 
 from rwml_lightning.config_errors import ReadableParser, reason
 from rwml_lightning.data.datamodule import RolloutDataModule
-from rwml_lightning.loggers import introduce
+from rwml_lightning.loggers import introduce, settle
 from rwml_lightning.models import resolve_model
 from rwml_lightning.modules.base import PolicyModule
 from rwml_lightning.modules.world_model import WorldModelModule
@@ -29,74 +29,9 @@ from rwml_lightning.rewards.controls import ControlName
 from rwml_lightning.run import Run, RunFolder, open_run_folder
 from rwml_lightning.stages import WarmUp, fit_stage, warm_up
 from rwml_lightning.summary import print_summary
+from rwml_lightning.trainer import NO_TRAINING, RWMLTrainer
 
 log = logging.getLogger(__name__)
-NO_TRAINING: dict[str, Any] = {
-    "accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "precision": None, "plugins": None,
-    "logger": False, "callbacks": [],
-}  # fmt: skip
-"""Trainer settings of a command that trains nothing, so that it runs where the config's own devices are missing."""
-
-
-class RWMLTrainer(L.Trainer):
-    """Lightning's trainer, with ``collect``, ``evaluate`` and ``audit`` as commands."""
-
-    def collect(self, model: PolicyModule, datamodule: RolloutDataModule) -> None:
-        """Roll out, write transitions, nothing else."""
-        if datamodule.path.exists():
-            print(
-                f"{datamodule.path} is there already; name another file in data.transitions to collect anew"
-            )
-            return
-        datamodule.collect(lambda: model.tokenizer)
-
-    def audit(
-        self,
-        model: PolicyModule,
-        datamodule: RolloutDataModule,
-        default_output: Callable[[], Path],
-        split: Literal["train", "validation", "all"] = "validation",
-        num_transitions: int | None = None,
-        output: str | None = None,
-    ) -> None:
-        """Tell what the reward can and cannot see, before any training; no language model is loaded.
-
-        Args:
-            model: Unused.
-            datamodule: Its reward is audited on its transitions.
-            default_output: Names the folder of the result where ``output`` does not.
-            split: Transitions whose next states are varied.
-            num_transitions: Most of them, a fixed random draw; ``null`` takes all.
-            output: Folder of the result; ``null`` takes ``<run.root>/<run.name>-audit``.
-        """
-        from rwml_lightning.audit import run_audit
-
-        folder = default_output if output is None else lambda: Path(output)
-        run_audit(
-            datamodule.reward, datamodule.path, folder, split, num_transitions, datamodule.on_broken, datamodule.seed
-        )  # fmt: skip
-
-    def evaluate(
-        self,
-        model: PolicyModule,
-        datamodule: RolloutDataModule,
-        settings: Mapping[str, Any],
-        models: list[str],
-        output: str | None = None,
-    ) -> None:
-        """Compare several models on the same held-out transitions.
-
-        Args:
-            model: Has the dtype of models that are no checkpoints.
-            datamodule: Held-out transitions, generator and reward.
-            settings: What results depend on beside models and transitions, as plain values.
-            models: Checkpoints (.ckpt), folders, hub ids or package: names; the others are compared with the first.
-            output: Folder of the results; runs/evaluate-<run.name> when left out.
-        """
-        from rwml_lightning.compare import compare
-
-        assert output is not None
-        compare(self, model, datamodule, models, Path(output), settings)
 
 
 class RWMLCLI(LightningCLI):
@@ -139,7 +74,7 @@ class RWMLCLI(LightningCLI):
             "validate": {"model", "dataloaders", "datamodule"},
             "collect": {"model", "datamodule"},
             "audit": {"model", "datamodule", "default_output"},
-            "evaluate": {"model", "datamodule", "settings"},
+            "evaluate": {"model", "datamodule", "settings", "loggers"},
         }
 
     @override
@@ -183,7 +118,7 @@ class RWMLCLI(LightningCLI):
         if self.subcommand != "fit":
             kwargs["enable_checkpointing"] = False
         if self.subcommand == "evaluate":
-            # Without the config's loggers and callbacks: several models would be one run to them.
+            # The config's callbacks would take several models for one run; its loggers get the table alone.
             return super().instantiate_trainer(  # type: ignore[return-value]
                 **kwargs, logger=False, callbacks=default_callbacks([], None, None)
             )
@@ -269,7 +204,11 @@ class RWMLCLI(LightningCLI):
         settings = {key: plain[key] for key in ("data", "seed_everything")}
         run = self._get(self.config_init, "run")
         folder = output or str(Path(run.root) / f"evaluate-{run.name}")
-        self.trainer.evaluate(model, datamodule, settings, models, folder)
+        loggers = self._get(self.config_init, "trainer").get("logger") or []
+        loggers = loggers if isinstance(loggers, list) else [loggers]
+        for logger in loggers:
+            settle(logger, Path(folder))
+        self.trainer.evaluate(model, datamodule, settings, loggers, models, folder)
 
 
 def default_callbacks(
@@ -376,7 +315,13 @@ def main(args: list[str] | None = None) -> None:
         else:
             sys.argv = [sys.argv[0], *repeat_option("--models", arguments)]
             RWMLCLI()
-    except (ValueError, FileNotFoundError, ModuleNotFoundError, ServerError) as error:
+    except (
+        ValueError,
+        FileNotFoundError,
+        ModuleNotFoundError,
+        ServerError,
+        MisconfigurationException,
+    ) as error:
         if logging.getLogger("rwml_lightning").isEnabledFor(logging.DEBUG):
             raise
         print(f"error: {reason(error)}", file=sys.stderr)

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.loggers import Logger
 from rich.console import Console
 
 from rwml_lightning.data.datamodule import RolloutDataModule
 from rwml_lightning.data.transitions import read_transitions
 from rwml_lightning.evaluation import ModelResult, paired_difference, render_by_kind, render_comparison
+from rwml_lightning.loggers import log_comparison
 from rwml_lightning.model_evaluator import ModelEvaluator
 from rwml_lightning.models import resolve_model
 from rwml_lightning.modules.base import PolicyModule
@@ -31,6 +33,7 @@ def compare(
     models: Sequence[str],
     folder: Path,
     settings: Mapping[str, Any],
+    loggers: Sequence[Logger] = (),
 ) -> None:
     """Evaluate models, save each result at once, and print one table.
 
@@ -41,6 +44,7 @@ def compare(
         models: Checkpoints (``.ckpt``), folders, hub ids or ``package:`` names; the others are compared with the first.
         folder: Gets one file a model and ``comparison.json``; results of the same model and settings are read from it.
         settings: What results depend on beside models and transitions, as plain values.
+        loggers: Get the results at the end.
 
     Raises:
         ValueError: No held-out transitions; or, after all that works is done, models that could not be evaluated.
@@ -71,6 +75,9 @@ def compare(
         evaluator.close()
     if done and trainer.is_global_zero:
         report(list(done.values()), folder)
+        for logger in loggers:
+            log_comparison(logger, {name: result.results[0] for name, result in done.items()})
+            logger.finalize("success")
     if failed:
         raise ValueError(f"left out, for the reasons given above: {', '.join(failed)}")
 

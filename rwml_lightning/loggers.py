@@ -1,31 +1,56 @@
-"""What a logger is told of a run before its first number: whose it is, its config, and the state of the code."""
+"""What loggers are told beside a step's numbers: whose run it is, its config, the state of the code, a comparison."""
 
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
 from lightning.pytorch.loggers import Logger, WandbLogger
 
+from rwml_lightning.evaluation import MEASURES, Result
 from rwml_lightning.run import CONFIG_FILE, RunFolder
 
 
 def introduce(logger: Logger, folder: RunFolder) -> None:
-    """Give W&B the run folder's name, place and id where the config leaves them out, and every logger the config.
+    """Give W&B the run folder's name, place and id, and every logger the config, before its first number.
 
     With the folder's id a run that was killed and started again is one run there too.
     """
-    if isinstance(logger, WandbLogger):
-        # The folder is known only after the logger was made, so these are its arguments for wandb.init, not yet called.
-        # The command line hands on wandb.init's own defaults, so that even Lightning's resume="allow" has become None.
-        arguments = logger._wandb_init
-        for key, value in {"name": folder.path.name, "id": folder.id, "resume": "allow"}.items():
-            arguments[key] = arguments[key] or value
-        if arguments["dir"] in (None, "."):
-            arguments["dir"] = str(folder.path)
+    settle(logger, folder.path, folder.id)
     config = yaml.safe_load((folder.path / CONFIG_FILE).read_text())
     logger.log_hyperparams({**config, "git": git_state()})
+
+
+def settle(logger: Logger, path: Path, run_id: str | None = None) -> None:
+    """Give W&B the name and place of a folder, and the id of its run, where the config leaves them out."""
+    if not isinstance(logger, WandbLogger):
+        return
+    # The folder is known only after the logger was made, so these are its arguments for wandb.init, not yet called.
+    # The command line hands on wandb.init's own defaults, so that even Lightning's resume="allow" has become None.
+    arguments = logger._wandb_init
+    for key, value in {"name": path.name, "id": run_id, "resume": "allow"}.items():
+        arguments[key] = arguments[key] or value
+    if arguments["dir"] in (None, "."):
+        arguments["dir"] = str(path)
+
+
+def log_comparison(logger: Logger, results: Mapping[str, Result]) -> None:
+    """Hand over the results of several models: to W&B as the table ``models``, else as ``<model>/<measure>``."""
+    measures = [name for name in MEASURES if all(getattr(r, name) is not None for r in results.values())]
+    if isinstance(logger, WandbLogger):
+        bounds = [f"{name}_{bound}" for name in measures for bound in ("low", "high")]
+        rows = [
+            [model, result.num_transitions, *(getattr(result, name) for name in measures),
+             *(bound for name in measures for bound in result.intervals.get(name, (None, None)))]
+            for model, result in results.items()
+        ]  # fmt: skip
+        logger.log_table("models", columns=["model", "transitions", *measures, *bounds], data=rows)
+    else:
+        values = {f"{m}/{name}": getattr(r, name) for m, r in results.items() for name in measures}
+        logger.log_metrics(values)
 
 
 def git_state() -> dict[str, Any]:

@@ -82,6 +82,15 @@ def test_a_model_that_is_not_there_is_named_before_a_run_folder_is_made(
     assert not (tmp_path / "runs").exists()
 
 
+def test_what_lightning_refuses_ends_in_one_line(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config(tmp_path, str(tiny_model))
+    message = error_of(["fit", "--config", str(config), "--trainer.max_time", "00:0:03:12"], capsys)
+    assert "'00:0:03:12'" in message
+    assert "DD:HH:MM:SS" in message
+
+
 def test_collect_needs_to_know_where(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gc
 import json
 import os
@@ -15,11 +16,13 @@ from typing import Any
 
 import pytest
 import torch
+import wandb
 from rwml_testing import OBJECTS, make_world, train_tokenizer
 from safetensors.torch import load_file, save_file
 from test_cli import error_of, make_config
 from torch import Tensor
 from transformers import LlamaForCausalLM
+from wandb_files import offline_runs
 
 from rwml_lightning import model_evaluator
 from rwml_lightning.cli import main, repeat_option
@@ -261,6 +264,54 @@ def test_what_does_not_load_is_named_and_the_others_go_on(
     found = json.loads((output / "comparison.json").read_text())
     assert list(found["results"]) == [str(tiny_model)]
     assert "Held-out transitions" in captured.out
+
+
+def test_weights_that_are_not_finite_leave_the_others(
+    tiny_model: Path, untaught: Path, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = load_file(untaught / "model.safetensors")
+    weights["model.norm.weight"][0] = torch.nan
+    save_file(weights, untaught / "model.safetensors", {"format": "pt"})
+    with pytest.raises(SystemExit):
+        evaluate(config, untaught, tiny_model, output=tmp_path / "out")
+    reason = f"{untaught}: 1 weights hold NaN or infinity, for example model.norm.weight"
+    assert f"left out: {untaught}: {reason}" in capsys.readouterr().err
+    found = json.loads((tmp_path / "out" / "comparison.json").read_text())["results"]
+    assert list(found) == [str(tiny_model)]
+
+
+def test_loggers_get_the_comparison(
+    tiny_model: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("DATA", "CACHE", "CONFIG"):
+        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / name.lower()))
+    loggers = [
+        {"class_path": "WandbLogger", "init_args": {"project": "test", "offline": True}},
+        {"class_path": "CSVLogger", "init_args": {"save_dir": str(tmp_path)}},
+    ]
+    output = tmp_path / "out"
+    arguments = [
+        "--models",
+        str(tiny_model),
+        "--output",
+        str(output),
+        "--trainer.logger",
+        json.dumps(loggers),
+    ]
+    main(["evaluate", "--config", str(config), *arguments])
+    wandb.finish()
+    found = json.loads((output / "comparison.json").read_text())["results"][str(tiny_model)][0]
+    (part,) = offline_runs(output)
+    assert part.run.display_name == "out"
+    (table,) = part.increments("models")
+    row = dict(zip(table["columns"], table["data"][0], strict=True))
+    assert (row["model"], row["transitions"]) == (str(tiny_model), 8)
+    (file,) = tmp_path.glob("lightning_logs/*/metrics.csv")
+    written = dict(zip(*csv.reader(file.read_text().splitlines()), strict=True))
+    for measure in ("similarity", "accuracy", "exact", "agreement"):
+        assert row[measure] == pytest.approx(found[measure])
+        assert [row[f"{measure}_low"], row[f"{measure}_high"]] == pytest.approx(found["intervals"][measure])
+        assert float(written[f"{tiny_model}/{measure}"]) == pytest.approx(found[measure])
 
 
 def test_prompts_too_long_for_one_model_leave_the_others(

@@ -12,7 +12,7 @@ import lightning as L
 import torch
 from rwml_callbacks import WeightSync
 
-from rwml_lightning.cli import RWMLTrainer, default_callbacks, quieten
+from rwml_lightning.cli import default_callbacks, quieten
 from rwml_lightning.data.datamodule import RolloutDataModule
 from rwml_lightning.data.prompts import WorldModelPrompt
 from rwml_lightning.data.transitions import write_transitions
@@ -22,6 +22,7 @@ from rwml_lightning.modules import WorldModelGRPO
 from rwml_lightning.rewards import EmbeddingReward, NextStateReward
 from rwml_lightning.run import Run, open_run_folder
 from rwml_lightning.schema import Completion, Sampling, Score, Transition
+from rwml_lightning.trainer import RWMLTrainer
 from wm_grpo.case import EMBEDDER, SYSTEM, TRANSITION, Case, GeneratorName, Given, Turns
 
 if TYPE_CHECKING:

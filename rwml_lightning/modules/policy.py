@@ -60,7 +60,7 @@ def load_policy(
             weights then replace those of ``model``.
 
     Raises:
-        ValueError: ``init_from`` does not exist or holds other weights than this model's, or the model's architecture
+        ValueError: ``init_from`` does not exist or holds other weights than this model's, weights are not finite, or the model's architecture
             can't be trained on packed sequences.
     """
     folder = Path(init_from) if init_from else None
@@ -68,6 +68,7 @@ def load_policy(
         raise ValueError(f"model.init_from names {init_from}, which does not exist")
     source = str(folder) if folder is not None and folder.is_dir() else model
     policy: Any = load_causal_lm(source, dtype=getattr(torch, dtype))
+    check_weights(policy, source)
     policy.train()
     for module in policy.modules():
         if isinstance(module, nn.Dropout):
@@ -81,7 +82,15 @@ def load_policy(
         policy = add_lora(policy, lora)
     if folder is not None and folder.is_file():
         load_checkpoint_weights(policy, folder)
+        check_weights(policy, folder)
     return policy
+
+
+def check_weights(policy: nn.Module, source: str | Path) -> None:
+    """Raise ValueError, naming where the weights come from, when one of them holds NaN or infinity."""
+    broken = [name for name, weight in policy.named_parameters() if not torch.isfinite(weight).all()]
+    if broken:
+        raise ValueError(f"{source}: {len(broken)} weights hold NaN or infinity, for example {broken[0]}")
 
 
 def add_lora(policy: Any, lora: LoRA) -> nn.Module:
