@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from textual import on
 from textual.app import App, ComposeResult
-from textual.binding import Binding
-from textual.widgets import Footer
+from textual.binding import Binding, BindingType
+from textual.widgets import Footer, TabbedContent, TabPane
 
-from rwml_lightning.trace import GroupQuery, TraceError, TraceReader
-from rwml_tui.widgets.group_table import GroupTable
-from rwml_tui.widgets.group_view import GroupView
+from rwml_lightning.trace import TraceError, TraceReader
+from rwml_tui.messages import Problem
+from rwml_tui.panes.curves import Curves
+from rwml_tui.panes.predictions import Predictions
+from rwml_tui.screens.control import Control
 from rwml_tui.widgets.run_bar import RunBar
 
 REFRESH_SECONDS = 2.0
-NUM_ROWS = 300
 
 
 class Dashboard(App[None]):
@@ -26,10 +29,14 @@ class Dashboard(App[None]):
 
     CSS_PATH = "app.tcss"
     TITLE = "rwml-tui"
-    BINDINGS = [  # noqa: RUF012 - Textual reads it from the class
-        Binding("n", "member(1)", "next member", tooltip="Show the next prediction of this group"),
-        Binding("p", "member(-1)", "previous member", tooltip="Show the prediction before"),
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding(
+            "1", "tab('predictions')", "predictions", show=False, tooltip="Predicted next to real next states"
+        ),
+        Binding("2", "tab('curves')", "curves", show=False, tooltip="Curves of the run"),
+        Binding("c", "control", "control", tooltip="Checkpoint, pause, continue or stop the run"),
         Binding("f", "follow", "follow", tooltip="Look for new records, or stop it"),
+        Binding("question_mark", "toggle_help", "help", key_display="?", tooltip="All keys that work here"),
         Binding("q", "quit", "quit", tooltip="Leave; the run goes on"),
     ]
 
@@ -38,51 +45,75 @@ class Dashboard(App[None]):
         self.reader = reader
         self.follow = reader.run().alive if follow is None else follow
         self._seen: int | None = None
-        self._bar, self._table, self._view = RunBar(markup=False), GroupTable(), GroupView()
+        self._bar = RunBar(markup=False)
+        self._predictions = Predictions(reader)
+        self._curves = Curves({reader.path.resolve().parent.name: reader})
 
     def compose(self) -> ComposeResult:
-        """State, list, group, keys."""
+        """State, tabs, keys."""
         yield self._bar
-        yield self._table
-        yield self._view
+        with TabbedContent(initial="predictions"):
+            with TabPane("1 predictions", id="predictions"):
+                yield self._predictions
+            with TabPane("2 curves", id="curves"):
+                yield self._curves
         yield Footer()
 
-    def on_mount(self) -> None:
+    async def on_mount(self) -> None:
         """First look, then a look every two seconds."""
-        self.refresh_run()
-        self._table.focus()
+        self._predictions.table.focus()
+        await self.refresh_run()
         self.set_interval(REFRESH_SECONDS, self.refresh_run)
 
-    def refresh_run(self) -> None:
+    async def refresh_run(self) -> None:
         """Reads what was recorded since; a run that can no longer be read stays on the screen as it was."""
         try:
             if not self.reader.path.exists():
                 raise TraceError(f"{self.reader.path}: the run was deleted; what is shown was read before")
             version = self.reader.data_version()
             if self._seen is None or (self.follow and version != self._seen):
-                groups = self.reader.groups(GroupQuery(), limit=NUM_ROWS)
-                self._table.show(groups, self.reader.count_groups())
                 self._seen = version
+                await self._look()
             self._bar.show(self.reader, self.follow)
         except TraceError as error:
             self._bar.complain(str(error))
 
-    @on(GroupTable.RowHighlighted)
-    def show_group(self) -> None:
-        """Shows the group under the cursor."""
-        group_id = self._table.selected
-        try:
-            detail = None if group_id is None else self.reader.group(group_id)
-            predictions = [] if group_id is None else self.reader.predictions(group_id)
-            self._view.show(detail, predictions)
-        except TraceError as error:
-            self._bar.complain(str(error))
+    async def _look(self) -> None:
+        if self.query_one(TabbedContent).active == "curves":
+            await self._curves.look()
+        else:
+            self._predictions.look()
 
-    def action_member(self, by: int) -> None:
-        """Steps through the group."""
-        self._view.step_member(by)
+    @on(TabbedContent.TabActivated)
+    async def show_tab(self) -> None:
+        """Reads what the tab shows."""
+        await self._look()
 
-    def action_follow(self) -> None:
+    @on(Problem)
+    def show_problem(self, problem: Problem) -> None:
+        """Says what went wrong, in the bar."""
+        self._bar.complain(problem.text)
+
+    def action_tab(self, name: str) -> None:
+        """To a tab."""
+        self.query_one(TabbedContent).active = name
+        pane = self.query_one(f"TabPane#{name}")
+        target = next((widget for widget in pane.query("*") if widget.focusable), None)
+        if target is not None:
+            target.focus()
+
+    async def action_follow(self) -> None:
         """Starts or stops following."""
         self.follow = not self.follow
-        self.refresh_run()
+        await self.refresh_run()
+
+    def action_control(self) -> None:
+        """Asks something of the trainer."""
+        self.push_screen(Control(self.reader))
+
+    def action_toggle_help(self) -> None:
+        """Shows or hides the keys."""
+        if self.screen.query("HelpPanel"):
+            self.action_hide_help_panel()
+        else:
+            self.action_show_help_panel()

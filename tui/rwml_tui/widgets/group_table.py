@@ -1,52 +1,51 @@
-"""The list of groups, newest first."""
+"""The list of groups."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rich.text import Text
-from textual.widgets import DataTable
 
-from rwml_lightning.trace import GroupSummary
+from rwml_lightning.trace import GroupSummary, TraceReader
 from rwml_tui.text import one_line
+from rwml_tui.widgets.virtual_table import Column, VirtualTable
+
+_BLOCKS = "▁▂▃▄▅▆▇█"
+BAR_MEMBERS = 8
 
 
-def _number(value: float | None) -> Text:
-    return Text("-" if value is None else f"{value:.2f}", justify="right")
+def reward_bar(rewards: Sequence[float]) -> str:
+    """One block a member, higher for more reward; the scale goes from 0 to 1, or further where rewards do."""
+    low, high = min(0.0, *rewards), max(1.0, *rewards)
+    shown = rewards[:BAR_MEMBERS]
+    return "".join(_BLOCKS[round((reward - low) / (high - low) * (len(_BLOCKS) - 1))] for reward in shown)
 
 
-class GroupTable(DataTable[Text]):
+def number(value: float | None) -> Text:
+    """Two digits, or a dash."""
+    return Text("-" if value is None else f"{value:.2f}")
+
+
+def _number(name: str) -> Callable[[GroupSummary], Text]:
+    return lambda row: number(getattr(row, name))
+
+
+COLUMNS: tuple[Column[GroupSummary], ...] = (
+    Column("step", "step", 6, lambda row: Text(str(row.step)), "right"),
+    Column("source", "source", 8, lambda row: one_line(row.source)),
+    Column("kind", "kind", 12, lambda row: one_line(row.kind)),
+    Column("action", "action", 16, lambda row: one_line(row.action)),
+    Column("rewards", "rewards", 8, lambda row: Text(reward_bar(row.rewards) if row.rewards else "")),
+    Column("mean_reward", "reward", 7, _number("mean_reward"), "right"),
+    Column("best_similarity", "best", 5, _number("best_similarity"), "right"),
+    Column("mean_similarity", "mean", 5, _number("mean_similarity"), "right"),
+    Column("zero_variance", "=", 2, lambda row: Text("=" if row.zero_variance else "")),
+)
+
+
+class GroupTable(VirtualTable[GroupSummary]):
     """One row a group; ``=`` marks groups whose rewards are all equal, which teach nothing."""
 
-    def on_mount(self) -> None:
-        """Sets the columns up."""
-        self.cursor_type = "row"
+    def __init__(self, reader: TraceReader) -> None:
+        super().__init__(COLUMNS, reader.groups_by_id, lambda row: row.id, grow="action", id="groups")
         self.border_title = "groups"
-        for label, width in (("step", 6), ("kind", 12), ("action", 26), ("reward", 6), ("best", 6), ("=", 1)):
-            self.add_column(label, width=width)
-
-    def show(self, groups: Sequence[GroupSummary], total: int) -> None:
-        """Replaces the rows. The cursor stays on its group, or on the newest when it stood there."""
-        row, selected = self.cursor_row, self.selected
-        self.clear()
-        for group in groups:
-            self.add_row(
-                Text(str(group.step), justify="right"),
-                one_line(group.kind),
-                one_line(group.action),
-                _number(group.mean_reward),
-                _number(group.best_similarity),
-                Text("=" if group.zero_variance else ""),
-                key=str(group.id),
-            )
-        self._ids = [group.id for group in groups]
-        if row > 0 and selected in self._ids:
-            self.move_cursor(row=self._ids.index(selected))
-        self.border_subtitle = f"{len(groups):,} newest of {total:,}" if total else "no predictions yet"
-
-    _ids: Sequence[int] = ()
-
-    @property
-    def selected(self) -> int | None:
-        """Id of the group under the cursor."""
-        return self._ids[self.cursor_row] if 0 <= self.cursor_row < len(self._ids) else None

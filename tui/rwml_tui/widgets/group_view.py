@@ -10,6 +10,7 @@ from textual.widgets import Static
 
 from rwml_lightning.schema import Transition
 from rwml_lightning.trace import GroupDetail, PredictionRecord
+from rwml_tui.difference import mark_differences
 from rwml_tui.text import visible
 from rwml_tui.widgets.text_pane import TextPane
 
@@ -29,21 +30,35 @@ def context_text(transition: Transition) -> Text:
     return Text("\n").join(part for part in parts if part)
 
 
-def prediction_text(prediction: PredictionRecord) -> Text:
-    """Thinking, dimmed, then the predicted state; the whole answer when it holds none."""
+def thinking_text(thinking: str, unfolded: bool) -> Text:
+    """The thinking, or what there is of it."""
+    if not thinking:
+        return Text()
+    if unfolded:
+        return visible(thinking, "dim italic")
+    return Text(f"(thought {len(thinking.split()):,} words; t shows them)", "dim italic")
+
+
+def prediction_texts(prediction: PredictionRecord, real: str, unfolded: bool) -> tuple[Text, Text]:
+    """The predicted and the real pane; the whole answer when it holds no next state."""
     if prediction.next_state is None:
-        return Text("no <next_state> in this answer:\n", "bold").append_text(visible(prediction.text, "dim"))
-    thinking = visible(prediction.thinking, "dim italic")
-    return Text("\n").join(part for part in (thinking, visible(prediction.next_state)) if part)
+        answer = Text("no <next_state> in this answer:\n", "bold").append_text(
+            visible(prediction.text, "dim")
+        )
+        return answer, visible(real)
+    predicted, marked = mark_differences(prediction.next_state, real)
+    thinking = thinking_text(prediction.thinking, unfolded)
+    return Text("\n").join(part for part in (thinking, predicted) if part), marked
 
 
 def score_text(prediction: PredictionRecord) -> Text:
     """What one member was worth, in one line."""
     similarity = "-" if prediction.similarity is None else f"{prediction.similarity:.3f}"
+    parts = "".join(f"  {name} {value:.3g}" for name, value in prediction.parts.items())
     return Text(
         f"similarity {similarity}  reward {prediction.reward:g}  advantage {prediction.advantage:+.2f}  "
         f"{prediction.tokens} tokens{', cut off' if prediction.finish_reason == 'length' else ''}  "
-        f"policy {prediction.policy_version}"
+        f"policy {prediction.policy_version}{parts}"
     )
 
 
@@ -51,6 +66,7 @@ class GroupView(Vertical):
     """Three panes and a line of numbers about the member that is shown."""
 
     member: reactive[int] = reactive(0, init=False)
+    thinking: reactive[bool] = reactive(False, init=False)
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,6 +75,7 @@ class GroupView(Vertical):
         self._situation = TextPane("history and action", id="context")
         self._predicted = TextPane("predicted", id="predicted")
         self._real = TextPane("real", id="real")
+        self._detail: GroupDetail | None = None
         self._predictions: list[PredictionRecord] = []
 
     def compose(self) -> ComposeResult:
@@ -68,9 +85,9 @@ class GroupView(Vertical):
 
     def show(self, detail: GroupDetail | None, predictions: list[PredictionRecord]) -> None:
         """Shows another group; the place in the group is kept, so that it can be followed through groups."""
-        self._predictions = predictions
+        self._detail, self._predictions = detail, predictions
         self._situation.show(Text() if detail is None else context_text(detail.transition))
-        self._real.show(Text() if detail is None else visible(detail.transition.next_state))
+        self._real.border_title = "real" if detail is None else f"real, {detail.transition.kind}"
         self.set_reactive(GroupView.member, min(self.member, max(len(predictions) - 1, 0)))
         self.watch_member()
 
@@ -79,14 +96,27 @@ class GroupView(Vertical):
         if self._predictions:
             self.member = (self.member + by) % len(self._predictions)
 
+    @property
+    def prediction(self) -> PredictionRecord | None:
+        """The member that is shown."""
+        return self._predictions[self.member] if self._predictions else None
+
     def watch_member(self) -> None:
         """Shows the member."""
-        if not self._predictions:
+        one = self.prediction
+        real = "" if self._detail is None else self._detail.transition.next_state
+        if one is None:
             self._predicted.border_title = "predicted"
             self._score.update("")
             self._predicted.show(Text())
+            self._real.show(visible(real))
             return
-        one = self._predictions[self.member]
+        predicted, marked = prediction_texts(one, real, self.thinking)
         self._predicted.border_title = f"predicted {self.member + 1}/{len(self._predictions)}"
         self._score.update(score_text(one))
-        self._predicted.show(prediction_text(one))
+        self._predicted.show(predicted)
+        self._real.show(marked)
+
+    def watch_thinking(self) -> None:
+        """Folds or unfolds."""
+        self.watch_member()

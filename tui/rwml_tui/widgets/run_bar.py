@@ -7,10 +7,19 @@ import time
 from rich.text import Text
 from textual.widgets import Static
 
-from rwml_lightning.trace import TraceReader
+from rwml_lightning.trace import Step, TraceReader
 from rwml_tui.text import age, one_line
 
 STYLES = {"running": "bold green", "paused": "bold yellow", "finished": "bold", "failed": "bold red"}
+
+
+def seconds_left(reader: TraceReader, step: Step, total: int, steps_back: int = 20) -> float | None:
+    """Until the stage ends, by the pace of its last steps; ``None`` before there are two."""
+    last = reader.steps(step.stage, step.step - steps_back)
+    if len(last) < 2 or last[-1].step == last[0].step:
+        return None
+    pace = (last[-1].time - last[0].time) / (last[-1].step - last[0].step)
+    return pace * max(total - step.step, 0)
 
 
 class RunBar(Static):
@@ -25,7 +34,10 @@ class RunBar(Static):
         if step is None:
             parts.append(Text("no step yet"))
         else:
-            parts += [one_line(step.stage), Text(f"step {step.step}/{totals.get(step.stage, '?')}")]
+            total = totals.get(step.stage)
+            parts += [one_line(step.stage), Text(f"step {step.step}/{'?' if total is None else total}")]
+            left = None if total is None or not run.alive else seconds_left(reader, step, total)
+            parts += [] if left is None else [Text(f"{age(left)} left")]
         parts.append(Text(f"last record {age(time.time() - run.heartbeat)} ago"))
         parts += [Text("following")] if follow else []
         parts += [one_line(run.detail, limit=200)] if run.detail else []

@@ -1,0 +1,1 @@
+"""What the tabs hold, one a file."""

@@ -1,0 +1,182 @@
+"""Curves of a run, live."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import ClassVar
+
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical, VerticalScroll
+from textual.widgets import Static
+
+from rwml_lightning.trace import TraceReader
+
+Curve = Sequence[tuple[int, float]]
+PLOTS: Mapping[str, tuple[str, ...]] = {
+    "reward": ("wm/reward", "policy/return", "val/accuracy"),
+    "similarity": ("wm/similarity", "val/similarity"),
+    "exact": ("hacking/exact", "val/exact"),
+    "groups without variance": ("wm/zero_variance_groups",),
+    "loss": ("train/loss",),
+    "KL (nats)": ("train/kl",),
+    "entropy (nats)": ("train/entropy",),
+    "completion tokens": ("wm/completion_tokens",),
+    "seconds": ("time/generate", "time/environment", "time/reward", "time/update", "time/sync"),
+    "tokens a second": ("throughput/generated_tokens_per_s", "throughput/trained_tokens_per_s"),
+    "gradient norm": ("train/grad_norm",),
+}
+"""Title of a plot, and the metrics that it shows where they were recorded."""
+STYLES = ("cyan", "magenta", "yellow", "green", "red", "blue")
+SMOOTHING = (0.0, 0.6, 0.9)
+
+
+def smoothed(curve: Curve, weight: float) -> list[tuple[int, float]]:
+    """Exponential moving average with the start corrected: the mean of all before, older ones weighing less.
+
+    Args:
+        curve: (step, value) pairs; values that are not finite are left out.
+        weight: Of what came before, in [0, 1).
+    """
+    mean, total, found = 0.0, 0.0, []
+    for step, value in curve:
+        if math.isfinite(value):
+            mean, total = weight * mean + (1 - weight) * value, weight * total + (1 - weight)
+            found.append((step, mean / total))
+    return found
+
+
+def logarithmic(curve: Curve) -> list[tuple[int, float]]:
+    """Decimal logarithm of what is above 0."""
+    return [(step, math.log10(value)) for step, value in curve if value > 0]
+
+
+def thinned(curve: Curve, most: int = 240) -> list[tuple[int, float]]:
+    """Means of equal stretches of steps, at most ``most`` of them: a terminal has no more columns."""
+    size = math.ceil(len(curve) / most)
+    parts = (curve[start : start + size] for start in range(0, len(curve), size or 1))
+    return [(part[-1][0], fmean(value for _, value in part)) for part in parts]
+
+
+class CurvePlot(Vertical):
+    """One titled plot; its border says what the colours are."""
+
+    def __init__(self, title: str) -> None:
+        super().__init__()
+        from textual_plot import PlotWidget  # brings numpy, which the first frame need not wait for
+
+        self.border_title = title
+        self.plot = PlotWidget(allow_pan_and_zoom=False)
+        self.plot.can_focus = False
+
+    def compose(self) -> ComposeResult:
+        """The plot."""
+        yield self.plot
+
+    def draw(self, series: Mapping[str, Curve]) -> None:
+        """Draw curves by name, in the order of :data:`STYLES`."""
+        from textual_plot import HiResMode
+
+        self.plot.clear()
+        legend = Text()
+        for number, (name, curve) in enumerate(series.items()):
+            style = STYLES[number % len(STYLES)]
+            last = f" {curve[-1][1]:.3g}" if curve else ""
+            legend.append(("  " if legend else "") + name + last, style)
+            if curve:
+                steps, values = zip(*curve, strict=True)
+                self.plot.plot(steps, values, line_style=style, hires_mode=HiResMode.BRAILLE)
+        self.border_subtitle = legend.markup
+
+
+class Curves(VerticalScroll):
+    """A plot a title, as many beside each other as there is room for.
+
+    Args:
+        readers: Runs by name; with more than one, curves carry the run's name.
+    """
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("l", "logarithm", "log scale", tooltip="Show decimal logarithms, or the values"),
+        Binding("m", "smooth", "smooth", tooltip="Smooth more, or not at all"),
+    ]
+
+    def __init__(self, readers: Mapping[str, TraceReader]) -> None:
+        super().__init__()
+        self.readers = readers
+        self.until: tuple[str, int] | None = None
+        self._plots: dict[str, CurvePlot] = {}
+        self._logarithmic = False
+        self._smoothing = 0
+        self._nothing = Static("no step yet", id="nothing")
+
+    def compose(self) -> ComposeResult:
+        """Plots come as there is something to draw."""
+        yield self._nothing
+
+    async def look(self) -> None:
+        """Read the curves anew and draw them."""
+        found = await asyncio.to_thread(
+            read_curves, {name: reader.path for name, reader in self.readers.items()}
+        )
+        for title in PLOTS:
+            if title in found and title not in self._plots:
+                self._plots[title] = CurvePlot(title)
+                await self.mount(self._plots[title])
+        self._nothing.display = not self._plots
+        for title, series in found.items():
+            self._plots[title].draw({name: self._prepared(curve) for name, curve in series.items()})
+        self.border_subtitle = "  ".join(
+            [
+                *(["log10"] if self._logarithmic else []),
+                *([f"smoothed {SMOOTHING[self._smoothing]}"] if self._smoothing else []),
+            ]
+        )
+
+    def _prepared(self, curve: Curve) -> list[tuple[int, float]]:
+        prepared = smoothed(curve, SMOOTHING[self._smoothing])
+        return thinned(logarithmic(prepared) if self._logarithmic else prepared)
+
+    async def action_logarithm(self) -> None:
+        """Logarithms or values."""
+        self._logarithmic = not self._logarithmic
+        await self.look()
+
+    async def action_smooth(self) -> None:
+        """Next strength of smoothing."""
+        self._smoothing = (self._smoothing + 1) % len(SMOOTHING)
+        await self.look()
+
+    def on_resize(self) -> None:
+        """As many columns as fit."""
+        self.styles.grid_size_columns = max(self.size.width // 50, 1)
+
+
+def read_curves(paths: Mapping[str, Path]) -> dict[str, dict[str, Curve]]:
+    """Curves by plot and name; a name says what tells it from the others of its plot."""
+    found: dict[str, dict[tuple[str, str, str], Curve]] = {}
+    for run, path in paths.items():
+        with TraceReader(path) as reader:
+            for stage in reader.stages():
+                known = set(reader.metric_names(stage.stage))
+                for title, metrics in PLOTS.items():
+                    curves = reader.metrics(stage.stage, [name for name in metrics if name in known])
+                    found.setdefault(title, {}).update(
+                        {(run, stage.stage, name): c for name, c in curves.items()}
+                    )
+    return {title: labelled(series) for title, series in found.items() if series}
+
+
+def labelled(series: Mapping[tuple[str, str, str], Curve]) -> dict[str, Curve]:
+    """Curves under those parts of (run, stage, metric) in which they differ; the metric where they differ in none."""
+    differ = [len({key[place] for key in series}) > 1 for place in range(3)]
+    differ[2] |= not any(differ)
+    return {
+        " ".join(part for part, shown in zip(key, differ, strict=True) if shown): c
+        for key, c in series.items()
+    }

@@ -1,0 +1,197 @@
+"""Predicted next to real: the list of groups, and the group under the cursor."""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import replace
+from typing import ClassVar
+
+from textual import on, work
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical
+from textual.widgets import Input
+
+from rwml_lightning.trace import Filter, GroupQuery, GroupSummary, TraceError, TraceReader
+from rwml_tui.export import markdown
+from rwml_tui.messages import Problem
+from rwml_tui.query_line import parse_query_line
+from rwml_tui.screens.export import Export
+from rwml_tui.screens.over_training import OverTraining
+from rwml_tui.widgets.group_table import COLUMNS, GroupTable
+from rwml_tui.widgets.group_view import GroupView
+
+
+class Predictions(Vertical):
+    """The groups of a run, found by a line of conditions and words, sorted by any column.
+
+    Args:
+        reader: The run.
+    """
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("n", "member(1)", "member", tooltip="Show the next prediction of this group"),
+        Binding("p", "member(-1)", "previous", tooltip="Show the prediction before", show=False),
+        Binding("t", "thinking", "thinking", tooltip="Unfold what the model thought, or fold it"),
+        Binding("right_square_bracket", "training_step(1)", "step +", key_display="]", tooltip="Go to the training step after this one"),
+        Binding("left_square_bracket", "training_step(-1)", "step -", key_display="[", tooltip="Go to the training step before this one"),
+        Binding("slash", "search", "find", key_display="/", tooltip="Filter and search: reward>0.5 kind=navigation mug"),
+        Binding("s", "sort", "sort", tooltip="Sort by the next column"),
+        Binding("r", "reverse", "reverse", tooltip="Sort the other way round", show=False),
+        Binding("e", "export", "export", tooltip="Write this group or the list to a JSONL, CSV or Markdown file"),
+        Binding("y", "copy", "copy", show=False, tooltip="Copy this group to the clipboard, as Markdown"),
+        Binding("o", "over_training", "over training", tooltip="The same transition from step to step"),
+    ]  # fmt: skip
+
+    def __init__(self, reader: TraceReader) -> None:
+        super().__init__()
+        self.reader = reader
+        self.query_shown = GroupQuery()
+        self.until: int | None = None
+        self._line = Input(
+            placeholder="find: reward>0.5 kind=navigation step>=10 mug", compact=True, id="find"
+        )
+        self.table, self.view = GroupTable(reader), GroupView()
+
+    def compose(self) -> ComposeResult:
+        """Line, list, group."""
+        yield self._line
+        yield self.table
+        yield self.view
+
+    def look(self) -> None:
+        """Read the list anew."""
+        query = self.query_shown
+        if self.until is not None:
+            query = replace(query, filters=(*query.filters, Filter("id", "<=", self.until)))
+        self._find(query)
+
+    @work(thread=True, exclusive=True, group="groups")
+    def _find(self, query: GroupQuery) -> None:
+        try:
+            with TraceReader(self.reader.path) as reader:  # a connection belongs to its thread
+                found, total = reader.group_ids(query), reader.count_groups()
+        except TraceError as error:
+            self.app.call_from_thread(self.post_message, Problem(str(error)))
+            return
+        self.app.call_from_thread(self._show, found, total, query)
+
+    def _show(self, found: array[int], total: int, query: GroupQuery) -> None:
+        plain = not query.filters and not query.search
+        self.table.border_title = f"{len(found):,} groups" if plain else f"{len(found):,} of {total:,} groups"
+        if not len(found):
+            self.table.border_title = "no group like this" if total else "no predictions yet"
+        by = "step" if query.order_by == "id" else query.order_by
+        self.table.show(found, (by, query.descending))
+
+    @on(GroupTable.Highlighted, "#groups")
+    def show_group(self) -> None:
+        """The group under the cursor."""
+        selected = self.table.selected
+        try:
+            detail = None if selected is None else self.reader.group(selected)
+            predictions = [] if detail is None else self.reader.predictions(detail.summary.id)
+        except TraceError as error:
+            self.post_message(Problem(str(error)))
+            return
+        self.view.show(detail, predictions)
+
+    @on(Input.Changed, "#find")
+    def find(self, event: Input.Changed) -> None:
+        """Take the line as it is typed."""
+        try:
+            asked = parse_query_line(event.value)
+        except ValueError as error:
+            self._line.add_class("wrong")
+            self._line.border_subtitle = str(error)
+            self.post_message(Problem(str(error)))
+            return
+        self._line.remove_class("wrong")
+        self.query_shown = replace(self.query_shown, filters=asked.filters, search=asked.search)
+        self.look()
+
+    @on(Input.Submitted, "#find")
+    def leave_line(self) -> None:
+        """Enter goes to the list."""
+        self.table.focus()
+
+    @on(GroupTable.HeaderClicked, "#groups")
+    def sort_by_heading(self, event: GroupTable.HeaderClicked) -> None:
+        """Sort by the column, or the other way round when it is that already."""
+        self._sort(event.column, None)
+
+    def action_member(self, by: int) -> None:
+        """Steps through the group."""
+        self.view.step_member(by)
+
+    def action_thinking(self) -> None:
+        """Folds or unfolds."""
+        self.view.thinking = not self.view.thinking
+
+    def action_search(self) -> None:
+        """To the line."""
+        self._line.focus()
+
+    def action_sort(self) -> None:
+        """Next column."""
+        names = [column.name for column in COLUMNS if column.name != "rewards"]
+        shown = "step" if self.query_shown.order_by == "id" else self.query_shown.order_by
+        self._sort(names[(names.index(shown) + 1) % len(names)], True)
+
+    def action_reverse(self) -> None:
+        """The other way round."""
+        self._sort(self.query_shown.order_by, not self.query_shown.descending)
+
+    def _sort(self, name: str, descending: bool | None) -> None:
+        name = {"rewards": "mean_reward", "id": "step"}.get(name, name)
+        if descending is None:
+            same = name == self.query_shown.order_by
+            descending = not self.query_shown.descending if same else True
+        self.query_shown = replace(self.query_shown, order_by=name, descending=descending)
+        self.look()
+
+    def action_training_step(self, by: int) -> None:
+        """To the first group of the step after or before, among those listed."""
+        here = self._summary()
+        if here is None:
+            return
+        operator, descending = (">", False) if by > 0 else ("<", True)
+        query = replace(
+            self.query_shown,
+            stage=here.stage,
+            source=here.source,
+            order_by="step",
+            descending=descending,
+            filters=(*self.query_shown.filters, Filter("step", operator, here.step)),  # type: ignore[arg-type]
+        )
+        for group_id in self.reader.group_ids(query, limit=1):
+            self.table.select(group_id)
+
+    def action_over_training(self) -> None:
+        """The same transition from step to step; what is chosen there is shown here."""
+        here = self._summary()
+        if here is not None:
+            groups = self.reader.same_transition(here.transition_id)
+            self.app.push_screen(OverTraining(self.reader, groups, here.id), self._go_to)
+
+    def action_export(self) -> None:
+        """Asks where to."""
+        if self.table.selected is not None:
+            screen = Export(self.reader.path, self.table.ids, self.table.selected)
+            self.app.push_screen(screen, lambda done: self.app.notify(done, markup=False) if done else None)
+
+    def action_copy(self) -> None:
+        """To the clipboard."""
+        detail = None if self.table.selected is None else self.reader.group(self.table.selected)
+        if detail is not None:
+            self.app.copy_to_clipboard(markdown(detail, self.reader.predictions(detail.summary.id)))
+            self.app.notify("copied", timeout=1)
+
+    def _go_to(self, group_id: int | None) -> None:
+        if group_id is not None:
+            self.table.select(group_id)
+
+    def _summary(self) -> GroupSummary | None:
+        selected = self.table.selected
+        found = [] if selected is None else self.reader.groups_by_id([selected])
+        return found[0] if found else None

@@ -1,0 +1,102 @@
+"""How the predictions for one transition changed from step to step."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from typing import ClassVar
+
+from rich.text import Text
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical
+from textual.screen import ModalScreen
+from textual.widgets import Footer, Static
+
+from rwml_lightning.trace import GroupSummary, PredictionRecord, TraceReader
+from rwml_tui.difference import mark_differences
+from rwml_tui.text import one_line, visible
+from rwml_tui.widgets.group_table import number, reward_bar
+from rwml_tui.widgets.text_pane import TextPane
+from rwml_tui.widgets.virtual_table import Column, VirtualTable
+
+
+class OverTraining(ModalScreen[int | None]):
+    """Every group of one transition in the order of training; Enter goes to the chosen one.
+
+    Args:
+        reader: The run.
+        groups: Of one transition.
+        chosen: Where the cursor begins.
+    """
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,o", "dismiss(None)", "back", key_display="esc", tooltip="Back to the list"),
+        Binding("enter", "choose", "go to", tooltip="Show this group in the list"),
+    ]
+
+    def __init__(self, reader: TraceReader, groups: Sequence[GroupSummary], chosen: int) -> None:
+        super().__init__()
+        self.reader, self.chosen = reader, chosen
+        self._groups = {group.id: group for group in groups}
+        self._best = {group.id: best(reader.predictions(group.id)) for group in groups}
+        columns: tuple[Column[GroupSummary], ...] = (
+            Column("step", "step", 6, lambda row: Text(str(row.step)), "right"),
+            Column("source", "source", 8, lambda row: one_line(row.source)),
+            Column("rewards", "rewards", 8, lambda row: Text(reward_bar(row.rewards) if row.rewards else "")),
+            Column("best", "best", 5, lambda row: number(row.best_similarity), "right"),
+            Column("mean", "mean", 5, lambda row: number(row.mean_similarity), "right"),
+            Column("text", "best prediction", 30, self._text),
+        )
+        self._table = VirtualTable(columns, self._read, lambda row: row.id, grow="text", id="steps")
+        self._predicted, self._real = TextPane("best prediction", id="best"), TextPane("real", id="real")
+
+    def compose(self) -> ComposeResult:
+        """List, then the best prediction beside reality."""
+        first = next(iter(self._groups.values()))
+        with Vertical():
+            yield Static(Text("> ").append_text(one_line(first.action, 200)), id="action", markup=False)
+            yield self._table
+            yield self._predicted
+            yield self._real
+            yield Footer()
+
+    def on_mount(self) -> None:
+        """The list, with the cursor where it came from."""
+        self._table.show(array("q", self._groups))
+        self._table.select(self.chosen)
+        self._table.focus()
+
+    @on(VirtualTable.Highlighted, "#steps")
+    def show_best(self) -> None:
+        """The best prediction of the step under the cursor."""
+        if self._table.selected is None:
+            return
+        detail, prediction = self.reader.group(self._table.selected), self._best[self._table.selected]
+        if detail is None:
+            return
+        real = detail.transition.next_state
+        predicted, marked = (
+            mark_differences(prediction.next_state or "", real) if prediction else (Text(), visible(real))
+        )
+        self._predicted.show(predicted)
+        self._real.show(marked)
+
+    def action_choose(self) -> None:
+        """Go there."""
+        self.dismiss(self._table.selected)
+
+    def _read(self, ids: Sequence[int]) -> list[GroupSummary]:
+        return [self._groups[one] for one in ids]
+
+    def _text(self, row: GroupSummary) -> Text:
+        prediction = self._best[row.id]
+        return one_line("" if prediction is None else prediction.next_state or prediction.text, 200)
+
+
+def best(predictions: Sequence[PredictionRecord]) -> PredictionRecord | None:
+    """The most similar one, the first of equals."""
+    return max(
+        predictions, key=lambda p: (-2.0 if p.similarity is None else p.similarity, -p.member), default=None
+    )
