@@ -244,17 +244,33 @@ class TraceReader:
             )
         )
 
-    def episodes(self, stage: str | None = None, limit: int = 100, offset: int = 0) -> list[EpisodeSummary]:
-        """One page of the list of episodes, newest step first."""
+    def episode_ids(self, stage: str | None = None) -> array[int]:
+        """Ids of episodes, newest step first."""
+        statement = "SELECT id FROM episodes WHERE ? IN (stage, '') ORDER BY step DESC, position"
+        return array("q", (key for (key,) in self._tuples(statement, (stage or "",))))
+
+    def episodes_by_id(self, ids: Iterable[int]) -> list[EpisodeSummary]:
+        """Rows for ids, in their order; an id that was replaced meanwhile is left out."""
+        wanted = list(ids)
         rows = self._rows(
-            f"SELECT {_EPISODE} FROM episodes WHERE ? IN (stage, '') ORDER BY step DESC, position LIMIT ? OFFSET ?",
-            (stage or "", limit, offset),
+            f"SELECT {_EPISODE} FROM episodes WHERE id IN (SELECT value FROM json_each(?))",
+            (json.dumps(wanted),),
         )
         for row in rows:
             row["success"] = None if row["success"] is None else bool(row["success"])
             row["truncated"] = bool(row["truncated"])
             row["episode_return"] = number(row["episode_return"])
-        return [EpisodeSummary(**row) for row in rows]
+        found = {row["id"]: EpisodeSummary(**row) for row in rows}
+        return [found[one] for one in wanted if one in found]
+
+    def latest_ids(self, until: Step) -> tuple[int, int]:
+        """Largest ids of a group and of an episode that were recorded up to a step, 0 where there were none."""
+        row = self._rows(
+            "SELECT (SELECT max(id) FROM groups WHERE stage = ?1 AND step <= ?2) AS last_group, "
+            "(SELECT max(id) FROM episodes WHERE stage = ?1 AND step <= ?2) AS last_episode",
+            (until.stage, until.step),
+        )[0]
+        return row["last_group"] or 0, row["last_episode"] or 0
 
     def episode(self, key: int) -> Episode | None:
         """One episode with its turns, by :attr:`EpisodeSummary.id`; ``None`` when it was replaced."""

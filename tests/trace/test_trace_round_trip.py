@@ -179,7 +179,7 @@ def test_episodes(writer: TraceWriter, reader: TraceReader) -> None:
     won = Episode("e1", "alfworld", "g0", "find a mug", 8, turns[:1], "You won!", success=True)
     writer.write_episodes("policy_grpo", 1, [lost])
     writer.write_episodes("policy_grpo", 1, [lost, won])
-    rows = reader.episodes("policy_grpo")
+    rows = reader.episodes_by_id(reader.episode_ids("policy_grpo"))
     assert [(r.episode_id, r.success, r.num_turns, r.episode_return) for r in rows] == [
         ("e0", None, 2, -0.1),
         ("e1", True, 1, 0.0),

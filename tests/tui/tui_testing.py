@@ -66,7 +66,7 @@ def drive(
 
     async def session() -> None:
         with TraceReader(run / "trace.db") as reader:
-            app = Dashboard(reader)
+            app = Dashboard({run.name: reader})
             async with app.run_test(size=size) as pilot:
                 await idle(app, pilot)
                 await test(app, pilot)

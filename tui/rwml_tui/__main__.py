@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
 
 from rwml_lightning.trace import TraceError, TraceReader, trace_path
 
@@ -12,28 +14,49 @@ from rwml_lightning.trace import TraceError, TraceReader, trace_path
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the dashboard; returns the exit code, 1 when there is nothing to show."""
     parser = argparse.ArgumentParser(
-        prog="rwml-tui", description="Watch predicted and real next states of a run."
+        prog="rwml-tui", description="Watch predicted and real next states of a run, or compare several."
     )
     parser.add_argument(
-        "run", nargs="?", help="run folder or its trace.db; the newest under runs/ when left out"
+        "runs",
+        nargs="*",
+        metavar="RUN",
+        help="run folder or its trace.db; the newest under runs/ when left out",
     )
     parser.add_argument(
         "--follow",
         action=argparse.BooleanOptionalAction,
         help="look for new records every two seconds (default: while the run is alive)",
     )
+    parser.add_argument(
+        "--serve", action="store_true", help="show it as a page, to this machine's browsers alone"
+    )
+    parser.add_argument("--port", type=int, default=8000, help="of the page (default: 8000)")
     chosen = parser.parse_args(arguments)
-    try:
-        reader = TraceReader(trace_path(chosen.run))
-    except TraceError as error:
-        print(f"rwml-tui: {error}", file=sys.stderr)
-        return 1
-    from rwml_tui.app import Dashboard  # after the checks: their answer need not wait for Textual
+    with ExitStack() as stack:
+        try:
+            paths = [trace_path(run) for run in chosen.runs or (None,)]
+            readers = {name: stack.enter_context(TraceReader(path)) for name, path in named(paths).items()}
+        except TraceError as error:
+            print(f"rwml-tui: {error}", file=sys.stderr)
+            return 1
+        if chosen.serve:
+            from rwml_tui.serve import serve
 
-    with reader:
-        app = Dashboard(reader, chosen.follow)
+            return serve([str(path.resolve()) for path in paths], chosen.follow, chosen.port)
+        from rwml_tui.app import Dashboard  # after the checks: their answer need not wait for Textual
+
+        app = Dashboard(readers, chosen.follow)
         app.run()
     return app.return_code or 0
+
+
+def named(paths: Sequence[Path]) -> dict[str, Path]:
+    """Run stores by the name of their folder, or by the whole path where names are equal."""
+    names = [path.resolve().parent.name for path in paths]
+    return {
+        name if names.count(name) == 1 else str(path.parent): path
+        for name, path in zip(names, paths, strict=True)
+    }
 
 
 if __name__ == "__main__":

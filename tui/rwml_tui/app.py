@@ -2,52 +2,74 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from typing import ClassVar
 
 from textual import on
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
+from textual.widget import Widget
 from textual.widgets import Footer, TabbedContent, TabPane
 
-from rwml_lightning.trace import TraceError, TraceReader
+from rwml_lightning.trace import Step, TraceError, TraceReader
 from rwml_tui.messages import Problem
 from rwml_tui.panes.curves import Curves
+from rwml_tui.panes.episodes import Episodes
 from rwml_tui.panes.predictions import Predictions
+from rwml_tui.replay import TICK_SECONDS, Moment, all_steps, moment_at, stride
 from rwml_tui.screens.control import Control
 from rwml_tui.widgets.run_bar import RunBar
 
 REFRESH_SECONDS = 2.0
+_PARENT = os.getppid()
+
+
+def leave_when_orphaned() -> None:
+    """End at once when the server that shows this dashboard as a page has gone."""
+    if os.getppid() != _PARENT:
+        # The web driver goes on reading a stream that has ended, for ever; there is nothing to save.
+        os._exit(0)
 
 
 class Dashboard(App[None]):
-    """Shows one run.
+    """Shows a run, and compares it with others.
 
     Args:
-        reader: Its run store.
+        readers: Run stores by name; the first is the one that is shown.
         follow: Whether to look for new records; while the run is alive when ``None``.
     """
 
     CSS_PATH = "app.tcss"
     TITLE = "rwml-tui"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding(
-            "1", "tab('predictions')", "predictions", show=False, tooltip="Predicted next to real next states"
-        ),
+        Binding("1", "tab('predictions')", "predictions", show=False, tooltip="Predicted next to real next states"),
         Binding("2", "tab('curves')", "curves", show=False, tooltip="Curves of the run"),
+        Binding("3", "tab('episodes')", "episodes", show=False, tooltip="Episodes turn by turn"),
+        Binding("space", "play", "replay", tooltip="Play the run from its first step, or pause"),
+        Binding("comma", "scrub(-1)", "step back", key_display=",", show=False, tooltip="Show the run as it was a step before"),
+        Binding("full_stop", "scrub(1)", "step on", key_display=".", show=False, tooltip="Show the run as it was a step later; after the last, as it is"),
         Binding("c", "control", "control", tooltip="Checkpoint, pause, continue or stop the run"),
         Binding("f", "follow", "follow", tooltip="Look for new records, or stop it"),
+        Binding("d", "dark", "dark or light", show=False, tooltip="Dark or light theme"),
         Binding("question_mark", "toggle_help", "help", key_display="?", tooltip="All keys that work here"),
         Binding("q", "quit", "quit", tooltip="Leave; the run goes on"),
-    ]
+    ]  # fmt: skip
 
-    def __init__(self, reader: TraceReader, follow: bool | None = None) -> None:
+    def __init__(self, readers: Mapping[str, TraceReader], follow: bool | None = None) -> None:
         super().__init__()
-        self.reader = reader
-        self.follow = reader.run().alive if follow is None else follow
+        name, self.reader = next(iter(readers.items()))
+        self.follow = self.reader.run().alive if follow is None else follow
+        self.moment: Moment | None = None
+        self._steps: list[Step] = []
+        self._playing = False
         self._seen: int | None = None
-        self._bar = RunBar(markup=False)
-        self._predictions = Predictions(reader)
-        self._curves = Curves({reader.path.resolve().parent.name: reader})
+        self._bar = RunBar(name)
+        self._predictions, self._curves, self._episodes = (
+            Predictions(readers),
+            Curves(readers),
+            Episodes(self.reader),
+        )
 
     def compose(self) -> ComposeResult:
         """State, tabs, keys."""
@@ -57,6 +79,8 @@ class Dashboard(App[None]):
                 yield self._predictions
             with TabPane("2 curves", id="curves"):
                 yield self._curves
+            with TabPane("3 episodes", id="episodes"):
+                yield self._episodes
         yield Footer()
 
     async def on_mount(self) -> None:
@@ -64,6 +88,9 @@ class Dashboard(App[None]):
         self._predictions.table.focus()
         await self.refresh_run()
         self.set_interval(REFRESH_SECONDS, self.refresh_run)
+        if self.is_web:
+            self.set_interval(REFRESH_SECONDS, leave_when_orphaned)
+        self._clock = self.set_interval(TICK_SECONDS, self._tick, pause=True)
 
     async def refresh_run(self) -> None:
         """Reads what was recorded since; a run that can no longer be read stays on the screen as it was."""
@@ -71,16 +98,19 @@ class Dashboard(App[None]):
             if not self.reader.path.exists():
                 raise TraceError(f"{self.reader.path}: the run was deleted; what is shown was read before")
             version = self.reader.data_version()
-            if self._seen is None or (self.follow and version != self._seen):
+            if self._seen is None or (self.follow and self.moment is None and version != self._seen):
                 self._seen = version
                 await self._look()
-            self._bar.show(self.reader, self.follow)
+            self._bar.show(self.reader, self.follow, self.moment, len(self._steps))
         except TraceError as error:
             self._bar.complain(str(error))
 
     async def _look(self) -> None:
-        if self.query_one(TabbedContent).active == "curves":
+        active = self.query_one(TabbedContent).active
+        if active == "curves":
             await self._curves.look()
+        elif active == "episodes":
+            self._episodes.look()
         else:
             self._predictions.look()
 
@@ -97,19 +127,64 @@ class Dashboard(App[None]):
     def action_tab(self, name: str) -> None:
         """To a tab."""
         self.query_one(TabbedContent).active = name
-        pane = self.query_one(f"TabPane#{name}")
-        target = next((widget for widget in pane.query("*") if widget.focusable), None)
-        if target is not None:
-            target.focus()
+        first: dict[str, Widget] = {"predictions": self._predictions.table, "episodes": self._episodes.table}
+        first.get(name, self._curves).focus()
 
     async def action_follow(self) -> None:
         """Starts or stops following."""
         self.follow = not self.follow
         await self.refresh_run()
 
+    async def action_play(self) -> None:
+        """Plays, from the first step when the run is shown as it is, or pauses."""
+        if self._playing:
+            self._pause()
+        elif all_steps(self.reader):
+            if self.moment is None:
+                await self._go_to(0)
+            self._playing = True
+            self._clock.resume()
+
+    async def action_scrub(self, by: int) -> None:
+        """A step back or on."""
+        self._pause()
+        if self.moment is not None:
+            await self._go_to(self.moment.number + by)
+        elif by < 0:
+            await self._go_to(len(all_steps(self.reader)) - 2)
+
+    def _pause(self) -> None:
+        self._playing = False
+        self._clock.pause()
+
+    async def _tick(self) -> None:
+        if self.moment is not None:
+            await self._go_to(self.moment.number + stride(len(self._steps)))
+        if self.moment is None:
+            self._pause()
+
+    async def _go_to(self, number: int) -> None:
+        """Show the run as it was after a step."""
+        try:
+            self._steps = all_steps(self.reader)
+            self.moment = moment_at(self.reader, self._steps, number)
+        except TraceError as error:
+            self._bar.complain(str(error))
+            return
+        here = self.moment
+        self._predictions.until = None if here is None else here.last_group
+        self._episodes.until = None if here is None else here.last_episode
+        self._curves.until = None if here is None else here.step
+        await self._look()
+        await self.refresh_run()
+
     def action_control(self) -> None:
         """Asks something of the trainer."""
         self.push_screen(Control(self.reader))
+
+    def action_dark(self) -> None:
+        """The other theme."""
+        self.theme = "textual-light" if self.current_theme.dark else "textual-dark"
 
     def action_toggle_help(self) -> None:
         """Shows or hides the keys."""

@@ -15,7 +15,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
 from textual.widgets import Static
 
-from rwml_lightning.trace import TraceReader
+from rwml_lightning.trace import Step, TraceReader
 
 Curve = Sequence[tuple[int, float]]
 PLOTS: Mapping[str, tuple[str, ...]] = {
@@ -109,7 +109,7 @@ class Curves(VerticalScroll):
     def __init__(self, readers: Mapping[str, TraceReader]) -> None:
         super().__init__()
         self.readers = readers
-        self.until: tuple[str, int] | None = None
+        self.until: Step | None = None
         self._plots: dict[str, CurvePlot] = {}
         self._logarithmic = False
         self._smoothing = 0
@@ -121,16 +121,15 @@ class Curves(VerticalScroll):
 
     async def look(self) -> None:
         """Read the curves anew and draw them."""
-        found = await asyncio.to_thread(
-            read_curves, {name: reader.path for name, reader in self.readers.items()}
-        )
+        paths = {name: reader.path for name, reader in self.readers.items()}
+        found = await asyncio.to_thread(read_curves, paths, self.until)
         for title in PLOTS:
             if title in found and title not in self._plots:
                 self._plots[title] = CurvePlot(title)
                 await self.mount(self._plots[title])
         self._nothing.display = not self._plots
-        for title, series in found.items():
-            self._plots[title].draw({name: self._prepared(curve) for name, curve in series.items()})
+        for title, plot in self._plots.items():
+            plot.draw({name: self._prepared(curve) for name, curve in found.get(title, {}).items()})
         self.border_subtitle = "  ".join(
             [
                 *(["log10"] if self._logarithmic else []),
@@ -157,8 +156,13 @@ class Curves(VerticalScroll):
         self.styles.grid_size_columns = max(self.size.width // 50, 1)
 
 
-def read_curves(paths: Mapping[str, Path]) -> dict[str, dict[str, Curve]]:
-    """Curves by plot and name; a name says what tells it from the others of its plot."""
+def read_curves(paths: Mapping[str, Path], until: Step | None = None) -> dict[str, dict[str, Curve]]:
+    """Curves by plot and name; a name says what tells it from the others of its plot.
+
+    Args:
+        paths: Run stores by name.
+        until: Last step of the first run that is read; the others are read whole.
+    """
     found: dict[str, dict[tuple[str, str, str], Curve]] = {}
     for run, path in paths.items():
         with TraceReader(path) as reader:
@@ -166,9 +170,13 @@ def read_curves(paths: Mapping[str, Path]) -> dict[str, dict[str, Curve]]:
                 known = set(reader.metric_names(stage.stage))
                 for title, metrics in PLOTS.items():
                     curves = reader.metrics(stage.stage, [name for name in metrics if name in known])
-                    found.setdefault(title, {}).update(
-                        {(run, stage.stage, name): c for name, c in curves.items()}
-                    )
+                    for name, curve in curves.items():
+                        if until is not None and stage.stage == until.stage:
+                            curve = [point for point in curve if point[0] <= until.step]
+                        found.setdefault(title, {})[run, stage.stage, name] = curve
+                if until is not None and stage.stage == until.stage:
+                    break
+        until = None
     return {title: labelled(series) for title, series in found.items() if series}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar
 
@@ -16,6 +17,7 @@ from rwml_lightning.trace import Filter, GroupQuery, GroupSummary, TraceError, T
 from rwml_tui.export import markdown
 from rwml_tui.messages import Problem
 from rwml_tui.query_line import parse_query_line
+from rwml_tui.screens.compare import Compare
 from rwml_tui.screens.export import Export
 from rwml_tui.screens.over_training import OverTraining
 from rwml_tui.widgets.group_table import COLUMNS, GroupTable
@@ -26,7 +28,7 @@ class Predictions(Vertical):
     """The groups of a run, found by a line of conditions and words, sorted by any column.
 
     Args:
-        reader: The run.
+        readers: The run that is shown, then those that it may be compared with, by name.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -40,12 +42,14 @@ class Predictions(Vertical):
         Binding("r", "reverse", "reverse", tooltip="Sort the other way round", show=False),
         Binding("e", "export", "export", tooltip="Write this group or the list to a JSONL, CSV or Markdown file"),
         Binding("y", "copy", "copy", show=False, tooltip="Copy this group to the clipboard, as Markdown"),
+        Binding("v", "compare", "runs", tooltip="What the other runs predicted for this transition"),
         Binding("o", "over_training", "over training", tooltip="The same transition from step to step"),
     ]  # fmt: skip
 
-    def __init__(self, reader: TraceReader) -> None:
+    def __init__(self, readers: Mapping[str, TraceReader]) -> None:
         super().__init__()
-        self.reader = reader
+        self.readers = readers
+        self.reader = reader = next(iter(readers.values()))
         self.query_shown = GroupQuery()
         self.until: int | None = None
         self._line = Input(
@@ -173,6 +177,16 @@ class Predictions(Vertical):
         if here is not None:
             groups = self.reader.same_transition(here.transition_id)
             self.app.push_screen(OverTraining(self.reader, groups, here.id), self._go_to)
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Runs are compared where there are several."""
+        return action != "compare" or len(self.readers) > 1
+
+    def action_compare(self) -> None:
+        """The same transition in every run."""
+        detail = None if self.table.selected is None else self.reader.group(self.table.selected)
+        if detail is not None:
+            self.app.push_screen(Compare(self.readers, detail.transition, detail.summary.source))
 
     def action_export(self) -> None:
         """Asks where to."""

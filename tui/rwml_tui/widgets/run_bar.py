@@ -8,6 +8,7 @@ from rich.text import Text
 from textual.widgets import Static
 
 from rwml_lightning.trace import Step, TraceReader
+from rwml_tui.replay import Moment
 from rwml_tui.text import age, one_line
 
 STYLES = {"running": "bold green", "paused": "bold yellow", "finished": "bold", "failed": "bold red"}
@@ -23,23 +24,42 @@ def seconds_left(reader: TraceReader, step: Step, total: int, steps_back: int = 
 
 
 class RunBar(Static):
-    """Shows a run's state; an old last record is how a dead trainer is seen."""
+    """Shows a run's state; an old last record is how a dead trainer is seen.
 
-    def show(self, reader: TraceReader, follow: bool) -> None:
-        """Reads the state anew."""
+    Args:
+        name: What the run is called.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(markup=False)
+        self.run_name = name
+
+    def show(
+        self, reader: TraceReader, follow: bool, moment: Moment | None = None, num_steps: int = 0
+    ) -> None:
+        """Reads the state anew.
+
+        Args:
+            reader: The run.
+            follow: Whether new records are looked for.
+            moment: Where a replay stands.
+            num_steps: Steps of all stages, while one stands anywhere.
+        """
         self.remove_class("problem")
         run, step = reader.run(), reader.latest_step()
-        totals = {stage.stage: stage.total_steps for stage in reader.stages()}
-        parts = [one_line(reader.path.resolve().parent.name), Text(run.status, STYLES.get(run.status, ""))]
+        parts = [one_line(self.run_name), Text(run.status, STYLES.get(run.status, ""))]
+        if moment is not None:
+            parts.append(Text(f"replay {moment.number + 1}/{num_steps}", "bold reverse"))
+            step = moment.step
         if step is None:
             parts.append(Text("no step yet"))
         else:
-            total = totals.get(step.stage)
+            total = {stage.stage: stage.total_steps for stage in reader.stages()}.get(step.stage)
             parts += [one_line(step.stage), Text(f"step {step.step}/{'?' if total is None else total}")]
-            left = None if total is None or not run.alive else seconds_left(reader, step, total)
+            left = None if total is None or not run.alive or moment else seconds_left(reader, step, total)
             parts += [] if left is None else [Text(f"{age(left)} left")]
         parts.append(Text(f"last record {age(time.time() - run.heartbeat)} ago"))
-        parts += [Text("following")] if follow else []
+        parts += [Text("following")] if follow and moment is None else []
         parts += [one_line(run.detail, limit=200)] if run.detail else []
         self.update(Text("  ").join(parts))
 

@@ -1,0 +1,130 @@
+"""Episodes turn by turn: what the agent saw, thought and did, and what was predicted for the same turn."""
+
+from __future__ import annotations
+
+from array import array
+from typing import ClassVar
+
+from rich.text import Text
+from textual import on, work
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical
+
+from rwml_lightning.schema import Episode, Turn
+from rwml_lightning.trace import EpisodeSummary, TraceError, TraceReader
+from rwml_tui.messages import Problem
+from rwml_tui.screens.over_training import best
+from rwml_tui.text import one_line, visible
+from rwml_tui.widgets.group_view import thinking_text
+from rwml_tui.widgets.text_pane import TextPane
+from rwml_tui.widgets.virtual_table import Column, VirtualTable
+
+
+def outcome(summary: EpisodeSummary) -> Text:
+    """How it ended, in a word."""
+    if summary.success is None:
+        return Text("ended" if not summary.truncated else "cut off")
+    if summary.success:
+        return Text("solved", "bold green")
+    return Text("cut off" if summary.truncated else "failed", "red")
+
+
+COLUMNS: tuple[Column[EpisodeSummary], ...] = (
+    Column("step", "step", 6, lambda row: Text(str(row.step)), "right"),
+    Column("stage", "stage", 12, lambda row: one_line(row.stage)),
+    Column("outcome", "outcome", 8, outcome),
+    Column("return", "return", 7, lambda row: Text(f"{row.episode_return:.2f}"), "right"),
+    Column("turns", "turns", 5, lambda row: Text(str(row.num_turns)), "right"),
+    Column("game", "game", 20, lambda row: one_line(row.game, 200)),
+)
+
+
+def turn_text(number: int, turn: Turn, predicted: str | None, unfolded: bool) -> Text:
+    """One turn; ``predicted`` is the best prediction of what its action would do."""
+    parts = [Text(f"{number + 1}", "bold"), visible(turn.observation)]
+    parts += [thinking_text(turn.thinking, unfolded)]
+    action = Text("> ", "bold").append_text(visible(turn.action, "bold" if turn.valid else "bold red"))
+    if not turn.valid:
+        action.append("  (not valid here)", "red")
+    if turn.reward:
+        action.append(f"  reward {turn.reward:g}", "green" if turn.reward > 0 else "red")
+    parts += [action]
+    if predicted is not None:
+        parts += [Text("predicted: ", "italic").append_text(visible(predicted, "italic"))]
+    return Text("\n").join(part for part in parts if part)
+
+
+class Episodes(Vertical):
+    """The episodes of a run, and the one under the cursor.
+
+    Args:
+        reader: The run.
+    """
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("t", "thinking", "thinking", tooltip="Unfold what the model thought, or fold it"),
+    ]
+
+    def __init__(self, reader: TraceReader) -> None:
+        super().__init__()
+        self.reader = reader
+        self.until: int | None = None
+        self.thinking = False
+        self.table = VirtualTable(
+            COLUMNS, reader.episodes_by_id, lambda row: row.id, grow="game", id="episodes"
+        )
+        self.turns = TextPane("turns", id="turns")
+
+    def compose(self) -> ComposeResult:
+        """List, turns."""
+        yield self.table
+        yield self.turns
+
+    @work(thread=True, exclusive=True, group="episodes")
+    def look(self) -> None:
+        """Read the list anew."""
+        try:
+            with TraceReader(self.reader.path) as reader:
+                ids = reader.episode_ids()
+        except TraceError as error:
+            self.app.call_from_thread(self.post_message, Problem(str(error)))
+            return
+        if self.until is not None:
+            ids = array("q", (one for one in ids if one <= self.until))
+        self.app.call_from_thread(self._show, ids)
+
+    def _show(self, ids: array[int]) -> None:
+        self.table.border_title = f"{len(ids):,} episodes" if len(ids) else "no episodes in this run yet"
+        self.table.show(ids)
+
+    @on(VirtualTable.Highlighted, "#episodes")
+    def show_episode(self) -> None:
+        """The episode under the cursor."""
+        try:
+            episode = None if self.table.selected is None else self.reader.episode(self.table.selected)
+            predicted = {} if episode is None else self._predicted(episode)
+        except TraceError as error:
+            self.post_message(Problem(str(error)))
+            return
+        if episode is None:
+            self.turns.show(Text())
+            return
+        turns = [turn_text(i, turn, predicted.get(i), self.thinking) for i, turn in enumerate(episode.turns)]
+        head = visible(episode.task, "italic")
+        self.turns.show(Text("\n\n").join([head, *turns, visible(episode.final_observation)]))
+
+    def _predicted(self, episode: Episode) -> dict[int, str]:
+        """Best prediction of the newest group for each turn that any was recorded for."""
+        found: dict[int, str] = {}
+        for number in range(len(episode.turns)):
+            for group in self.reader.same_transition(f"{episode.episode_id}/{number}")[-1:]:
+                prediction = best(self.reader.predictions(group.id))
+                if prediction is not None:
+                    found[number] = prediction.next_state or prediction.text
+        return found
+
+    def action_thinking(self) -> None:
+        """Folds or unfolds."""
+        self.thinking = not self.thinking
+        self.show_episode()

@@ -1,0 +1,79 @@
+"""What several runs predicted for one transition."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical
+from textual.screen import ModalScreen
+from textual.widgets import Footer, Static
+
+from rwml_lightning.schema import Transition
+from rwml_lightning.trace import GroupSummary, TraceReader
+from rwml_tui.difference import mark_differences
+from rwml_tui.screens.over_training import best
+from rwml_tui.text import one_line, visible
+from rwml_tui.widgets.group_table import reward_bar
+from rwml_tui.widgets.text_pane import TextPane
+
+
+class Compare(ModalScreen[None]):
+    """Each run's newest group of a transition side by side: its best prediction against reality.
+
+    Args:
+        readers: Runs by name.
+        transition: Which transition.
+        source: ``train`` or an evaluation; newest groups of this source are taken where a run has any.
+    """
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,v", "dismiss(None)", "back", key_display="esc", tooltip="Back to the list"),
+    ]
+
+    def __init__(self, readers: Mapping[str, TraceReader], transition: Transition, source: str) -> None:
+        super().__init__()
+        self.readers, self.transition, self.source = readers, transition, source
+
+    def compose(self) -> ComposeResult:
+        """Action, runs, reality."""
+        real = self.transition.next_state
+        with Vertical():
+            yield Static(Text("> ").append_text(one_line(self.transition.action, 200)), markup=False)
+            with Horizontal():
+                for number, (name, reader) in enumerate(self.readers.items()):
+                    pane = TextPane(name, id=f"run-{number}")
+                    pane.border_title = one_line(name)
+                    group = newest(reader.same_transition(self.transition.transition_id), self.source)
+                    pane.show(
+                        Text("never predicted in this run", "italic")
+                        if group is None
+                        else group_text(reader, group, real)
+                    )
+                    yield pane
+            pane = TextPane("real", id="real")
+            pane.show(visible(real))
+            yield pane
+            yield Footer()
+
+
+def newest(groups: list[GroupSummary], source: str) -> GroupSummary | None:
+    """The last of a source, or of any where there is none."""
+    same = [group for group in groups if group.source == source]
+    return next(reversed(same or groups), None)
+
+
+def group_text(reader: TraceReader, group: GroupSummary, real: str) -> Text:
+    """A group in short: where it stands, what it earned, and its best prediction with the words that differ."""
+    similarity = "-" if group.mean_similarity is None else f"{group.mean_similarity:.2f}"
+    place = Text(f"{group.stage} step {group.step}, {group.source}\n")
+    place.append(f"{reward_bar(group.rewards) if group.rewards else ''}  mean similarity {similarity}\n\n")
+    prediction = best(reader.predictions(group.id))
+    if prediction is None:
+        return place
+    if prediction.next_state is None:
+        return place.append_text(visible(prediction.text, "dim"))
+    return place.append_text(mark_differences(prediction.next_state, real)[0])
