@@ -139,7 +139,7 @@ def evaluate(models: Sequence[str], held_out: int) -> dict[str, ModelResult]:
 def print_table(results: Mapping[str, ModelResult], runs: Mapping[str, Sequence[Path]]) -> None:
     """A row a cell, its seeds averaged transition by transition; the floors below."""
     table = Table(box=box.MARKDOWN)
-    headings = ("", "under tau_d", "of each seed", "to warm-up", "exact", "ROUGE-L", "well-formed", "changed weights", "minutes")  # fmt: skip
+    headings = ("", "under tau_d", "of each seed", "to warm-up", "exact", "of each seed", "ROUGE-L", "well-formed", "changed weights", "minutes")  # fmt: skip
     for heading in headings:
         table.add_column(heading, justify="left" if heading == "" else "right", no_wrap=True)
     start = results[str(runs[WARM_UP][0] / "export")].measured
@@ -154,8 +154,8 @@ def print_table(results: Mapping[str, ModelResult], runs: Mapping[str, Sequence[
             name,
             *measures(
                 summarise(name, measured),
-                each=", ".join(f"{one.results[0].accuracy:.2f}" for one in each),
-                difference=f"{difference.values['accuracy']:+.2f} ±{(high - low) / 2:.2f}",
+                [one.results[0] for one in each],
+                f"{difference.values['accuracy']:+.2f} ±{(high - low) / 2:.2f}",
             ),
             "" if name == WARM_UP else f"{100 * fmean(changed_share(run) for run in folders):.1f} %",
             f"{fmean(sum(seconds_by_phase(run).values()) for run in folders) / 60:.1f}",
@@ -176,14 +176,19 @@ def averaged(seeds: Sequence[Sequence[Measured]]) -> list[Measured]:
     ]
 
 
-def measures(result: Result, each: str = "", difference: str = "") -> list[str]:
-    """The table's cells for one result."""
+def measures(result: Result, seeds: Sequence[Result] = (), difference: str = "") -> list[str]:
+    """The table's cells for one result, and for those of its seeds."""
 
     def cell(name: str) -> str:
         low, high = result.intervals[name]
         return f"{getattr(result, name):.2f} ±{(high - low) / 2:.2f}"
 
-    return [cell("accuracy"), each, difference, cell("exact"), cell("rouge_l"), cell("well_formed")]
+    def each(name: str) -> str:
+        return ", ".join(f"{getattr(seed, name):.2f}" for seed in seeds)
+
+    return [
+        cell("accuracy"), each("accuracy"), difference, cell("exact"), each("exact"), cell("rouge_l"), cell("well_formed"),
+    ]  # fmt: skip
 
 
 def changed_share(run: Path) -> float:
