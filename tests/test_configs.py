@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from pathlib import Path
 from typing import Any
@@ -40,5 +41,28 @@ def test_configs_are_found() -> None:
 def test_a_shipped_config_is_understood(config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["rwml_lightning", "fit", "--config", str(ROOT / config)])
+    with pytest.raises(Parsed):
+        ParsingCLI()
+
+
+def load_cells() -> Any:
+    """The benchmark of cells, as a module."""
+    path = ROOT / "benchmarks" / "world_model_cells.py"
+    spec = importlib.util.spec_from_file_location("world_model_cells", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+CELLS = load_cells()
+
+
+@pytest.mark.parametrize("cell", [CELLS.WARM_UP, *CELLS.CELLS, *CELLS.REWARDS])
+def test_a_cell_of_the_benchmark_is_understood(cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    settings = {CELLS.WARM_UP: CELLS.WARM_UP_SETTINGS, **CELLS.CELLS, **CELLS.REWARDS}[cell]
+    monkeypatch.setattr(sys, "argv", ["rwml_lightning", "fit", *CELLS.CONFIG, *settings])
     with pytest.raises(Parsed):
         ParsingCLI()
