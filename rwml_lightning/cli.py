@@ -1,4 +1,4 @@
-"""The command line: Lightning's own, with a run folder, a warm-up, and commands more (``collect``, ``evaluate``, ``audit``, ``export``)."""
+"""The command line: Lightning's own, with a run folder, a warm-up, and commands more (``collect``, ``evaluate``, ``audit``, ``what_if``, ``export``)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from rwml_lightning.modules.world_model import WorldModelModule
 from rwml_lightning.rewards import ServerError
 from rwml_lightning.rewards.controls import ControlName
 from rwml_lightning.run import Run, RunFolder, open_run_folder
-from rwml_lightning.stages import WarmUp, fit_stage, warm_up
+from rwml_lightning.stages import WarmUp, fit_stage, record_collection, warm_up
 from rwml_lightning.summary import print_summary
 from rwml_lightning.trainer import NO_TRAINING, RWMLTrainer
 
@@ -35,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 class RWMLCLI(LightningCLI):
-    """``fit``, ``validate``, ``collect``, ``evaluate`` and ``audit`` from a config; see :func:`main` for ``export``."""
+    """``fit``, ``validate``, ``collect``, ``evaluate``, ``audit`` and ``what_if`` from a config; see :func:`main` for ``export``."""
 
     model: PolicyModule
     datamodule: RolloutDataModule
@@ -74,6 +75,7 @@ class RWMLCLI(LightningCLI):
             "validate": {"model", "dataloaders", "datamodule"},
             "collect": {"model", "datamodule"},
             "audit": {"model", "datamodule", "default_output"},
+            "what_if": {"model", "datamodule"},
             "evaluate": {"model", "datamodule", "settings", "loggers"},
         }
 
@@ -107,7 +109,7 @@ class RWMLCLI(LightningCLI):
             and config.data.collection.behaviour != "model"
         ):
             return
-        if self.subcommand not in ("audit", "evaluate"):
+        if self.subcommand not in ("audit", "evaluate", "what_if"):
             resolve_model(model)
         if self.subcommand != "collect":
             for embedder in embedders(config.data.reward) | embedders(config.data.evaluator):
@@ -122,7 +124,7 @@ class RWMLCLI(LightningCLI):
             return super().instantiate_trainer(  # type: ignore[return-value]
                 **kwargs, logger=False, callbacks=default_callbacks([], None, None)
             )
-        if self.subcommand == "audit":
+        if self.subcommand in ("audit", "what_if"):
             kwargs |= NO_TRAINING
         elif self.subcommand != "collect":
             if self.subcommand == "fit":
@@ -132,12 +134,18 @@ class RWMLCLI(LightningCLI):
                         f"{type(self.model).__name__} learns from labels; leave control out"
                     )
                 run = self._get(self.config_init, "run")
-                text = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_none=False)
-                self.folder = open_run_folder(run, text)
+                self.folder = open_run_folder(run, self._run_config())
             given = self._get(self.config_init, "trainer").get("callbacks") or []
             every = self._get(self.config_init, "checkpoint_every")
             kwargs["callbacks"] = [*given, *default_callbacks(given, self.folder, every)]
         return super().instantiate_trainer(**kwargs)  # type: ignore[return-value]
+
+    def _run_config(self) -> str:
+        """The whole config, as every command takes it; what only ``fit`` takes stands in a comment."""
+        text = self._parser("fit").dump(self.config["fit"], skip_none=False)
+        lines = [line for line in text.splitlines() if not line.startswith(("ckpt_path:", "weights_only:"))]
+        given = self._get(self.config_init, "ckpt_path")
+        return "\n".join([*([f"# --ckpt_path {given}"] if given else []), *lines, ""])
 
     def fit(self, model: PolicyModule, **kwargs: Any) -> None:
         """All stages of the config, from where an earlier run of the same config stopped."""
@@ -146,6 +154,7 @@ class RWMLCLI(LightningCLI):
         assert self.folder is not None
         print(f"run folder: {self.folder.path}", file=sys.stderr)
         if not self.folder.finished:
+            self.datamodule.record_episodes = partial(record_collection, self.folder.trace)
             for logger in self.trainer.loggers:
                 introduce(logger, self.folder)
             try:
@@ -297,7 +306,7 @@ def main(args: list[str] | None = None) -> None:
     """Entry point of ``python -m rwml_lightning``; a user's mistake ends in one line and exit code 2."""
     arguments = sys.argv[1:] if args is None else args
     quieten()
-    commands = ("fit", "validate", "collect", "evaluate", "audit", "export", "weight_change")
+    commands = ("fit", "validate", "collect", "evaluate", "audit", "what_if", "export", "weight_change")
     try:
         if arguments[:1] == ["export"]:
             from rwml_lightning.export import export_command

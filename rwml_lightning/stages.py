@@ -13,6 +13,8 @@ from rwml_lightning.modules.base import PolicyModule
 from rwml_lightning.modules.policy import LoRA, export_policy
 from rwml_lightning.modules.wm_sft import WorldModelSFT
 from rwml_lightning.run import RunFolder
+from rwml_lightning.schema import Episode
+from rwml_lightning.trace import TraceWriter
 
 log = logging.getLogger(__name__)
 
@@ -102,6 +104,14 @@ def preliminary_trainer(trainer: L.Trainer, callbacks: list[L.Callback]) -> L.Tr
         enable_model_summary=False,
         callbacks=callbacks,
     )
+
+
+def record_collection(trace: Path, number: int, total: int, episodes: list[Episode]) -> None:
+    """Show collected episodes in the dashboard, as steps of a stage of their own."""
+    with TraceWriter(trace) as writer:
+        writer.start_stage("collect", total, "")
+        writer.write_step("collect", number, {})
+        writer.write_episodes("collect", number, episodes)
 
 
 def fit_stage(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +21,7 @@ NO_TRAINING: dict[str, Any] = {
 
 
 class RWMLTrainer(L.Trainer):
-    """Lightning's trainer, with ``collect``, ``evaluate`` and ``audit`` as commands."""
+    """Lightning's trainer, with ``collect``, ``evaluate``, ``audit`` and ``what_if`` as commands."""
 
     def collect(self, model: PolicyModule, datamodule: RolloutDataModule) -> None:
         """Roll out, write transitions, nothing else."""
@@ -80,3 +81,30 @@ class RWMLTrainer(L.Trainer):
 
         assert output is not None
         compare(self, model, datamodule, models, Path(output), settings, loggers)
+
+    def what_if(
+        self,
+        model: PolicyModule,
+        datamodule: RolloutDataModule,
+        weights: str | None = None,
+        group_size: int = 4,
+    ) -> None:
+        """Answer, line by line on standard input and output, what a model foresees of an action and what happens.
+
+        Args:
+            model: Its model is asked where ``weights`` names no other.
+            datamodule: Environment, prompt and evaluator.
+            weights: Checkpoint (.ckpt), model folder, hub id, package: name, or run folder, whose newest are taken.
+            group_size: Predictions an action.
+        """
+        from rwml_lightning.what_if import newest_weights, own_output, serve
+
+        with own_output() as answers:
+            serve(
+                datamodule,
+                newest_weights(model.model, weights),
+                model.dtype_name,
+                group_size,
+                sys.stdin,
+                answers,
+            )

@@ -63,8 +63,13 @@ def make_world() -> list[Transition]:
 
 
 def write_config(folder: Path, policy: Path, **changes: Any) -> Path:
-    """A run of two steps on :func:`make_world` with the tiny model; changes go into the section that they name, or are a key."""
+    """A run of two steps on :func:`make_world`; see :func:`make_config` for the rest."""
     write_transitions(folder / "t.parquet", make_world())
+    return make_config(folder, policy, **changes)
+
+
+def make_config(folder: Path, policy: str | Path, **changes: Any) -> Path:
+    """A run of two steps on the folder's ``t.parquet``; changes go into the section that they name, or are a key."""
     config: dict[str, Any] = {
         "run": {"name": "r", "root": str(folder / "runs")},
         "trainer": {"accelerator": "cpu", "max_steps": 2},

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
-from rwml_testing import make_world
+from rwml_testing import make_config, make_world
 
 from rwml_lightning.cli import main
 from rwml_lightning.data.transitions import write_transitions
@@ -20,25 +19,6 @@ def error_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1, lines
     return lines[0]
-
-
-def make_config(folder: Path, model: str, **data: object) -> Path:
-    config = {
-        "run": {"name": "r", "root": str(folder / "runs")},
-        "trainer": {"accelerator": "cpu"},
-        "model": {"class_path": "rwml_lightning.modules.WorldModelGRPO", "init_args": {"model": model}},
-        "data": {
-            "transitions": str(folder / "t.parquet"),
-            "generator": {"class_path": "rwml_lightning.generation.HFGenerator"},
-            "reward": {"class_path": "rwml_testing.LetterReward"},
-            "prompt": {"history_turns": 0, "system": "", "user": "{action}"},
-            "sampling": {"max_tokens": 20},
-            **data,
-        },
-    }
-    file = folder / "config.yaml"
-    file.write_text(yaml.safe_dump(config))
-    return file
 
 
 def test_export_names_a_missing_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,7 +65,7 @@ def test_a_model_that_is_not_there_is_named_before_a_run_folder_is_made(
 def test_what_lightning_refuses_ends_in_one_line(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = make_config(tmp_path, str(tiny_model))
+    config = make_config(tmp_path, tiny_model)
     message = error_of(["fit", "--config", str(config), "--trainer.max_time", "00:0:03:12"], capsys)
     assert "'00:0:03:12'" in message
     assert "DD:HH:MM:SS" in message
@@ -94,7 +74,7 @@ def test_what_lightning_refuses_ends_in_one_line(
 def test_collect_needs_to_know_where(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = make_config(tmp_path, str(tiny_model))
+    config = make_config(tmp_path, tiny_model)
     assert "data.environment and data.collection do not say how" in error_of(
         ["collect", "--config", str(config)], capsys
     )
@@ -105,7 +85,7 @@ def test_collect_leaves_a_file_alone(
 ) -> None:
     write_transitions(tmp_path / "t.parquet", make_world())
     before = (tmp_path / "t.parquet").read_bytes()
-    main(["collect", "--config", str(make_config(tmp_path, str(tiny_model)))])
+    main(["collect", "--config", str(make_config(tmp_path, tiny_model))])
     assert "is there already; name another file in data.transitions" in capsys.readouterr().out
     assert (tmp_path / "t.parquet").read_bytes() == before
 
@@ -114,7 +94,7 @@ def test_validate_shows_results_beside_floors(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_transitions(tmp_path / "t.parquet", make_world())
-    main(["validate", "--config", str(make_config(tmp_path, str(tiny_model)))])
+    main(["validate", "--config", str(make_config(tmp_path, tiny_model))])
     printed = capsys.readouterr().out
     assert "Held-out transitions" in printed
     assert "Floors" in printed
@@ -126,7 +106,7 @@ def test_validate_without_held_out_transitions_says_so(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_transitions(tmp_path / "t.parquet", [t for t in make_world() if t.split == "train"])
-    message = error_of(["validate", "--config", str(make_config(tmp_path, str(tiny_model)))], capsys)
+    message = error_of(["validate", "--config", str(make_config(tmp_path, tiny_model))], capsys)
     assert message == f"error: {tmp_path}/t.parquet holds no validation transitions"
 
 
@@ -135,7 +115,7 @@ def test_a_broken_row_stops_a_run_unless_it_may_be_skipped(
 ) -> None:
     world = make_world()
     write_transitions(tmp_path / "t.parquet", [*world, world[0]])
-    message = error_of(["validate", "--config", str(make_config(tmp_path, str(tiny_model)))], capsys)
+    message = error_of(["validate", "--config", str(make_config(tmp_path, tiny_model))], capsys)
     assert f"row {len(world)}: transition_id 'take-apple' stands twice" in message
-    main(["validate", "--config", str(make_config(tmp_path, str(tiny_model), on_broken="skip"))])
+    main(["validate", "--config", str(make_config(tmp_path, tiny_model, data={"on_broken": "skip"}))])
     assert "Held-out transitions" in capsys.readouterr().out

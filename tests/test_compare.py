@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 import torch
 import wandb
-from rwml_testing import OBJECTS, make_world, train_tokenizer
+from rwml_testing import OBJECTS, make_config, make_world, train_tokenizer
 from safetensors.torch import load_file, save_file
-from test_cli import error_of, make_config
+from test_cli import error_of
 from torch import Tensor
 from transformers import LlamaForCausalLM
 from wandb_files import offline_runs
@@ -97,7 +97,7 @@ def world() -> list[Transition]:
 @pytest.fixture
 def config(tiny_model: Path, tmp_path: Path) -> Path:
     write_transitions(tmp_path / "t.parquet", world())
-    return make_config(tmp_path, str(tiny_model), validation={"group_size": 2, "batch_size": 3})
+    return make_config(tmp_path, tiny_model, data={"validation": {"group_size": 2, "batch_size": 3}})
 
 
 def evaluate(config: Path, *models: Path | str, output: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +18,7 @@ from rwml_lightning.modules.world_model import WorldModelModule
 from rwml_lightning.run import write_json
 from rwml_lightning.trace import TraceWriter
 
+log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.5
 
 
@@ -119,6 +121,7 @@ class TraceRecorder(L.Callback):
                     paused = command.command == "pause"
                     self.writer.set_status("paused" if paused else "running")
                 self.writer.acknowledge(command.id, answer)
+                log.warning("the dashboard asked: %s; %s", command.command, answer)
             if not paused:
                 return
             self.writer.heartbeat()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from rwml_lightning.data.episodes import EpisodeState
 from rwml_lightning.data.prompts import ActionPrompt
 from rwml_lightning.generation import Generator
 from rwml_lightning.rewards import extract_answer
-from rwml_lightning.schema import Sampling, Turn
+from rwml_lightning.schema import Sampling
 from rwml_lightning.seeds import derive_seed
 
 if TYPE_CHECKING:
@@ -19,29 +19,6 @@ if TYPE_CHECKING:
 
 _STRETCH_STEPS = 4
 _ACTION = re.compile(r"<action>(.*?)</action>", re.DOTALL)
-
-
-@dataclass
-class EpisodeState:
-    """An episode in progress, as its player sees it.
-
-    Args:
-        episode_id: Game and number of the episode; the player's randomness derives from it.
-        task: Task text.
-        observation: Current state text.
-        admissible: Actions that the environment names; empty where it names none.
-        walkthrough: Expert actions, if the collection may use them.
-        turns: What happened so far.
-        known_actions: Every action that was admissible at some time.
-    """
-
-    episode_id: str
-    task: str
-    observation: str
-    admissible: Sequence[str]
-    walkthrough: Sequence[str] = ()
-    turns: list[Turn] = field(default_factory=list)
-    known_actions: set[str] = field(default_factory=set)
 
 
 class Behaviour(Protocol):

@@ -16,11 +16,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from rwml_lightning.data.behaviour import Behaviour, EpisodeState, make_behaviour
+from rwml_lightning.data.behaviour import Behaviour, make_behaviour
+from rwml_lightning.data.episodes import EpisodeState, episode_name, episode_seed
 from rwml_lightning.data.transitions import read_metadata, read_transitions, split_of_game, write_transitions
 from rwml_lightning.envs import EnvironmentPool, EnvironmentSpec, Failure
 from rwml_lightning.generation import Generator
-from rwml_lightning.schema import Transition, Turn
+from rwml_lightning.schema import Episode, Transition
 from rwml_lightning.seeds import derive_seed
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,10 @@ class GeneratedGames:
     num_validation: int = 12
     difficulty: str = "small"
     num_workers: int = 2
+
+    def played_by(self, spec: EnvironmentSpec) -> EnvironmentSpec:
+        """The environment with these games, unless its own ``kwargs`` name other ``data``."""
+        return replace(spec, kwargs={"data": self.folder, **spec.kwargs})
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,15 @@ class Job:
 
     @property
     def episode_id(self) -> str:
-        return f"{self.game}#{self.number}"
+        return episode_name(self.game, self.number)
+
+
+@dataclass(frozen=True)
+class Played:
+    """An episode that came to its end without a failure, and its transitions."""
+
+    episode: Episode
+    transitions: list[Transition]
 
 
 def collect(
@@ -101,6 +114,7 @@ def collect(
     seed: int,
     generator: Generator,
     tokenizer: Callable[[], Any],
+    record: Callable[[int, int, list[Episode]], None] | None = None,
 ) -> None:
     """Collect transitions into ``path``; interrupted, it goes on where it was.
 
@@ -114,6 +128,7 @@ def collect(
         seed: The run's seed; an episode's actions follow from it and the episode's name.
         generator: For ``behaviour: model``.
         tokenizer: Gives the policy's tokenizer; for ``behaviour: model``.
+        record: Called with (number of the batch from 1, how many there are, its episodes) after each.
 
     Raises:
         ValueError: Settings that do not fit, or parts collected with other settings.
@@ -123,7 +138,7 @@ def collect(
         return
     if games is not None:
         make_games(games, seed)
-        spec = replace(spec, kwargs={"data": games.folder, **spec.kwargs})
+        spec = games.played_by(spec)
     settings = {"environment": asdict(spec), "collection": asdict(collection), "seed": seed}
     jobs = list(list_jobs(spec, collection, seed))
     parts = path.with_name(path.name + ".parts")
@@ -154,8 +169,10 @@ def collect(
         for number, chunk in enumerate(chunks):
             part = parts / f"{number:05d}.parquet"
             if not part.exists():
-                transitions, lost = play(pool, chunk, behaviour, collection, spec.id, seed)
-                write_transitions(part, transitions, {"dropped": lost})
+                played, lost = play(pool, chunk, behaviour, collection, spec.id, seed)
+                write_transitions(part, (t for one in played for t in one.transitions), {"dropped": lost})
+                if record is not None:
+                    record(number + 1, len(chunks), [one.episode for one in played])
             dropped += len(read_metadata(part)["dropped"])
             finished = min((number + 1) * size, len(jobs))
             if dropped > collection.max_dropped_share * finished and dropped > 1:
@@ -220,18 +237,26 @@ def check_settings(parts: Path, settings: dict[str, Any]) -> None:
         )
 
 
+def task_names(spec: EnvironmentSpec) -> dict[str, list[str]] | None:
+    """Task ids by split, or ``None`` for an environment without a ``tasks`` attribute."""
+    environment = spec.make()
+    tasks = getattr(environment.unwrapped, "tasks", None)
+    environment.close()
+    if tasks is None:
+        return None
+    return {
+        split: list(names)
+        for split, names in (tasks if isinstance(tasks, dict) else {"train": tasks}).items()
+    }
+
+
 def list_jobs(spec: EnvironmentSpec, collection: Collection, seed: int) -> Iterator[Job]:
     """All episodes to play, in an order that mixes games and splits.
 
     An environment without a ``tasks`` attribute is played ``episodes_per_game`` times by seed alone.
     """
-    environment = spec.make()
-    tasks = getattr(environment.unwrapped, "tasks", None)
-    environment.close()
-    if tasks is None:
-        names = {"": [""]}
-    else:
-        names = {k: list(v) for k, v in (tasks if isinstance(tasks, dict) else {"train": tasks}).items()}
+    tasks = task_names(spec)
+    names = {"": [""]} if tasks is None else tasks
     unknown = sorted(set(collection.splits or ()) - set(names))
     if unknown:
         raise ValueError(
@@ -272,13 +297,13 @@ def play(
     environment: str,
     seed: int,
     attempts: int = 2,
-) -> tuple[list[Transition], list[str]]:
+) -> tuple[list[Played], list[str]]:
     """Play some episodes at once; one that fails is tried again in a fresh environment, then dropped.
 
     Returns:
-        Transitions in the order of ``jobs``, and the names of the episodes that were lost.
+        Episodes in the order of ``jobs``, and the names of those that were lost.
     """
-    played: dict[int, list[Transition]] = {}
+    played: dict[int, Played] = {}
     waiting = dict(enumerate(jobs))
     for attempt in range(attempts):
         played |= _play_once(pool, waiting, behaviour, collection, environment, seed)
@@ -288,7 +313,7 @@ def play(
         fate = "is tried again" if attempt + 1 < attempts else "is dropped"
         for job in waiting.values():
             log.warning("episode %s failed and %s", job.episode_id, fate)
-    return [t for slot in sorted(played) for t in played[slot]], [job.episode_id for job in waiting.values()]
+    return [played[slot] for slot in sorted(played)], [job.episode_id for job in waiting.values()]
 
 
 def _play_once(
@@ -298,10 +323,10 @@ def _play_once(
     collection: Collection,
     environment: str,
     seed: int,
-) -> dict[int, list[Transition]]:
-    """Transitions by slot, of the episodes that came to their end without a failure."""
+) -> dict[int, Played]:
+    """Episodes by slot, of those that came to their end without a failure."""
     results = pool.reset_many(
-        (slot, derive_seed(seed, "episode", job.episode_id), job.game or None) for slot, job in jobs.items()
+        (slot, episode_seed(seed, job.episode_id), job.game or None) for slot, job in jobs.items()
     )
     begun = [slot for slot, result in results.items() if not isinstance(result, Failure)]
     expert = pool.call_many(begun, "walkthrough") if collection.expert_share else {}
@@ -312,58 +337,31 @@ def _play_once(
             failure = result if isinstance(result, Failure) else walkthrough
             log.warning("episode %s: %s", jobs[slot].episode_id, failure.error)
             continue
-        admissible = result.info.get("admissible_actions", ())
-        live[slot] = EpisodeState(
-            episode_id=jobs[slot].episode_id,
-            task=str(result.info.get("task", "")),
-            observation=str(result.obs),
-            admissible=admissible,
-            walkthrough=walkthrough,
-            known_actions=set(admissible),
-        )
+        live[slot] = EpisodeState.begin(jobs[slot].episode_id, result, walkthrough)
     transitions: dict[int, list[Transition]] = {slot: [] for slot in live}
-    finished: dict[int, list[Transition]] = {}
-    for turn in range(collection.max_steps):
+    played: dict[int, Played] = {}
+    for step in range(collection.max_steps):
         if not live:
             break
         actions = dict(zip(live, behaviour.act(list(live.values())), strict=True))
         results = pool.step_many({slot: action for slot, (action, _) in actions.items()})
         for slot, result in results.items():
-            state = live[slot]
+            state, job = live[slot], jobs[slot]
             if isinstance(result, Failure):
                 log.warning("episode %s: %s", state.episode_id, result.error)
                 del live[slot]
                 continue
             action, thinking = actions[slot]
-            observation, info = str(result.obs), result.info
-            valid = bool(info.get("valid", not state.admissible or action in state.admissible))
-            if action and observation.strip():
-                transitions[slot].append(
-                    Transition(
-                        transition_id=f"{state.episode_id}/{turn}",
-                        environment=environment,
-                        game=jobs[slot].game or state.episode_id,
-                        task=state.task,
-                        history=tuple(
-                            state.turns[-collection.history_turns :] if collection.history_turns else ()
-                        ),
-                        observation=state.observation,
-                        action=action,
-                        next_state=observation,
-                        kind=str(info.get("kind", "other")),
-                        valid=valid,
-                        knowable=bool(info.get("knowable", True)),
-                        split=jobs[slot].split,
-                    )
-                )
-            state.turns.append(Turn(state.observation, action, valid, result.reward, thinking))
-            state.observation = observation
-            state.admissible = info.get("admissible_actions", ())
-            state.known_actions.update(state.admissible)
-            if result.done:
-                finished[slot] = transitions[slot]
+            transition = state.advance(
+                action, result, environment, thinking, collection.history_turns, job.split
+            )
+            if action and transition.next_state.strip():
+                transitions[slot].append(transition)
+            if result.done or step + 1 == collection.max_steps:
+                episode = state.finish(environment, job.game, episode_seed(seed, job.episode_id), result)
+                played[slot] = Played(episode, transitions[slot])
                 del live[slot]
-    return finished | {slot: transitions[slot] for slot in live}
+    return played
 
 
 def collection_table(transitions: Sequence[Transition], num_episodes: int, num_dropped: int) -> Table:

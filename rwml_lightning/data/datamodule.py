@@ -25,7 +25,7 @@ from rwml_lightning.generation import Generator
 from rwml_lightning.models import context_tokens
 from rwml_lightning.rewards import NextStateReward
 from rwml_lightning.rewards.controls import Control, ControlName
-from rwml_lightning.schema import Group, RolloutBatch, Sampling, Transition
+from rwml_lightning.schema import Episode, Group, RolloutBatch, Sampling, Transition
 from rwml_lightning.seeds import derive_seed
 
 if TYPE_CHECKING:
@@ -114,6 +114,8 @@ class RolloutDataModule(L.LightningDataModule):
         self.environment = environment
         self.games = games
         self.collection = collection
+        self.record_episodes: Callable[[int, int, list[Episode]], None] | None = None
+        """Told of collected episodes; see ``record`` of :func:`rwml_lightning.data.collection.collect`."""
         self.prompt = prompt
         self.sampling = sampling
         self.prompts_per_step = prompts_per_step
@@ -176,8 +178,9 @@ class RolloutDataModule(L.LightningDataModule):
                 "not say how to collect it"
             )
         collect(
-            self.path, self.environment, self.games, self.collection, self.seed, self.generator, tokenizer
-        )
+            self.path, self.environment, self.games, self.collection, self.seed, self.generator, tokenizer,
+            self.record_episodes,
+        )  # fmt: skip
 
     @override
     def setup(self, stage: str) -> None:

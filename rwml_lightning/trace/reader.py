@@ -265,9 +265,13 @@ class TraceReader:
 
     def latest_ids(self, until: Step) -> tuple[int, int]:
         """Largest ids of a group and of an episode that were recorded up to a step, 0 where there were none."""
+        here = (
+            "((stage = ?1 AND step <= ?2) OR stage IN "
+            "(SELECT stage FROM stages WHERE started < (SELECT started FROM stages WHERE stage = ?1)))"
+        )
         row = self._rows(
-            "SELECT (SELECT max(id) FROM groups WHERE stage = ?1 AND step <= ?2) AS last_group, "
-            "(SELECT max(id) FROM episodes WHERE stage = ?1 AND step <= ?2) AS last_episode",
+            f"SELECT (SELECT max(id) FROM groups WHERE {here}) AS last_group, "
+            f"(SELECT max(id) FROM episodes WHERE {here}) AS last_episode",
             (until.stage, until.step),
         )[0]
         return row["last_group"] or 0, row["last_episode"] or 0

@@ -12,12 +12,13 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from rwml_lightning.data import collection as collecting
-from rwml_lightning.data.behaviour import EpisodeState, ModelBehaviour, RandomBehaviour, parse_action
+from rwml_lightning.data.behaviour import ModelBehaviour, RandomBehaviour, parse_action
 from rwml_lightning.data.collection import Collection, collect, list_jobs
+from rwml_lightning.data.episodes import EpisodeState
 from rwml_lightning.data.transitions import read_metadata, read_transitions
 from rwml_lightning.envs import EnvironmentSpec
 from rwml_lightning.generation import Generator
-from rwml_lightning.schema import Completion, Sampling, Turn
+from rwml_lightning.schema import Completion, Episode, Sampling, Turn
 
 GAMES = {"train": ["a", "b", "c"], "validation": ["v"]}
 RANDOM: dict[str, Any] = {"behaviour": "random", "max_steps": 6, "num_environments": 2, "num_workers": 1}
@@ -293,3 +294,21 @@ def test_the_model_collects(tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerB
     path = tmp_path / "t.parquet"
     collect(path, make_spec(tmp_path), None, collection, 0, generator, lambda: tiny_tokenizer)
     assert Counter(t.action for t in read_transitions(path)) == {"go on": 12}
+
+
+def test_whole_episodes_are_recorded_batch_by_batch(tmp_path: Path) -> None:
+    seen: list[tuple[int, int, list[Episode]]] = []
+    collection = Collection(**{**RANDOM, "max_steps": 3})
+    arguments = (tmp_path / "t.parquet", make_spec(tmp_path), None, collection, 0, None, lambda: None)
+    collect(*arguments, record=lambda *batch: seen.append(batch))  # type: ignore[arg-type]
+    assert [(number, total) for number, total, _ in seen] == [(1, 2), (2, 2)]
+    episodes = [episode for _, _, batch in seen for episode in batch]
+    assert sorted(episode.episode_id for episode in episodes) == ["a#0", "b#0", "c#0", "v#0"]
+    transitions = {t.transition_id: t for t in read_transitions(tmp_path / "t.parquet")}
+    for episode in episodes:
+        solved = episode.final_observation.startswith("Room 3")
+        assert (episode.episode_return, episode.truncated) == (float(solved), not solved)
+        assert episode.success is None  # this environment does not say
+        for number, turn in enumerate(episode.turns):
+            transition = transitions[f"{episode.episode_id}/{number}"]
+            assert (turn.observation, turn.action) == (transition.observation, transition.action)

@@ -148,10 +148,14 @@ def test_a_server_that_comes_back_is_used_again(caplog: pytest.LogCaptureFixture
 
 def test_waiting_for_a_server_ends_with_ctrl_c() -> None:
     fake = FakeServer(lambda *_: (200, {}), port=free_port())
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     started = time.monotonic()
     threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
-    with pytest.raises(KeyboardInterrupt):
-        embed(fake, ["a"] * 50, batch_size=1, max_wait_s=30)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            embed(fake, ["a"] * 50, batch_size=1, max_wait_s=30)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert time.monotonic() - started < 5
 
 

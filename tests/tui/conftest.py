@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from rwml_testing import make_config
 from tui_testing import make_group
 
 from rwml_lightning.trace import TraceWriter
+
+TESTS = Path(__file__).parents[1]
+IMPORTABLE = os.pathsep.join([str(TESTS), str(TESTS / "data"), *filter(None, sys.path)])
 
 
 @pytest.fixture
@@ -18,3 +25,23 @@ def run(tmp_path: Path) -> Path:
         for step in range(5):
             writer.write_step("wm_grpo", step, {"wm/reward": 0.5}, [make_group(step)])
     return folder
+
+
+@pytest.fixture
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Child processes find the tests' environment and reward."""
+    monkeypatch.setenv("PYTHONPATH", IMPORTABLE)
+
+
+@pytest.fixture(scope="session")
+def recorded_run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a real training run of two steps in an environment of a few rooms, recorded as every run is."""
+    folder = tmp_path_factory.mktemp("recorded")
+    games = {"train": ["a", "b", "c"], "validation": ["v"]}
+    rooms = {"id": "fake_games.RoomsEnv", "kwargs": {"games": games, "folder": str(folder)}}
+    collection = {"behaviour": "random", "max_steps": 5, "num_environments": 4, "num_workers": 1}
+    data = {"environment": rooms, "collection": collection, "sampling": {"max_tokens": 12}}
+    config = make_config(folder, tiny_model, data=data)
+    command = [sys.executable, "-m", "rwml_lightning", "fit", "--config", str(config)]
+    subprocess.run(command, check=True, timeout=240, env={**os.environ, "PYTHONPATH": IMPORTABLE})
+    return folder / "runs" / "r"

@@ -124,6 +124,31 @@ def test_hostile_text_is_shown_not_obeyed(run: Path, size: tuple[int, int]) -> N
     drive(run, test, size)
 
 
+def test_without_colours_differences_are_still_marked(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+
+    async def test(app: Dashboard, pilot: Pilot[None]) -> None:
+        segments = [s for strip in app.screen._compositor.render_strips() for s in strip]
+        filtered = [
+            segment
+            for strip in app.screen._compositor.render_strips()
+            for segment in strip.apply_filter(app._filters[0], app.screen.background_colors[1])
+        ]
+        assert {s.text for s in segments} == {s.text for s in filtered}
+        colours = {
+            colour for s in filtered if s.style for colour in (s.style.color, s.style.bgcolor) if colour
+        }
+        for colour in colours:
+            red, green, blue = colour.get_truecolor()
+            assert red == green == blue
+        marks = [s.style for s in filtered if s.style and s.text.strip()]
+        assert any(style.strike for style in marks), "predicted and not real"
+        assert any(style.underline for style in marks), "real and not predicted"
+        assert any(style.reverse or style.bold for style in marks)
+
+    drive(run, test)
+
+
 def test_a_run_without_predictions(tmp_path: Path) -> None:
     TraceWriter(tmp_path / "trace.db").close()
 

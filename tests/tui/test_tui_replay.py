@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,25 +73,15 @@ def test_runs_are_compared_transition_by_transition(run: Path, tmp_path: Path) -
         writer.start_stage("wm_grpo", 9, "")
         writer.write_step("wm_grpo", 3, {"wm/reward": 0.25}, [make_group(4, answers=("a lamp 7",))])
 
-    async def session() -> None:
-        with TraceReader(run / "trace.db") as first, TraceReader(other / "trace.db") as second:
-            app = Dashboard({"first": first, "second": second})
-            async with app.run_test(size=(120, 40)) as pilot:
-                await idle(app, pilot)
-                screen = await press(app, pilot, "v")
-                for words in (
-                    "first",
-                    "second",
-                    "a lamp 7",
-                    "a mug at step 4",
-                    "On the shelf 1, you see a mug 1.",
-                ):
-                    assert words in screen
-                assert "never predicted" in await press(app, pilot, "escape", "down", "v")
-                await press(app, pilot, "escape", "2")
-                assert "first 0.5  second 0.25" in shown(app)
+    async def test(app: Dashboard, pilot: Pilot[None]) -> None:
+        screen = await press(app, pilot, "v")
+        for words in ("first", "second", "a lamp 7", "a mug at step 4", "On the shelf 1, you see a mug 1."):
+            assert words in screen
+        assert "never predicted" in await press(app, pilot, "escape", "down", "v")
+        await press(app, pilot, "escape", "2")
+        assert "first 0.5  second 0.25" in shown(app)
 
-    asyncio.run(asyncio.wait_for(session(), 60))
+    drive(run, test, others=[other])
 
 
 def test_one_run_offers_no_comparison(run: Path) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
+import pytest
 from rwml_tui.app import Dashboard
 from textual.pilot import Pilot
 
@@ -60,15 +62,33 @@ async def press(app: Dashboard, pilot: Pilot[None], *keys: str) -> str:
 
 
 def drive(
-    run: Path, test: Callable[[Dashboard, Pilot[None]], Awaitable[None]], size: tuple[int, int] = (120, 40)
+    run: Path,
+    test: Callable[[Dashboard, Pilot[None]], Awaitable[None]],
+    size: tuple[int, int] = (120, 40),
+    limit: float = 60,
+    others: Sequence[Path] = (),
 ) -> None:
-    """Opens the dashboard, waits for its first frame and hands it to the test."""
+    """Opens the dashboard on a run folder, with others to compare, waits for its first frame and hands it to the test."""
 
     async def session() -> None:
-        with TraceReader(run / "trace.db") as reader:
-            app = Dashboard({run.name: reader})
+        with ExitStack() as stack:
+            readers = {
+                folder.name: stack.enter_context(TraceReader(folder / "trace.db"))
+                for folder in (run, *others)
+            }
+            app = Dashboard(readers)
             async with app.run_test(size=size) as pilot:
                 await idle(app, pilot)
                 await test(app, pilot)
 
-    asyncio.run(asyncio.wait_for(session(), 60))
+    asyncio.run(asyncio.wait_for(session(), limit))
+
+
+def put_in_place(code: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program in the place of ``python -m rwml_lightning``; it runs in the folder."""
+    package = folder / "elsewhere" / "rwml_lightning"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "__main__.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(package.parent))
+    monkeypatch.chdir(folder)

@@ -13,12 +13,14 @@ from textual.widget import Widget
 from textual.widgets import Footer, TabbedContent, TabPane
 
 from rwml_lightning.trace import Step, TraceError, TraceReader
-from rwml_tui.messages import Problem
+from rwml_tui.messages import AskWhatIf, Problem
 from rwml_tui.panes.curves import Curves
 from rwml_tui.panes.episodes import Episodes
 from rwml_tui.panes.predictions import Predictions
 from rwml_tui.replay import TICK_SECONDS, Moment, all_steps, moment_at, stride
 from rwml_tui.screens.control import Control
+from rwml_tui.screens.what_if import WhatIf
+from rwml_tui.what_if import WhatIfProcess
 from rwml_tui.widgets.run_bar import RunBar
 
 REFRESH_SECONDS = 2.0
@@ -65,6 +67,7 @@ class Dashboard(App[None]):
         self._playing = False
         self._seen: int | None = None
         self._bar = RunBar(name)
+        self._model = WhatIfProcess(self.reader.path.parent)
         self._predictions, self._curves, self._episodes = (
             Predictions(readers),
             Curves(readers),
@@ -118,6 +121,15 @@ class Dashboard(App[None]):
     async def show_tab(self) -> None:
         """Reads what the tab shows."""
         await self._look()
+
+    @on(AskWhatIf)
+    def show_what_if(self, asked: AskWhatIf) -> None:
+        """Opens the screen; the child with the model starts with the first question."""
+        self.push_screen(WhatIf(self._model, asked.start))
+
+    async def on_unmount(self) -> None:
+        """Ends the child with the model."""
+        await self._model.close()
 
     @on(Problem)
     def show_problem(self, problem: Problem) -> None:

@@ -13,7 +13,7 @@ from textual.containers import Vertical
 
 from rwml_lightning.schema import Episode, Turn
 from rwml_lightning.trace import EpisodeSummary, TraceError, TraceReader
-from rwml_tui.messages import Problem
+from rwml_tui.messages import AskWhatIf, Problem
 from rwml_tui.screens.over_training import best
 from rwml_tui.text import one_line, visible
 from rwml_tui.widgets.group_view import thinking_text
@@ -64,7 +64,8 @@ class Episodes(Vertical):
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("t", "thinking", "thinking", tooltip="Unfold what the model thought, or fold it"),
-    ]
+        Binding("w", "what_if", "what if", tooltip="Other actions than those of this episode: what the model foresees, and what happens"),
+    ]  # fmt: skip
 
     def __init__(self, reader: TraceReader) -> None:
         super().__init__()
@@ -123,6 +124,15 @@ class Episodes(Vertical):
                 if prediction is not None:
                     found[number] = prediction.next_state or prediction.text
         return found
+
+    def action_what_if(self) -> None:
+        """From the episode's last turn; its earlier ones are a key away."""
+        episode = None if self.table.selected is None else self.reader.episode(self.table.selected)
+        if episode is not None:
+            actions = [turn.action for turn in episode.turns[:-1]]
+            self.post_message(
+                AskWhatIf({"place": {"game": episode.game, "seed": episode.seed, "actions": actions}})
+            )
 
     def action_thinking(self) -> None:
         """Folds or unfolds."""

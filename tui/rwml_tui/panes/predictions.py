@@ -15,7 +15,7 @@ from textual.widgets import Input
 
 from rwml_lightning.trace import Filter, GroupQuery, GroupSummary, TraceError, TraceReader
 from rwml_tui.export import markdown
-from rwml_tui.messages import Problem
+from rwml_tui.messages import AskWhatIf, Problem
 from rwml_tui.query_line import parse_query_line
 from rwml_tui.screens.compare import Compare
 from rwml_tui.screens.export import Export
@@ -36,13 +36,14 @@ class Predictions(Vertical):
         Binding("p", "member(-1)", "previous", tooltip="Show the prediction before", show=False),
         Binding("t", "thinking", "thinking", tooltip="Unfold what the model thought, or fold it"),
         Binding("right_square_bracket", "training_step(1)", "step +", key_display="]", tooltip="Go to the training step after this one"),
-        Binding("left_square_bracket", "training_step(-1)", "step -", key_display="[", tooltip="Go to the training step before this one"),
+        Binding("left_square_bracket", "training_step(-1)", "step -", key_display="[", show=False, tooltip="Go to the training step before this one"),
         Binding("slash", "search", "find", key_display="/", tooltip="Filter and search: reward>0.5 kind=navigation mug"),
         Binding("s", "sort", "sort", tooltip="Sort by the next column"),
         Binding("r", "reverse", "reverse", tooltip="Sort the other way round", show=False),
         Binding("e", "export", "export", tooltip="Write this group or the list to a JSONL, CSV or Markdown file"),
         Binding("y", "copy", "copy", show=False, tooltip="Copy this group to the clipboard, as Markdown"),
         Binding("v", "compare", "runs", tooltip="What the other runs predicted for this transition"),
+        Binding("w", "what_if", "what if", tooltip="Another action in this state: what the model foresees, and what happens"),
         Binding("o", "over_training", "over training", tooltip="The same transition from step to step"),
     ]  # fmt: skip
 
@@ -98,7 +99,7 @@ class Predictions(Vertical):
         except TraceError as error:
             self.post_message(Problem(str(error)))
             return
-        self.view.show(detail, predictions)
+        self.view.show(None if detail is None else detail.transition, predictions)
 
     @on(Input.Changed, "#find")
     def find(self, event: Input.Changed) -> None:
@@ -179,8 +180,15 @@ class Predictions(Vertical):
             self.app.push_screen(OverTraining(self.reader, groups, here.id), self._go_to)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Runs are compared where there are several."""
+        """Runs are compared where there are several; within the line a stroke is a character."""
+        if action == "search":
+            return not self._line.has_focus
         return action != "compare" or len(self.readers) > 1
+
+    def action_what_if(self) -> None:
+        """From the state of the transition under the cursor, or from the start of a game."""
+        here = self._summary()
+        self.post_message(AskWhatIf({"begin": 0} if here is None else {"find": here.transition_id}))
 
     def action_compare(self) -> None:
         """The same transition in every run."""

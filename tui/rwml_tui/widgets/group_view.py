@@ -9,7 +9,7 @@ from textual.reactive import reactive
 from textual.widgets import Static
 
 from rwml_lightning.schema import Transition
-from rwml_lightning.trace import GroupDetail, PredictionRecord
+from rwml_lightning.trace import PredictionRecord
 from rwml_tui.difference import mark_differences
 from rwml_tui.text import visible
 from rwml_tui.widgets.text_pane import TextPane
@@ -25,7 +25,7 @@ def context_text(transition: Transition) -> Text:
         ]
     parts += [
         visible(transition.observation),
-        Text("> ", "bold").append_text(visible(transition.action, "bold")),
+        Text("> ", "bold").append_text(visible(transition.action, "bold")) if transition.action else Text(),
     ]
     return Text("\n").join(part for part in parts if part)
 
@@ -75,7 +75,7 @@ class GroupView(Vertical):
         self._situation = TextPane("history and action", id="context")
         self._predicted = TextPane("predicted", id="predicted")
         self._real = TextPane("real", id="real")
-        self._detail: GroupDetail | None = None
+        self._transition: Transition | None = None
         self._predictions: list[PredictionRecord] = []
 
     def compose(self) -> ComposeResult:
@@ -83,11 +83,11 @@ class GroupView(Vertical):
         yield self._score
         yield Horizontal(self._situation, self._predicted, self._real)
 
-    def show(self, detail: GroupDetail | None, predictions: list[PredictionRecord]) -> None:
+    def show(self, transition: Transition | None, predictions: list[PredictionRecord]) -> None:
         """Shows another group; the place in the group is kept, so that it can be followed through groups."""
-        self._detail, self._predictions = detail, predictions
-        self._situation.show(Text() if detail is None else context_text(detail.transition))
-        self._real.border_title = "real" if detail is None else f"real, {detail.transition.kind}"
+        self._transition, self._predictions = transition, predictions
+        self._situation.show(Text() if transition is None else context_text(transition))
+        self._real.border_title = f"real, {transition.kind}" if transition and transition.action else "real"
         self.set_reactive(GroupView.member, min(self.member, max(len(predictions) - 1, 0)))
         self.watch_member()
 
@@ -104,7 +104,7 @@ class GroupView(Vertical):
     def watch_member(self) -> None:
         """Shows the member."""
         one = self.prediction
-        real = "" if self._detail is None else self._detail.transition.next_state
+        real = "" if self._transition is None else self._transition.next_state
         if one is None:
             self._predicted.border_title = "predicted"
             self._score.update("")

@@ -1,0 +1,153 @@
+"""Any action in any state: what the model foresees beside what the environment answers."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rwml_testing import ACTION_PROMPT, LetterReward
+
+from rwml_lightning.data.collection import Collection
+from rwml_lightning.data.datamodule import RolloutDataModule, Validation
+from rwml_lightning.data.transitions import read_transitions, write_transitions
+from rwml_lightning.envs import EnvironmentSpec
+from rwml_lightning.generation import HFGenerator
+from rwml_lightning.model_evaluator import load_module
+from rwml_lightning.run import Run, open_run_folder
+from rwml_lightning.schema import Sampling
+from rwml_lightning.what_if import WhatIf, newest_weights, respond, serve
+
+GAMES = {"train": ["a", "broken-b"], "validation": ["v"]}
+
+
+def make_data(folder: Path, model: Path, environment: EnvironmentSpec | None = None) -> RolloutDataModule:
+    arguments = {"games": GAMES, "folder": str(folder), "length": 4}
+    return RolloutDataModule(
+        str(folder / "t.parquet"),
+        HFGenerator(str(model)),
+        LetterReward(),
+        environment or EnvironmentSpec("fake_games.RoomsEnv", arguments),
+        collection=Collection(
+            "random", max_steps=5, num_environments=4, num_workers=1, max_dropped_share=1.0, history_turns=1
+        ),
+        prompt=ACTION_PROMPT,
+        sampling=Sampling(max_tokens=12),
+        validation=Validation(temperature=1.0),
+        seed=5,
+    )
+
+
+@pytest.fixture
+def world(tmp_path: Path, tiny_model: Path) -> Iterator[WhatIf]:
+    data = make_data(tmp_path, tiny_model)
+    data.collect(lambda: None)
+    data.seed = 6  # what is recorded is found again by the seed that recorded it
+    world = WhatIf(data, load_module(str(tiny_model), "float32"), group_size=3)
+    yield world
+    world.close()
+
+
+def test_recorded_states_are_found_and_their_actions_have_the_recorded_outcome(world: WhatIf) -> None:
+    recorded = [t for t in read_transitions(world.data.path) if t.game != "broken-b"]
+    assert len(recorded) > 5
+    for transition in recorded:
+        scene = respond(world, {"find": transition.transition_id})
+        assert scene["observation"] == transition.observation
+        assert len(scene["turns"]) == int(transition.transition_id.rpartition("/")[2])
+        asked = respond(world, {"place": scene["place"], "action": transition.action})
+        for field in ("observation", "action", "next_state", "kind", "valid", "task", "game"):
+            assert asked["transition"][field] == getattr(transition, field)
+        assert len(asked["predictions"]) == 3
+        assert asked["observation"] == transition.observation
+
+
+def test_predictions_are_scored_and_drawn_anew_when_asked_again(world: WhatIf) -> None:
+    place = respond(world, {"begin": 0})["place"]
+    assert place["game"] == "v"
+    first, second = (respond(world, {"place": place, "action": "take apple"}) for _ in range(2))
+    texts = [[one["text"] for one in answer["predictions"]] for answer in (first, second)]
+    assert texts[0] != texts[1]
+    assert first["transition"] == second["transition"]
+    assert first["transition"]["next_state"] == "Nothing happens."
+    for one in first["predictions"]:
+        scored = world.data.evaluator.score([load(first)], [one["next_state"]])[0]
+        assert scored is not None
+        assert (one["reward"], one["similarity"]) == (scored.reward, scored.similarity)
+
+
+def load(answer: dict[str, Any]) -> Any:
+    from rwml_lightning.schema import Transition
+
+    return Transition(**{**answer["transition"], "history": ()})
+
+
+def test_one_goes_on_to_the_end_and_not_beyond(world: WhatIf) -> None:
+    place = respond(world, {"begin": 1})["place"]
+    for turn in range(3):
+        scene = respond(world, {"place": place})
+        assert (len(scene["turns"]), scene["over"]) == (turn, False)
+        assert "go on" in scene["admissible"]
+        place = {**place, "actions": [*place["actions"], "go on"]}
+    assert respond(world, {"place": place})["over"]
+    assert "the episode is over here" in respond(world, {"place": place, "action": "wait"})["error"]
+    beyond = {**place, "actions": [*place["actions"], "wait"]}
+    assert respond(world, {"place": beyond})["error"] == "the episode is over after 3 turns"
+
+
+def test_what_cannot_be_reached_is_said_in_one_line(world: WhatIf) -> None:
+    recorded = read_transitions(world.data.path)
+    assert "holds no transition 'nowhere'" in respond(world, {"find": "nowhere"})["error"]
+    broken = {"game": "broken-b", "seed": 0, "actions": ["go on"]}
+    error = respond(world, {"place": broken, "action": "go on"})["error"]
+    assert "broken-b is broken" in error
+    assert "\n" not in error
+    assert respond(world, {"place": broken})["observation"].startswith(
+        "Room 1"
+    )  # another environment took over
+    late = next(t for t in recorded if t.transition_id.endswith("/2"))
+    write_transitions(world.data.path, [late])
+    del world._recorded
+    assert "does not tell which actions led to" in respond(world, {"find": late.transition_id})["error"]
+
+
+def test_a_state_that_the_environment_no_longer_comes_to(world: WhatIf) -> None:
+    first = next(t for t in read_transitions(world.data.path) if t.transition_id.endswith("/0"))
+    world._collection_seed = 77  # another colour
+    assert "no longer comes to the state of" in respond(world, {"find": first.transition_id})["error"]
+
+
+def test_lines_in_lines_out(tmp_path: Path, tiny_model: Path) -> None:
+    answers = io.StringIO()
+    requests = [json.dumps({"begin": 0, "id": 7}), json.dumps({"find": "x", "id": 8})]
+    serve(make_data(tmp_path, tiny_model), str(tiny_model), "float32", 2, requests, answers)
+    lines = [json.loads(line) for line in answers.getvalue().splitlines()]
+    assert [set(line) & {"status", "ready", "id", "error"} for line in lines] == [
+        {"status"}, {"status"}, {"ready"}, {"id"}, {"id", "error"},
+    ]  # fmt: skip
+    assert lines[3]["observation"].startswith("Room 0 of v")
+    assert "does not exist here; start in the folder" in lines[4]["error"]
+
+
+def test_a_config_without_an_environment_cannot_be_asked(tmp_path: Path, tiny_model: Path) -> None:
+    data = make_data(tmp_path, tiny_model)
+    data.environment = None
+    with pytest.raises(ValueError, match=r"data\.environment is not set"):
+        WhatIf(data, load_module(str(tiny_model), "float32"), 1)
+
+
+def test_the_newest_weights_of_a_run(tmp_path: Path) -> None:
+    folder = open_run_folder(Run("r", str(tmp_path)), "")
+    assert newest_weights("base", None) == "base"
+    assert newest_weights("base", "other") == "other"
+    assert newest_weights("base", str(folder.path)) == "base"
+    folder.warm_up.mkdir()
+    assert newest_weights("base", str(folder.path)) == str(folder.warm_up)
+    folder.checkpoints.mkdir()
+    (folder.checkpoints / "step-3.ckpt").touch()
+    assert newest_weights("base", str(folder.path)) == str(folder.checkpoints / "step-3.ckpt")
+    folder.export.mkdir()
+    assert newest_weights("base", str(folder.path)) == str(folder.export)

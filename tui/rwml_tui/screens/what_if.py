@@ -1,0 +1,159 @@
+"""What if: type an action, see what the model foresees and what really happens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from rich.text import Text
+from textual import on, work
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical
+from textual.screen import ModalScreen
+from textual.widgets import Footer, Input, OptionList, Static
+from textual.widgets.option_list import Option
+
+from rwml_tui.text import one_line
+from rwml_tui.what_if import Outcome, Scene, WhatIfError, WhatIfProcess
+from rwml_tui.widgets.group_view import GroupView
+
+_MOST_LISTED = 200
+
+
+class WhatIf(ModalScreen[None]):
+    """A state, what may be done there, and what came of it in the model's mind and in the environment.
+
+    Args:
+        process: Model and environment.
+        start: Question whose answer is the first state.
+    """
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("slash", "type", "action", key_display="/", tooltip="Type an action; Enter asks and does it"),
+        Binding("n", "member(1)", "member", tooltip="Show the next prediction"),
+        Binding("p", "member(-1)", "previous", show=False, tooltip="Show the prediction before"),
+        Binding("t", "thinking", "thinking", tooltip="Unfold what the model thought, or fold it"),
+        Binding("g", "go_on", "go on", tooltip="Go on to the state that the action led to"),
+        Binding("b", "go_back", "go back", tooltip="Back to the state a turn before"),
+        Binding("r", "new_game", "new game", tooltip="Begin another game, held-out ones first"),
+        Binding("escape", "leave", "back", key_display="esc", tooltip="Back; the model stays loaded until the dashboard ends"),
+    ]  # fmt: skip
+
+    def __init__(self, process: WhatIfProcess, start: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.process, self.start = process, start
+        self.scene: Scene | None = None
+        self.outcome: Outcome | None = None
+        self._game = 0
+        self._state = Static(markup=False, id="state")
+        self._view = GroupView()
+        self._line = Input(placeholder="an action, for example: open drawer 1", compact=True, id="action")
+        self._actions = OptionList(id="admissible", markup=False, compact=True)
+
+    def compose(self) -> ComposeResult:
+        """State, panes, actions."""
+        with Vertical():
+            yield self._state
+            yield self._view
+            yield self._line
+            yield self._actions
+            yield Footer()
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Within the line a stroke is a character."""
+        return action != "type" or not self._line.has_focus
+
+    def on_mount(self) -> None:
+        """To the first state."""
+        self._line.focus()
+        self._ask(self.start)
+
+    @work(exclusive=True, group="what_if")
+    async def _ask(self, question: Mapping[str, Any]) -> None:
+        self._tell("asking the model and the environment" if self.process.weights else "starting")
+        try:
+            scene, outcome = await self.process.ask(question, self._tell)
+        except WhatIfError as error:
+            self._state.update(Text("not answered: ", "bold").append_text(one_line(str(error), 500)))
+            self._state.add_class("problem")
+            return
+        self.scene, self.outcome = scene, outcome
+        self._show(scene, outcome)
+
+    def _show(self, scene: Scene, outcome: Outcome | None) -> None:
+        shown = scene.state if outcome is None else outcome.transition
+        self._view.show(shown, [] if outcome is None else outcome.predictions)
+        turns = len(scene.place["actions"])
+        self._tell(
+            f"turn {turns + 1}{', the episode is over' if scene.over else ''}  {scene.place['game']}  "
+            f"weights {self.process.weights}"
+        )
+        self._list(self._line.value)
+        if outcome is None:
+            self._line.value = ""
+            self._line.focus()
+        else:
+            self._view.query_one("#predicted").focus()
+
+    def _tell(self, text: str) -> None:
+        self._state.remove_class("problem")
+        self._state.update(one_line(text, 500))
+
+    @on(Input.Changed, "#action")
+    def narrow(self, event: Input.Changed) -> None:
+        """List what may be done and holds the typed words."""
+        self._list(event.value)
+
+    def _list(self, typed: str) -> None:
+        words = typed.lower().split()
+        actions = () if self.scene is None else self.scene.admissible
+        found = [action for action in actions if all(word in action.lower() for word in words)]
+        self._actions.clear_options()
+        self._actions.add_options(Option(one_line(action, 200), id=action) for action in found[:_MOST_LISTED])
+
+    @on(Input.Submitted, "#action")
+    def act(self) -> None:
+        """Ask, and do it."""
+        if self.scene is not None and self._line.value.strip():
+            self._ask({"place": self.scene.place, "action": self._line.value})
+
+    @on(OptionList.OptionSelected, "#admissible")
+    def choose(self, event: OptionList.OptionSelected) -> None:
+        """The same with an action of the list."""
+        self._line.value = event.option_id or ""
+        self.act()
+
+    def action_type(self) -> None:
+        """To the line."""
+        self._line.focus()
+
+    def action_member(self, by: int) -> None:
+        """Steps through the predictions."""
+        self._view.step_member(by)
+
+    def action_thinking(self) -> None:
+        """Folds or unfolds."""
+        self._view.thinking = not self._view.thinking
+
+    def action_go_on(self) -> None:
+        """Where the action led."""
+        if self.scene is not None and self.outcome is not None:
+            self._ask({"place": self.scene.after(self.outcome.transition.action)})
+
+    def action_go_back(self) -> None:
+        """A turn back."""
+        if self.scene is not None:
+            self._ask({"place": self.scene.before()})
+
+    def action_new_game(self) -> None:
+        """Another game."""
+        self._ask({"begin": self._game})
+        self._game += 1
+
+    def action_leave(self) -> None:
+        """Out of the line, then out of the screen."""
+        if self._line.has_focus and self.outcome is not None:
+            self._view.query_one("#predicted").focus()
+        else:
+            self.dismiss()

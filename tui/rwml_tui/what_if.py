@@ -1,0 +1,169 @@
+"""The child process that holds model and environment, so that the dashboard stays light."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from rwml_lightning.schema import Transition, Turn
+from rwml_lightning.trace import PredictionRecord
+
+START_SECONDS = 600.0
+ANSWER_SECONDS = 300.0
+_LONGEST_LINE = 1 << 26
+
+
+class WhatIfError(Exception):
+    """What could not be answered, in one line."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A state of the environment that the child came to.
+
+    Args:
+        place: What leads there: ``game``, ``seed`` and ``actions``, as the child wants it back.
+        state: The state as a transition without action and next state.
+        admissible: Actions that the environment names there.
+        over: Whether the episode has ended.
+    """
+
+    place: Mapping[str, Any]
+    state: Transition
+    admissible: tuple[str, ...]
+    over: bool
+
+    def after(self, action: str) -> dict[str, Any]:
+        """The place that an action leads to."""
+        return {**self.place, "actions": [*self.place["actions"], action]}
+
+    def before(self) -> dict[str, Any]:
+        """The place a turn earlier; the first stays the first."""
+        return {**self.place, "actions": self.place["actions"][:-1]}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the model foresaw of an action, and what happened."""
+
+    transition: Transition
+    predictions: list[PredictionRecord]
+
+
+def read_answer(answer: Mapping[str, Any]) -> tuple[Scene, Outcome | None]:
+    """An answer of ``python -m rwml_lightning what_if`` in our words."""
+    turns = tuple(Turn(**turn) for turn in answer["turns"])
+    place = answer["place"]
+    state = Transition(
+        "", "", place["game"], answer["task"], turns, answer["observation"], action="", next_state=""
+    )  # fmt: skip
+    scene = Scene(place, state, tuple(answer["admissible"]), answer["over"])
+    if "transition" not in answer:
+        return scene, None
+    fields = answer["transition"]
+    history = tuple(Turn(**turn) for turn in fields["history"])
+    transition = Transition(**{**fields, "history": history})
+    return scene, Outcome(transition, [PredictionRecord(**one) for one in answer["predictions"]])
+
+
+class WhatIfProcess:
+    """Asks the child, which is started at the first question; one question at a time.
+
+    Args:
+        run: Run folder; its config names model and environment, its newest weights are taken.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        self.weights: str | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._errors: deque[str] = deque(maxlen=20)
+        self._drain: asyncio.Task[None] | None = None
+        self._lock = asyncio.Lock()
+        self._numbers = count()
+
+    async def ask(
+        self, question: Mapping[str, Any], tell: Callable[[str], None]
+    ) -> tuple[Scene, Outcome | None]:
+        """The child's answer.
+
+        Args:
+            question: As :func:`rwml_lightning.what_if.respond` takes it.
+            tell: Gets what the child is doing until it is ready.
+
+        Raises:
+            WhatIfError: It could not be answered, or the child ended or did not answer in time.
+        """
+        async with self._lock:
+            await self._ready(tell)
+            assert self._process is not None
+            assert self._process.stdin is not None
+            number = next(self._numbers)
+            with suppress(ConnectionError):  # the child has ended, as reading will tell
+                self._process.stdin.write((json.dumps({**question, "id": number}) + "\n").encode())
+                await self._process.stdin.drain()
+            while (answer := await self._read(ANSWER_SECONDS)).get("id") != number:
+                pass  # the answer to a question that was left
+        if "error" in answer:
+            raise WhatIfError(answer["error"])
+        return read_answer(answer)
+
+    async def close(self) -> None:
+        """End the child."""
+        process, self._process, self.weights = self._process, None, None
+        if process is not None:
+            with suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+        if self._drain is not None:
+            self._drain.cancel()
+
+    async def _ready(self, tell: Callable[[str], None]) -> None:
+        if self._process is None:
+            tell("starting")
+            self._process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "rwml_lightning", "what_if"),
+                *("--config", str(self.run / "config.yaml"), "--weights", str(self.run)),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                limit=_LONGEST_LINE,
+            )
+            self._errors.clear()
+            self._drain = asyncio.create_task(self._keep_errors(self._process))
+        while self.weights is None:
+            message = await self._read(START_SECONDS)
+            tell(message.get("status", ""))
+            self.weights = message.get("ready")
+
+    async def _read(self, seconds: float) -> dict[str, Any]:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        try:
+            async with asyncio.timeout(seconds):
+                line = await self._process.stdout.readline()
+        except TimeoutError:
+            await self.close()
+            raise WhatIfError(f"no answer in {seconds:.0f} s; the process was ended") from None
+        if not line:
+            drain = self._drain
+            if drain is not None:
+                await asyncio.wait([drain], timeout=5)
+            await self.close()
+            raise WhatIfError(self._errors[-1] if self._errors else "the process with the model ended")
+        return json.loads(line)
+
+    async def _keep_errors(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stderr is not None
+        async for line in process.stderr:
+            text = line.decode("utf-8", "replace").strip()
+            if text:
+                self._errors.append(text)
