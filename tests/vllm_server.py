@@ -31,8 +31,8 @@ def vllm_server(model: Path, name: str, log: Path, *options: str) -> Iterator[st
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [
-        sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(model), "--served-model-name", name, "--host",
-        "127.0.0.1", "--port", str(port), "--dtype", "float32", "--enforce-eager", *options,
+        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--served-model-name", name,
+        "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--enforce-eager", *options,
     ]  # fmt: skip
     with log.open("w") as file:
         process = subprocess.Popen(
