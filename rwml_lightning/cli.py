@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,9 @@ from rwml_lightning.config_errors import ReadableParser, reason
 from rwml_lightning.data.datamodule import RolloutDataModule
 from rwml_lightning.loggers import introduce, settle
 from rwml_lightning.models import resolve_model
+from rwml_lightning.evaluation import render_episodes
 from rwml_lightning.modules.base import PolicyModule
+from rwml_lightning.modules.playing import PlayingModule
 from rwml_lightning.modules.world_model import WorldModelModule
 from rwml_lightning.rewards import ServerError
 from rwml_lightning.rewards.controls import ControlName
@@ -36,7 +38,7 @@ log = logging.getLogger(__name__)
 
 
 class RWMLCLI(LightningCLI):
-    """``fit``, ``validate``, ``collect``, ``evaluate``, ``audit`` and ``what_if`` from a config; see :func:`main` for ``export``."""
+    """``fit``, ``validate``, ``test``, ``collect``, ``evaluate``, ``audit`` and ``what_if`` from a config; see :func:`main` for ``export``."""
 
     model: PolicyModule
     datamodule: RolloutDataModule
@@ -73,6 +75,7 @@ class RWMLCLI(LightningCLI):
         return {
             "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"},
             "validate": {"model", "dataloaders", "datamodule"},
+            "test": {"model", "dataloaders", "datamodule"},
             "collect": {"model", "datamodule"},
             "audit": {"model", "datamodule", "default_output"},
             "what_if": {"model", "datamodule"},
@@ -187,18 +190,35 @@ class RWMLCLI(LightningCLI):
 
         from rwml_lightning.evaluation import render_results
 
-        kwargs.pop("datamodule", None)
-        try:
-            self.trainer.validate(
-                model, self.datamodule, verbose=False, **{k: v for k, v in kwargs.items() if k != "verbose"}
-            )
-        finally:
-            self.datamodule.close()
+        self._evaluate_with(self.trainer.validate, model, kwargs)
+        if isinstance(model, PlayingModule):
+            Console().print(render_episodes("Held-out games", {row.name: row for row in model.results}))
+            return
         assert isinstance(model, WorldModelModule)
         if not self.datamodule.validation_transitions:
             raise ValueError(f"{self.datamodule.path} holds no validation transitions")
         Console().print(render_results("Held-out transitions", model.results))
         Console().print(render_results("Floors: predictors without a model", model.floors))
+
+    def test(self, model: PolicyModule, **kwargs: Any) -> None:
+        """Success of a policy on all held-out games, or on those that ``data.play.test`` names."""
+        from rich.console import Console
+
+        if not isinstance(model, PlayingModule):
+            raise ValueError(
+                f"test plays episodes, which {type(model).__name__} does not; measure it with validate or evaluate"
+            )
+        self._evaluate_with(self.trainer.test, model, kwargs)
+        Console().print(render_episodes("Held-out games", {row.name: row for row in model.results}))
+
+    def _evaluate_with(
+        self, command: Callable[..., Any], model: PolicyModule, kwargs: dict[str, Any]
+    ) -> None:
+        given = {k: v for k, v in kwargs.items() if k not in ("verbose", "datamodule")}
+        try:
+            command(model, self.datamodule, verbose=False, **given)
+        finally:
+            self.datamodule.close()
 
     def evaluate(
         self,
@@ -306,7 +326,17 @@ def main(args: list[str] | None = None) -> None:
     """Entry point of ``python -m rwml_lightning``; a user's mistake ends in one line and exit code 2."""
     arguments = sys.argv[1:] if args is None else args
     quieten()
-    commands = ("fit", "validate", "collect", "evaluate", "audit", "what_if", "export", "weight_change")
+    commands = (
+        "fit",
+        "validate",
+        "test",
+        "collect",
+        "evaluate",
+        "audit",
+        "what_if",
+        "export",
+        "weight_change",
+    )
     try:
         if arguments[:1] == ["export"]:
             from rwml_lightning.export import export_command

@@ -45,6 +45,7 @@ class Episode:
         final_observation: State after the last action.
         success: Whether the task was solved; ``None`` where the environment does not say.
         truncated: Whether a limit ended the episode before the environment did.
+        kind: What sort of task it was, for evaluation by kind; empty where the environment does not say.
     """
 
     episode_id: str
@@ -56,6 +57,7 @@ class Episode:
     final_observation: str
     success: bool | None = None
     truncated: bool = False
+    kind: str = ""
 
     @property
     def episode_return(self) -> float:
@@ -208,6 +210,62 @@ class RolloutBatch:
     step: int
     policy_version: int
     groups: tuple[Group, ...]
+    temperature: float = 1.0
+    dropped_groups: int = 0
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ActionSample:
+    """One turn of an episode, as the policy read and wrote it.
+
+    Args:
+        prompt_ids: Tokens that it read; those of earlier turns among them where the prompt is a conversation.
+        completion: What it sampled.
+        reward: What the turn is paid: the environment's reward, scaled, less the penalty for an invalid action.
+        advantage: How much better than its peers the turn did.
+    """
+
+    prompt_ids: tuple[int, ...]
+    completion: Completion
+    reward: float
+    advantage: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Playthrough:
+    """An episode and the samples that it was made of, one a turn."""
+
+    episode: Episode
+    samples: tuple[ActionSample, ...]
+
+    @property
+    def total_reward(self) -> float:
+        """Sum of what the turns were paid, which may differ from the environment's own return."""
+        return sum(sample.reward for sample in self.samples)
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeGroup:
+    """Episodes of the same game and seed, played by the same policy; ``game`` is as in :class:`Episode`."""
+
+    game: str
+    split: str
+    members: tuple[Playthrough, ...]
+
+    @property
+    def zero_variance(self) -> bool:
+        """Whether all were paid the same, so that their episode-level advantages are 0."""
+        return len({member.total_reward for member in self.members}) <= 1
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeBatch:
+    """What one optimizer step of the policy stage is made from; fields as in :class:`RolloutBatch`."""
+
+    step: int
+    policy_version: int
+    groups: tuple[EpisodeGroup, ...]
     temperature: float = 1.0
     dropped_groups: int = 0
     seconds: Mapping[str, float] = field(default_factory=dict)

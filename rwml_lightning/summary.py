@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rwml_lightning.evaluation import Result, render_by_kind, render_results
+from rwml_lightning.evaluation import EpisodeResult, Result, render_by_kind, render_episodes, render_results
 from rwml_lightning.run import RunFolder
 from rwml_lightning.trace import Evaluation, Filter, GroupQuery, TraceReader
 
@@ -22,21 +22,39 @@ def print_summary(folder: RunFolder, num_samples: int = 3) -> None:
     """
     console = Console()
     with TraceReader(folder.trace) as reader:
+        played = [evaluation for evaluation in reader.evaluations() if evaluation.name == "episodes"]
         evaluations = milestones(reader.evaluations())
-        if not evaluations:
+        if not evaluations and not played:
             console.print(f"No held-out results in {folder.trace}.")
             return
-        last = list(evaluations.values())[-1]
-        results = {name: _rows(evaluation, "results") for name, evaluation in evaluations.items()}
-        rows = [replace(found[0], name=name) for name, found in results.items()]
-        rows += [replace(floor, name=f"floor: {floor.name}") for floor in _rows(last, "floors")]
-        console.print()
-        console.print(render_results("Held-out predictions; floors need no model", rows))
-        console.print(render_by_kind("Share under tau_d by kind of step", results))
-        console.print(_samples(reader, last, num_samples))
+        if played:
+            rows = {"before": played[0], "end": played[-1]} if len(played) > 1 else {"end": played[0]}
+            found = {
+                name: EpisodeResult(**evaluation.result["results"][0]) for name, evaluation in rows.items()
+            }
+            console.print()
+            console.print(render_episodes("Held-out games", found))
+        if evaluations:
+            print_predictions(console, reader, evaluations, num_samples)
     console.print(f"Run folder: {folder.path}", highlight=False)
-    console.print(f"Look at every prediction: rwml-tui {folder.path}", highlight=False)
+    console.print(
+        f"Look at every {'episode' if played else 'prediction'}: rwml-tui {folder.path}", highlight=False
+    )
     console.print(f"The model, for transformers and vLLM: {folder.export}", highlight=False)
+
+
+def print_predictions(
+    console: Console, reader: TraceReader, evaluations: dict[str, Evaluation], num_samples: int
+) -> None:
+    """Held-out results of the world model, and some of its last predictions."""
+    last = list(evaluations.values())[-1]
+    results = {name: _rows(evaluation, "results") for name, evaluation in evaluations.items()}
+    rows = [replace(found[0], name=name) for name, found in results.items()]
+    rows += [replace(floor, name=f"floor: {floor.name}") for floor in _rows(last, "floors")]
+    console.print()
+    console.print(render_results("Held-out predictions; floors need no model", rows))
+    console.print(render_by_kind("Share under tau_d by kind of step", results))
+    console.print(_samples(reader, last, num_samples))
 
 
 def milestones(evaluations: list[Evaluation]) -> dict[str, Evaluation]:

@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from rwml_lightning.modules.base import PolicyModule
 from rwml_lightning.modules.world_model import WorldModelModule
-from rwml_lightning.schema import Group, Prediction, Transition
+from rwml_lightning.schema import Group, Prediction, RolloutBatch, Transition
 
 COLUMNS = (
     "step", "stage", "split", "action", "kind", "predicted", "real", "similarity", "reward", "advantage",
@@ -55,7 +55,7 @@ class PredictionTable(L.Callback):
     ) -> None:
         assert isinstance(pl_module, PolicyModule)
         scored = outputs.get("batch")
-        if scored is None:
+        if not isinstance(scored, RolloutBatch):
             return
         self._add(trainer, pl_module, "train", scored.groups)
         if trainer.global_step % (pl_module.num_planned_steps // _INCREMENTS + 1) == 0:

@@ -121,7 +121,7 @@ class RolloutProgressBar(ProgressBar):
 
 
 def describe(metrics: dict[str, float]) -> str:
-    """Reward, similarity, groups without variance, then seconds by phase; loss where there is no reward."""
+    """Reward or success, groups without variance, then seconds by phase; loss where there is no reward."""
     parts = []
     if "wm/reward" in metrics:
         parts.append(f"reward {metrics['wm/reward']:.2f}")
@@ -130,6 +130,12 @@ def describe(metrics: dict[str, float]) -> str:
         parts.append(f"similarity {metrics.get('wm/similarity', float('nan')):.2f}")
         parts.append(f"format {metrics['wm/format']:.2f}")
         parts.append(f"groups without variance {100 * metrics['wm/zero_variance_groups']:.0f} %")
+    elif "policy/success" in metrics:
+        parts.append(f"success {metrics['policy/success']:.2f}")
+        parts.append(f"return {metrics['policy/return']:.2f}")
+        parts.append(f"turns {metrics['policy/turns']:.1f}")
+        parts.append(f"invalid actions {100 * metrics.get('policy/invalid_actions', 0):.0f} %")
+        parts.append(f"groups without variance {100 * metrics['policy/zero_variance_groups']:.0f} %")
     else:
         parts.append(f"loss {metrics.get('train/loss', float('nan')):.3f}")
     seconds = [f"{phase} {metrics[f'time/{phase}']:.1f}" for phase in _PHASES if f"time/{phase}" in metrics]

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
 from rwml_callbacks.reward_hacking import hacking_metrics
+from rwml_lightning.schema import RolloutBatch
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ class RewardHackingWatch(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         scored = outputs.get("batch")
-        found = hacking_metrics(scored.groups) if scored is not None else {}
+        found = hacking_metrics(scored.groups) if isinstance(scored, RolloutBatch) else {}
         if not found:
             return
         outputs["metrics"] |= found

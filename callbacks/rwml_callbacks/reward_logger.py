@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import lightning as L
@@ -14,8 +15,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
 from rwml_callbacks.weight_sync import WeightSync
+from rwml_lightning.evaluation import measure_game
 from rwml_lightning.modules.base import PolicyModule
-from rwml_lightning.schema import RolloutBatch
+from rwml_lightning.schema import EpisodeBatch, RolloutBatch
 
 log = logging.getLogger(__name__)
 
@@ -54,8 +56,11 @@ class RewardLogger(L.Callback):
         self.metrics = dict(outputs["metrics"])
         scored = outputs.get("batch")
         if scored is not None:
-            self.metrics = rollout_metrics(scored) | self.metrics
-            self._watch_variance(self.metrics.get("wm/zero_variance_groups", 0.0))
+            measured = (
+                episode_metrics(scored) if isinstance(scored, EpisodeBatch) else rollout_metrics(scored)
+            )
+            self.metrics = measured | self.metrics
+            self._watch_variance(scored)
         sync = next((c for c in trainer.callbacks if isinstance(c, WeightSync)), None)  # type: ignore[attr-defined]
         if sync is not None and pl_module.on_policy:
             self.metrics |= {"time/sync": sync.seconds, "train/sync_gap": sync.gap}
@@ -106,8 +111,10 @@ class RewardLogger(L.Callback):
             csv.writer(file).writerows([header, *kept])
         partial.replace(self.path)
 
-    def _watch_variance(self, zero_variance: float) -> None:
-        self._recent.append(1 - zero_variance)
+    def _watch_variance(self, batch: RolloutBatch | EpisodeBatch) -> None:
+        if not batch.groups:
+            return
+        self._recent.append(fmean(not group.zero_variance for group in batch.groups))
         if len(self._recent) < self.patience:
             return
         share = sum(self._recent) / len(self._recent)
@@ -115,9 +122,12 @@ class RewardLogger(L.Callback):
         if share < self.low_variance_share:
             log.warning(
                 "Over the last %d steps only %.0f %% of groups had members with different rewards; the others teach "
-                "nothing. Is tau_d too strict or too loose for these samples, or is the temperature too low?",
+                "nothing. %s, or is the temperature too low?",
                 self.patience,
                 100 * share,
+                "Are the games too hard or too easy for this policy"
+                if isinstance(batch, EpisodeBatch)
+                else "Is tau_d too strict or too loose for these samples",
             )
 
 
@@ -156,4 +166,27 @@ def rollout_metrics(batch: RolloutBatch) -> dict[str, float]:
         metrics["wm/similarity"] = sum(similarities) / len(similarities)
     if batch.seconds.get("generate"):
         metrics["throughput/generated_tokens_per_s"] = sum(lengths) / batch.seconds["generate"]
+    return metrics
+
+
+def episode_metrics(batch: EpisodeBatch) -> dict[str, float]:
+    """Metrics of one batch of episodes: ``policy/``, ``time/`` and ``throughput/``.
+
+    Means are over games, so that each counts the same; see :func:`rwml_lightning.evaluation.measure_game`. ``policy/return``
+    is what an episode was paid, the penalty for invalid actions included.
+    """
+    metrics = {f"time/{phase}": seconds for phase, seconds in batch.seconds.items()}
+    metrics["policy/dropped_groups"] = float(batch.dropped_groups)
+    if not batch.groups:
+        return metrics
+    games = [measure_game(group) for group in batch.groups]
+    for name in dict.fromkeys(name for game in games for name in game):
+        if not name.startswith("pass@"):
+            metrics[f"policy/{name}"] = fmean(game[name] for game in games if name in game)
+    members = [member for group in batch.groups for member in group.members]
+    metrics["policy/return"] = fmean(member.total_reward for member in members)
+    metrics["policy/zero_variance_groups"] = fmean(group.zero_variance for group in batch.groups)
+    if batch.seconds.get("generate"):
+        tokens = sum(len(s.completion.token_ids) for member in members for s in member.samples)
+        metrics["throughput/generated_tokens_per_s"] = tokens / batch.seconds["generate"]
     return metrics

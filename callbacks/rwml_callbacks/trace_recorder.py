@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from typing_extensions import override
 
 from rwml_callbacks.reward_logger import RewardLogger
 from rwml_lightning.modules.base import PolicyModule
+from rwml_lightning.modules.playing import PlayingModule
 from rwml_lightning.modules.world_model import WorldModelModule
 from rwml_lightning.run import write_json
+from rwml_lightning.schema import Episode, EpisodeBatch, EpisodeGroup, RolloutBatch
 from rwml_lightning.trace import TraceWriter
 
 log = logging.getLogger(__name__)
@@ -65,21 +68,31 @@ class TraceRecorder(L.Callback):
         logger = next((c for c in trainer.callbacks if isinstance(c, RewardLogger)), None)  # type: ignore[attr-defined]
         metrics = logger.metrics if logger is not None else outputs["metrics"]
         scored = outputs.get("batch")
-        self.writer.write_step(pl_module.stage, trainer.global_step, metrics, scored.groups if scored else ())
+        stage, step = pl_module.stage, trainer.global_step
+        groups = scored.groups if isinstance(scored, RolloutBatch) else ()
+        self.writer.write_step(stage, step, metrics, groups)
+        if isinstance(scored, EpisodeBatch):
+            self.writer.write_episodes(stage, step, episodes_of(scored.groups))
         self._obey(trainer)
 
     @override
     @rank_zero_only
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not isinstance(pl_module, WorldModelModule) or not pl_module.validation_groups:
-            return
-        result = {
-            "results": [asdict(row) for row in pl_module.results],
-            "floors": [asdict(row) for row in pl_module.floors],
-        }
-        groups = pl_module.validation_groups
+        assert isinstance(pl_module, PolicyModule)
         stage, step = pl_module.stage, trainer.global_step
-        self.writer.write_evaluation(stage, step, result, groups)
+        if isinstance(pl_module, WorldModelModule) and pl_module.validation_groups:
+            result = {
+                "results": [asdict(row) for row in pl_module.results],
+                "floors": [asdict(row) for row in pl_module.floors],
+            }
+            self.writer.write_evaluation(stage, step, result, pl_module.validation_groups)
+        elif isinstance(pl_module, PlayingModule) and pl_module.validation_episodes:
+            result = {"results": [asdict(row) for row in pl_module.results]}
+            self.writer.write_evaluation(stage, step, result, name="episodes")
+            episodes = episodes_of(pl_module.validation_episodes)
+            self.writer.write_episodes(stage, step, episodes, source="held_out")
+        else:
+            return
         place = {"stage": stage, "step": step}
         write_json(self.path.parent / "evaluations" / f"{stage}-{step}.json", place | result)
         if self._trained:  # the evaluation after training has opened the store again
@@ -126,3 +139,8 @@ class TraceRecorder(L.Callback):
                 return
             self.writer.heartbeat()
             time.sleep(_POLL_SECONDS)
+
+
+def episodes_of(groups: Iterable[EpisodeGroup]) -> list[Episode]:
+    """The episodes of some groups."""
+    return [member.episode for group in groups for member in group.members]

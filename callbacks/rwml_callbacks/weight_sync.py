@@ -58,6 +58,11 @@ class WeightSync(L.Callback):
         self.sync(pl_module)
 
     @override
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, PolicyModule)
+        self.sync(pl_module)
+
+    @override
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, PolicyModule)
         self.sync(pl_module)

@@ -14,14 +14,15 @@ from rwml_lightning.seeds import derive_seed
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+Item = TypeVar("Item")
 Batch = TypeVar("Batch")
 
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """A prompt and the answer to imitate, as token ids."""
+    """A prompt and the answer to imitate, as token ids; ``name`` is what errors call it."""
 
-    transition: Transition
+    name: str
     prompt_ids: tuple[int, ...]
     answer_ids: tuple[int, ...]
 
@@ -44,35 +45,36 @@ def label_transitions(
     return LabelledBatch(
         step,
         tuple(
-            Label(t, prompt.encode(tokenizer, t), encode_answer(tokenizer, t.next_state)) for t in transitions
+            Label(t.transition_id, prompt.encode(tokenizer, t), encode_answer(tokenizer, t.next_state))
+            for t in transitions
         ),
     )
 
 
-class StepLoader(Generic[Batch]):
-    """Turns positions into batches: the transitions of step n follow from the seed and n alone.
+class StepLoader(Generic[Item, Batch]):
+    """Turns positions into batches: the items (transitions or games) of step n follow from the seed and n alone.
 
     Each pass is a new permutation, and all passes make up one Lightning epoch, so that a position is one number. The
     length is known, so Lightning fetches no batch ahead: a batch is made after the weights of the step before it have
     reached the generator. ``state_dict`` is the position, nothing is replayed.
 
     Args:
-        transitions: What to draw from.
-        batch_size: Transitions a step; the last step of a pass may have fewer.
-        make: Makes the batch of a step from (step, transitions).
+        items: What to draw from.
+        batch_size: Items a step; the last step of a pass may have fewer.
+        make: Makes the batch of a step from (step, items).
         seed: Seed of the permutations; ``None`` keeps the order.
-        num_passes: How often every transition is used.
+        num_passes: How often every item is used.
     """
 
     def __init__(
         self,
-        transitions: Sequence[Transition],
+        items: Sequence[Item],
         batch_size: int,
-        make: Callable[[int, Sequence[Transition]], Batch],
+        make: Callable[[int, Sequence[Item]], Batch],
         seed: int | None,
         num_passes: int = 1,
     ) -> None:
-        self.transitions = transitions
+        self.items = items
         self.batch_size = batch_size
         self.make = make
         self.seed = seed
@@ -81,8 +83,8 @@ class StepLoader(Generic[Batch]):
 
     @property
     def steps_per_pass(self) -> int:
-        """Steps that use every transition once."""
-        return math.ceil(len(self.transitions) / self.batch_size)
+        """Steps that use every item once."""
+        return math.ceil(len(self.items) / self.batch_size)
 
     def __len__(self) -> int:
         return self.num_passes * self.steps_per_pass
@@ -95,15 +97,15 @@ class StepLoader(Generic[Batch]):
             self.step += 1
             yield self.make(step, self.select(step))
 
-    def select(self, step: int) -> list[Transition]:
-        """Transitions of one step."""
+    def select(self, step: int) -> list[Item]:
+        """Items of one step."""
         number, index = divmod(step, self.steps_per_pass)
-        order: Sequence[int] = range(len(self.transitions))
+        order: Sequence[int] = range(len(self.items))
         if self.seed is not None:
             keys = [derive_seed(self.seed, "order", number, i) for i in order]
             order = sorted(order, key=keys.__getitem__)
         chosen = order[index * self.batch_size : (index + 1) * self.batch_size]
-        return [self.transitions[i] for i in chosen]
+        return [self.items[i] for i in chosen]
 
     def state_dict(self) -> dict[str, int]:
         return {"step": self.step}

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from rwml_lightning.data.action_prompts import ActionPrompt, parse_action
 from rwml_lightning.data.episodes import EpisodeState
-from rwml_lightning.data.prompts import ActionPrompt
 from rwml_lightning.generation import Generator
-from rwml_lightning.rewards import extract_answer
 from rwml_lightning.schema import Sampling
 from rwml_lightning.seeds import derive_seed
 
@@ -18,7 +16,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _STRETCH_STEPS = 4
-_ACTION = re.compile(r"<action>(.*?)</action>", re.DOTALL)
 
 
 class Behaviour(Protocol):
@@ -112,16 +109,6 @@ class ModelBehaviour:
             [list(c[0].token_ids) for c in completions], skip_special_tokens=True
         )
         return [parse_action(text) for text in texts]
-
-
-def parse_action(text: str) -> tuple[str, str]:
-    """(action, thinking) of an answer; without ``<action>`` tags the last line is the action."""
-    thinking = extract_answer(text).thinking
-    answer = text.split("</think>")[-1]
-    found = _ACTION.search(answer)
-    lines = [line.strip() for line in answer.splitlines() if line.strip()]
-    action = found.group(1).strip() if found else (lines[-1] if lines else "")
-    return " ".join(action.split())[:200], thinking
 
 
 def make_behaviour(

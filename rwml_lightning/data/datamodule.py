@@ -8,14 +8,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import lightning as L
 from typing_extensions import override
 
-from rwml_lightning.data.batches import LabelledBatch, StepLoader, label_transitions
+from rwml_lightning.data.batches import Label, LabelledBatch, StepLoader, label_transitions
 from rwml_lightning.data.collection import Collection, GeneratedGames, collect
-from rwml_lightning.data.prompts import WorldModelPrompt, encode_answer
+from rwml_lightning.data.demonstrations import Demonstrations, collect_demonstrations, read_labels
+from rwml_lightning.data.games import GameSource, Play, list_games
+from rwml_lightning.data.play import Game
+from rwml_lightning.data.prompts import WorldModelPrompt, encode_answer, encode_chat
 from rwml_lightning.data.rollouts import WorldModelRollouts
 from rwml_lightning.data.transitions import read_transitions
 from rwml_lightning.envs import EnvironmentSpec
@@ -25,13 +28,14 @@ from rwml_lightning.generation import Generator
 from rwml_lightning.models import context_tokens
 from rwml_lightning.rewards import NextStateReward
 from rwml_lightning.rewards.controls import Control, ControlName
-from rwml_lightning.schema import Episode, Group, RolloutBatch, Sampling, Transition
+from rwml_lightning.schema import Episode, EpisodeBatch, Group, RolloutBatch, Sampling, Transition
 from rwml_lightning.seeds import derive_seed
 
 if TYPE_CHECKING:
     from rwml_lightning.modules.base import PolicyModule
 
 log = logging.getLogger(__name__)
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -52,15 +56,15 @@ class Validation:
 
 
 class RolloutDataModule(L.LightningDataModule):
-    """Transitions in; on-policy rollouts, labelled batches and held-out rollouts out.
+    """Transitions and games in; on-policy rollouts, labelled batches and held-out rollouts out.
 
-    ``prepare_data`` makes what is missing: games, then transitions. Which batches the training loader gives depends on
-    the stage: rollouts for an on-policy module, labels for supervised fine-tuning.
+    ``prepare_data`` makes what is missing: games, then transitions. Which batches the loaders give depends on what the
+    stage's module ``reads``: predictions of transitions, labels, or whole episodes.
 
     Args:
         transitions: Parquet file of transitions; collected into it when it is not there.
         generator: Writes completions.
-        reward: Scores predictions.
+        reward: Scores predictions; only the policy stage can do without.
         environment: Where transitions are collected.
         games: Games to generate for it when they are not there.
         collection: How transitions are collected.
@@ -78,6 +82,8 @@ class RolloutDataModule(L.LightningDataModule):
         max_dropped_share: Stop when more than this share of groups got no verdict from the reward.
         control: A reward that knows nothing in place of the true one in training (:mod:`rwml_lightning.rewards.controls`);
             the command line's ``control``.
+        play: How the policy stage plays the environment.
+        demonstrations: What a policy imitates.
         seed: The run's seed; ``null`` takes ``seed_everything``.
     """
 
@@ -85,7 +91,7 @@ class RolloutDataModule(L.LightningDataModule):
         self,
         transitions: str,
         generator: Generator,
-        reward: NextStateReward,
+        reward: NextStateReward | None = None,
         environment: EnvironmentSpec | None = None,
         games: GeneratedGames | None = None,
         collection: Collection | None = None,
@@ -100,6 +106,8 @@ class RolloutDataModule(L.LightningDataModule):
         evaluator: NextStateReward | None = None,
         max_dropped_share: float = 0.1,
         control: ControlName = "none",
+        play: Play = Play(),  # noqa: B008
+        demonstrations: Demonstrations | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -127,10 +135,12 @@ class RolloutDataModule(L.LightningDataModule):
         self.evaluator = reward if evaluator is None else evaluator
         self.max_dropped_share = max_dropped_share
         self.control: ControlName = control
+        self.play = play
+        self.demonstrations = demonstrations
         self.seed = seed
         self.train_transitions: list[Transition] = []
         self.validation_transitions: list[Transition] = []
-        self._train_loader: StepLoader[Any] | None = None
+        self._train_loader: StepLoader[Any, Any] | None = None
         self._first_step = 0
         self._most_transitions: int | None = None
         self._only: frozenset[str] | None = None
@@ -154,7 +164,22 @@ class RolloutDataModule(L.LightningDataModule):
         """Makes and scores held-out predictions, which no control touches."""
         return self._make_rollouts(self.evaluator, None)
 
-    def _make_rollouts(self, reward: NextStateReward, control: Control | None) -> WorldModelRollouts:
+    @cached_property
+    def game_source(self) -> GameSource:
+        """The games of the policy stage, and who plays them; its environments live until :meth:`close`."""
+        if self.environment is None:
+            raise ValueError("data.environment is not set, so the policy has nothing to act in")
+        return GameSource(self.play, self.environment, self.games, self.seed, self.max_dropped_share)
+
+    @property
+    def _context(self) -> int | None:
+        """Most tokens of a prompt and its completion, by generator and model."""
+        limits = (self.generator.max_model_len, context_tokens(self.module.model))
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    def _make_rollouts(self, reward: NextStateReward | None, control: Control | None) -> WorldModelRollouts:
+        if reward is None:
+            raise ValueError("data.reward is missing; the world-model stages need one to score predictions")
         return WorldModelRollouts(
             self.generator,
             reward,
@@ -167,7 +192,11 @@ class RolloutDataModule(L.LightningDataModule):
 
     @override
     def prepare_data(self) -> None:
-        if not self.path.exists():
+        if self.module.reads in ("episodes", "actions"):
+            self.game_source.prepare()
+            if self.module.reads == "actions":
+                self._prepare_demonstrations()
+        elif not self.path.exists():
             self.collect(lambda: self.module.tokenizer)
 
     def collect(self, tokenizer: Callable[[], Any]) -> None:
@@ -184,6 +213,9 @@ class RolloutDataModule(L.LightningDataModule):
 
     @override
     def setup(self, stage: str) -> None:
+        if self.module.reads in ("episodes", "actions"):
+            self.game_source.set_up(stage)
+            return
         if self.train_transitions:
             return
         transitions = read_transitions(self.path, self.on_broken)
@@ -210,10 +242,7 @@ class RolloutDataModule(L.LightningDataModule):
 
     def _that_fit(self, transitions: Sequence[Transition]) -> list[Transition]:
         """Those whose prompt leaves room for an answer; a longer one would end the run at the step that draws it."""
-        context = min(
-            (n for n in (self.generator.max_model_len, context_tokens(self.module.model)) if n is not None),
-            default=None,
-        )
+        context = self._context
         if context is None:
             return list(transitions)
         room = context - self.sampling.max_tokens
@@ -234,17 +263,31 @@ class RolloutDataModule(L.LightningDataModule):
         return [t for t in transitions if lengths[t.transition_id] <= room]
 
     @override
-    def train_dataloader(self) -> StepLoader[Any]:
-        make = self._rollout if self.module.on_policy else self._label
-        self._train_loader = StepLoader(
-            [t for t in self.train_transitions if self._only is None or t.transition_id in self._only][
-                : self._most_transitions
-            ],
-            self.prompts_per_step,
-            make,
-            self.seed,
-            self.num_passes,
-        )
+    def train_dataloader(self) -> StepLoader[Any, Any]:
+        if self.module.reads == "episodes":
+            self._train_loader = StepLoader(
+                self.game_source.train, self.play.games_per_step, self._play, self.seed, self.num_passes
+            )
+        elif self.module.reads == "actions":
+            assert self.demonstrations is not None
+            labels = read_labels(Path(self.demonstrations.path), self.module.tokenizer)
+            self._train_loader = StepLoader(
+                labels[: self._most_transitions],
+                self.prompts_per_step,
+                self._imitate,
+                self.seed,
+                self.num_passes,
+            )
+        else:
+            self._train_loader = StepLoader(
+                [t for t in self.train_transitions if self._only is None or t.transition_id in self._only][
+                    : self._most_transitions
+                ],
+                self.prompts_per_step,
+                self._rollout if self.module.on_policy else self._label,
+                self.seed,
+                self.num_passes,
+            )
         self._train_loader.step = self._first_step
         return self._train_loader
 
@@ -259,8 +302,15 @@ class RolloutDataModule(L.LightningDataModule):
         self._first_step = state_dict["step"]
 
     @override
-    def val_dataloader(self) -> StepLoader[RolloutBatch]:
+    def val_dataloader(self) -> StepLoader[Any, Any]:
+        if self.module.reads in ("episodes", "actions"):
+            source = self.game_source
+            return StepLoader(source.held_out, source.evaluation.batch_size, self._play_held_out, None)
         return StepLoader(self.validation_transitions, self.validation.batch_size, self._held_out, None)
+
+    @override
+    def test_dataloader(self) -> StepLoader[Any, Any]:
+        return self.val_dataloader()
 
     @override
     def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
@@ -280,10 +330,32 @@ class RolloutDataModule(L.LightningDataModule):
             "validation", step, self._own(transitions), self.validation.group_size, sampling
         )
 
-    def _own(self, transitions: Sequence[Transition]) -> Sequence[Transition]:
+    def _imitate(self, step: int, labels: Sequence[Label]) -> LabelledBatch:
+        return LabelledBatch(step, tuple(self._own(labels)))
+
+    def _prepare_demonstrations(self) -> None:
+        wanted = self.demonstrations
+        if wanted is None:
+            raise ValueError("data.demonstrations is not set, so there is nothing to imitate")
+        if Path(wanted.path).exists():
+            return
+        source, play = self.game_source, self.play
+        games = list_games(source.environment, play.splits, play.num_games, self.seed, False, "data.play")
+        player = source.player(self.generator, self.module.tokenizer, self._context)
+        collect_demonstrations(wanted, player, games, play.sampling.max_tokens)
+
+    def _play(self, step: int, games: Sequence[Game]) -> EpisodeBatch:
+        player = self.game_source.player(self.generator, self.module.tokenizer, self._context)
+        return self.game_source.rollout(player, self.module.stage, step, self._own(games))
+
+    def _play_held_out(self, step: int, games: Sequence[Game]) -> EpisodeBatch:
+        player = self.game_source.player(self.generator, self.module.tokenizer, self._context)
+        return self.game_source.rollout_held_out(player, step, self._own(games))
+
+    def _own(self, items: Sequence[Item]) -> Sequence[Item]:
         """This rank's share of a step."""
         assert self.trainer is not None
-        return transitions[self.trainer.global_rank :: self.trainer.world_size]
+        return items[self.trainer.global_rank :: self.trainer.world_size]
 
     def measure(self, groups: Sequence[Group]) -> list[Measured]:
         """Held-out predictions, measured transition by transition."""
@@ -308,11 +380,16 @@ class RolloutDataModule(L.LightningDataModule):
             self._most_transitions, self.prompts_per_step, self.num_passes, self.trainer = kept
 
     def probe_ids(self) -> list[int]:
-        """A fixed sequence for comparing generator and trainer: the first held-out prompt and its real answer."""
-        transition = (self.validation_transitions or self.train_transitions)[0]
+        """A fixed sequence for comparing generator and trainer: the first held-out prompt and its real answer, or words."""
         tokenizer = self.module.tokenizer
+        known = self.validation_transitions or self.train_transitions
+        if not known:
+            return list(encode_chat(tokenizer, self.play.prompt.system, self.play.prompt.user))
+        transition = known[0]
         return [*encode_answer(tokenizer, transition.next_state), *self.prompt.encode(tokenizer, transition)]
 
     def close(self) -> None:
-        """End the generator."""
+        """End the generator and the environments."""
         self.generator.close()
+        if "game_source" in self.__dict__:
+            self.game_source.close()

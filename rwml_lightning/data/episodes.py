@@ -89,6 +89,7 @@ class EpisodeState:
         return Episode(
             self.episode_id, environment, game, self.task, seed, tuple(self.turns), self.observation,
             success=None if won is None else bool(won), truncated=not last.terminated,
+            kind=str(last.info.get("task_type", "")),
         )  # fmt: skip
 
 

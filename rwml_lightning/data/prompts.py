@@ -1,4 +1,4 @@
-"""Prompt templates: what the model reads before it predicts a next state, and before it acts."""
+"""What the model reads before it predicts a next state, and what prompts of both stages share."""
 
 from __future__ import annotations
 
@@ -20,15 +20,6 @@ _WORLD_MODEL_USER = """\
 Task: {task}
 {history}Current observation: {observation}
 Potential action: {action}"""
-
-_ACTION_SYSTEM = (
-    "You act in a text environment to solve a task. Think briefly inside <think></think>, then write one action "
-    "inside <action></action>."
-)
-_ACTION_USER = """\
-Task: {task}
-{history}Current observation: {observation}
-Admissible actions: {actions}"""
 
 
 def render_history(turns: Sequence[Turn]) -> str:
@@ -80,47 +71,14 @@ class WorldModelPrompt:
         return encode_chat(tokenizer, self.system, self.render(transition))
 
 
-@dataclass(frozen=True)
-class ActionPrompt:
-    """Asks for an action; for collecting transitions with the model itself.
-
-    Args:
-        history_turns: Most earlier turns shown.
-        max_observation_chars: Longer observations are cut in the middle.
-        system: System message; empty for none.
-        user: User message with the fields ``{task}``, ``{history}``, ``{observation}`` and ``{actions}``.
-    """
-
-    history_turns: int = 2
-    max_observation_chars: int = 4000
-    system: str = _ACTION_SYSTEM
-    user: str = _ACTION_USER
-
-    def __post_init__(self) -> None:
-        check_fields("prompt.user", self.user, {"task", "history", "observation", "actions"})
-
-    def encode(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        task: str,
-        history: Sequence[Turn],
-        observation: str,
-        actions: Sequence[str],
-    ) -> tuple[int, ...]:
-        """Prompt token ids."""
-        recent = history[-self.history_turns :] if self.history_turns else ()
-        user = self.user.format(
-            task=task,
-            history=render_history(recent),
-            observation=shorten(observation, self.max_observation_chars),
-            actions=", ".join(actions),
-        )
-        return encode_chat(tokenizer, self.system, user)
-
-
 def encode_answer(tokenizer: PreTrainedTokenizerBase, next_state: str) -> tuple[int, ...]:
     """Label of next-state SFT: empty thinking, the next state, the end token (arXiv 2602.05842, WM SFT)."""
-    ids = tokenizer.encode(format_answer(next_state), add_special_tokens=False)
+    return encode_label(tokenizer, format_answer(next_state))
+
+
+def encode_label(tokenizer: PreTrainedTokenizerBase, answer: str) -> tuple[int, ...]:
+    """An answer to imitate, and the end token."""
+    ids = tokenizer.encode(answer, add_special_tokens=False)
     if tokenizer.eos_token_id is None:
         raise ValueError(
             "the tokenizer has no end token (eos_token), so the model could not learn where to stop"

@@ -1,6 +1,11 @@
 """Pure functions on tensors: what the trainers are made of."""
 
-from rwml_lightning.functional.advantages import Normalisation, group_advantages
+from rwml_lightning.functional.advantages import (
+    Normalisation,
+    discounted_returns,
+    group_advantages,
+    step_advantages,
+)
 from rwml_lightning.functional.attention import has_tree_attention, use_tree_attention
 from rwml_lightning.functional.checkpointing import Checkpointing, checkpointing_arguments
 from rwml_lightning.functional.kl import Estimator, kl_penalty
@@ -32,6 +37,7 @@ __all__ = [
     "chunked_logprobs",
     "clipped_surrogate",
     "count_changed",
+    "discounted_returns",
     "group_advantages",
     "has_tree_attention",
     "kl_penalty",
@@ -39,6 +45,7 @@ __all__ = [
     "micro_batches",
     "packed_logprobs",
     "plain_logprobs",
+    "step_advantages",
     "token_weights",
     "truncated_importance_weights",
     "use_tree_attention",

@@ -1,7 +1,8 @@
-"""Group-relative advantages (GRPO, arXiv 2402.03300, section 4.1.2)."""
+"""Advantages relative to a group: of episodes (GRPO, arXiv 2402.03300, section 4.1.2) and of steps (GiGPO, arXiv 2505.10978)."""
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from typing import Literal
 
 import torch
@@ -55,3 +56,38 @@ def group_advantages(
     # Rounding in the mean of equal rewards would otherwise be divided by eps.
     constant = (rewards == rewards[:, :1]).all(dim=1, keepdim=True)
     return torch.where(constant, 0.0, advantages)
+
+
+def discounted_returns(rewards: Float[Tensor, " turns"], discount: float = 1.0) -> Float[Tensor, " turns"]:
+    """What is still to come from each turn on: R_t = r_t + discount * R_{t+1} (GiGPO, equation 6)."""
+    returns = torch.empty_like(rewards)
+    following = torch.zeros((), dtype=rewards.dtype)
+    for turn in range(len(rewards) - 1, -1, -1):
+        following = rewards[turn] + discount * following
+        returns[turn] = following
+    return returns
+
+
+def step_advantages(
+    returns: Float[Tensor, " steps"],
+    anchors: Sequence[Hashable],
+    normalisation: Normalisation = "mean_std",
+) -> Float[Tensor, " steps"]:
+    """How much better each step did than the other steps of its group that acted in the same state (GiGPO, section 4.2).
+
+    Args:
+        returns: Discounted return of every step of all episodes of one group.
+        anchors: State in which each step acted; steps with equal ones are compared. A state that only one step visited
+            gives 0.
+        normalisation: As for :func:`group_advantages`.
+
+    Returns:
+        One value a step.
+    """
+    visits: dict[Hashable, list[int]] = {}
+    for step, anchor in enumerate(anchors):
+        visits.setdefault(anchor, []).append(step)
+    advantages = torch.zeros_like(returns)
+    for steps in visits.values():
+        advantages[steps] = group_advantages(returns[steps][None], normalisation)[0]
+    return advantages

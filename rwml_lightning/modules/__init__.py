@@ -1,7 +1,9 @@
 """LightningModules, one per stage."""
 
 from rwml_lightning.modules.policy import LoRA
+from rwml_lightning.modules.policy_grpo import PolicyGRPO
+from rwml_lightning.modules.policy_sft import PolicySFT
 from rwml_lightning.modules.wm_grpo import WorldModelGRPO
 from rwml_lightning.modules.wm_sft import WorldModelSFT
 
-__all__ = ["LoRA", "WorldModelGRPO", "WorldModelSFT"]
+__all__ = ["LoRA", "PolicyGRPO", "PolicySFT", "WorldModelGRPO", "WorldModelSFT"]

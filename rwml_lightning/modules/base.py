@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import lightning as L
 import torch
@@ -19,6 +19,9 @@ from rwml_lightning.modules.policy import Dtype, LoRA, generator_tensors, load_p
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+Item = TypeVar("Item")
 
 
 class NonFiniteError(RuntimeError):
@@ -45,7 +48,8 @@ class PolicyModule(L.LightningModule):
     """
 
     stage: ClassVar[str]
-    on_policy: ClassVar[bool]
+    reads: ClassVar[Literal["predictions", "labels", "episodes", "actions"]]
+    """What its batches are: rollouts of predictions or of episodes, or labels for next states or for actions."""
     policy: nn.Module
     steps_per_batch = 1
 
@@ -86,6 +90,11 @@ class PolicyModule(L.LightningModule):
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's tokenizer."""
         return load_tokenizer(self.model)
+
+    @property
+    def on_policy(self) -> bool:
+        """Whether it learns from what its own weights sampled."""
+        return self.reads in ("predictions", "episodes")
 
     @property
     def policy_version(self) -> int:
@@ -191,6 +200,14 @@ class PolicyModule(L.LightningModule):
     def generator_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Weights as a generator wants them; see :func:`rwml_lightning.modules.policy.generator_tensors`."""
         return generator_tensors(self.policy)
+
+    def of_all_ranks(self, items: list[Item]) -> list[Item]:
+        """Every rank's items on every rank: an interval is one of all of them, not a mean of the ranks' own."""
+        if self.trainer.world_size == 1:
+            return items
+        shares: list[list[Item]] = [[] for _ in range(self.trainer.world_size)]
+        torch.distributed.all_gather_object(shares, items)
+        return [item for share in shares for item in share]
 
     @torch.no_grad()
     def score(self, token_ids: Sequence[int]) -> list[float]:

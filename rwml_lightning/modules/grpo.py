@@ -59,8 +59,6 @@ class GRPOModule(PolicyModule):
         **policy: See :class:`PolicyModule`.
     """
 
-    on_policy = True
-
     def __init__(
         self,
         clip_low: float = 0.2,

@@ -21,6 +21,7 @@ class WorldModelGRPO(WorldModelModule, GRPOModule):
     """
 
     stage = "wm_grpo"
+    reads = "predictions"
 
     def training_step(self, batch: RolloutBatch, batch_idx: int) -> dict[str, object]:
         start = time.perf_counter()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from rwml_lightning.data.datamodule import RolloutDataModule
 from rwml_lightning.evaluation import Measured, Result, as_metrics, summarise_by_kind
 from rwml_lightning.modules.base import PolicyModule
@@ -34,7 +32,7 @@ class WorldModelModule(PolicyModule):
         self._groups.extend(batch.groups)
 
     def on_validation_epoch_end(self) -> None:
-        self._groups = self._of_all_ranks(self._groups)
+        self._groups = self.of_all_ranks(self._groups)
         if not self._groups:
             return
         data: RolloutDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
@@ -43,14 +41,6 @@ class WorldModelModule(PolicyModule):
         if not hasattr(self, "floors"):
             self.floors = data.evaluate_floors([group.transition for group in self._groups])
         self.log_dict(as_metrics(self.results, "val"), sync_dist=True, batch_size=len(self._groups))
-
-    def _of_all_ranks(self, groups: list[Group]) -> list[Group]:
-        """Every rank's groups on every rank: an interval is one of all transitions, not a mean of the ranks' own."""
-        if self.trainer.world_size == 1:
-            return groups
-        shares: list[list[Group]] = [[] for _ in range(self.trainer.world_size)]
-        torch.distributed.all_gather_object(shares, groups)
-        return [group for share in shares for group in share]
 
     @property
     def validation_groups(self) -> list[Group]:

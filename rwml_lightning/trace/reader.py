@@ -33,9 +33,7 @@ groups.id, stage, step, source, position, transition_id, environment, game, kind
 policy_version, rewards, mean_reward, mean_similarity, best_similarity, mean_tokens, well_formed, zero_variance,
 prompt_tokens
 """
-_EPISODE = (
-    "id, stage, step, position, episode_id, environment, game, success, truncated, num_turns, episode_return"
-)
+_EPISODE = "id, stage, step, source, position, episode_id, environment, game, kind, success, truncated, num_turns, episode_return"
 
 
 def number(value: float | None) -> float:
@@ -279,7 +277,7 @@ class TraceReader:
     def episode(self, key: int) -> Episode | None:
         """One episode with its turns, by :attr:`EpisodeSummary.id`; ``None`` when it was replaced."""
         rows = self._rows(
-            "SELECT episode_id, environment, game, seed, success, truncated, task.body AS task, "
+            "SELECT episode_id, environment, game, kind, seed, success, truncated, task.body AS task, "
             "final.body AS final_observation FROM episodes JOIN texts AS task ON task.id = episodes.task "
             "JOIN texts AS final ON final.id = episodes.final_observation WHERE episodes.id = ?",
             (key,),

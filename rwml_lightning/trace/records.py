@@ -116,10 +116,12 @@ class EpisodeSummary:
     id: int
     stage: str
     step: int
+    source: str
     position: int
     episode_id: str
     environment: str
     game: str
+    kind: str
     success: bool | None
     truncated: bool
     num_turns: int

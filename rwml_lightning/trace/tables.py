@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 APPLICATION_ID = 0x52574D4C  # "RWML"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 TABLES = """
 CREATE TABLE run (
@@ -115,10 +115,12 @@ CREATE TABLE episodes (
     id INTEGER PRIMARY KEY,
     stage TEXT NOT NULL,
     step INTEGER NOT NULL,
+    source TEXT NOT NULL,
     position INTEGER NOT NULL,
     episode_id TEXT NOT NULL,
     environment TEXT NOT NULL,
     game TEXT NOT NULL,
+    kind TEXT NOT NULL,
     seed INTEGER NOT NULL,
     success INTEGER,
     truncated INTEGER NOT NULL,
@@ -126,7 +128,7 @@ CREATE TABLE episodes (
     episode_return REAL,
     task INTEGER NOT NULL REFERENCES texts,
     final_observation INTEGER NOT NULL REFERENCES texts,
-    UNIQUE (stage, step, position)
+    UNIQUE (stage, step, source, position)
 );
 CREATE TABLE turns (
     episode INTEGER NOT NULL REFERENCES episodes ON DELETE CASCADE,

@@ -165,12 +165,24 @@ class TraceWriter:
             insert(self._db, "evaluations", row, or_replace=True)
             self._replace_groups(stage, step, name, groups)
 
-    def write_episodes(self, stage: str, step: int, episodes: Iterable[Episode]) -> None:
-        """Records the episodes of one step; those recorded for the same step before are replaced."""
+    def write_episodes(
+        self, stage: str, step: int, episodes: Iterable[Episode], source: str = "train"
+    ) -> None:
+        """Records the episodes of one step; those recorded for the same step and source before are replaced.
+
+        Args:
+            stage: Name given to :meth:`start_stage`.
+            step: Optimizer step.
+            episodes: In order.
+            source: ``train``, or the name of the evaluation that played them.
+        """
+        place = {"stage": stage, "step": step, "source": source}
         with self._transaction():
-            self._db.execute("DELETE FROM episodes WHERE stage = ? AND step = ?", (stage, step))
+            self._db.execute(
+                "DELETE FROM episodes WHERE stage = ? AND step = ? AND source = ?", tuple(place.values())
+            )
             for position, episode in enumerate(episodes):
-                self._write_episode({"stage": stage, "step": step, "position": position}, episode)
+                self._write_episode({**place, "position": position}, episode)
 
     def set_status(self, status: Status, detail: str = "") -> None:
         """Says how the run stands; ``detail`` is one line for people, such as the error it failed with."""
@@ -281,6 +293,7 @@ class TraceWriter:
             "episode_id": episode.episode_id,
             "environment": episode.environment,
             "game": episode.game,
+            "kind": episode.kind,
             "seed": episode.seed,
             "success": episode.success,
             "truncated": episode.truncated,

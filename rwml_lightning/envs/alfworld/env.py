@@ -20,6 +20,7 @@ from rwml_lightning.envs.alfworld.games import (
     games_folder,
     read_game,
     scan_games,
+    task_type,
 )
 from rwml_lightning.envs.alfworld.kinds import is_knowable, revealed, transition_kind
 
@@ -33,7 +34,7 @@ class ALFWorldEnv(gymnasium.Env[str, str]):
 
     ``info`` after ``reset`` and ``step`` holds ``admissible_actions`` (list of texts, without the accepted but idle
     ``help``), ``task`` (what is to be done),
-    ``game`` (task id) and ``won``; after ``step`` also, of the last action, ``valid`` (it was accepted), ``kind`` and
+    ``game`` (task id), ``task_type`` and ``won``; after ``step`` also, of the last action, ``valid`` (it was accepted), ``kind`` and
     ``knowable`` (see ``kinds``). The expert's solution is in neither ``obs`` nor ``info``.
 
     A step pays 1 when it wins the game, else 0. Observations are ALFWorld's sentences without banner and task.
@@ -138,6 +139,7 @@ class ALFWorldEnv(gymnasium.Env[str, str]):
             "admissible_actions": [action for action in self._admissible if action != "help"],
             "task": self._task_text,
             "game": self._game,
+            "task_type": self._task_type,
             "won": bool(state["won"]),
         }
 
@@ -164,4 +166,4 @@ class ALFWorldEnv(gymnasium.Env[str, str]):
             self._engine.load(self._content)
         except Exception as error:  # TextWorld and Fast Downward raise anything at all on a malformed game
             raise ValueError(f"{path}: the game does not load: {error!r}") from error
-        self._game = Path(task).as_posix()
+        self._game, self._task_type = Path(task).as_posix(), task_type(path.parent)

@@ -176,11 +176,12 @@ def _read_game(root: Path, folder: str) -> dict[str, Any]:
         return {"status": "unsolvable"}
     parts = Path(folder).parts
     split = next((part for part in (*parts, root.name) if part in _SPLITS), "all")
-    game = Game(folder, split, _task_type(root / folder), len(content.get("walkthrough") or ()))
+    game = Game(folder, split, task_type(root / folder), len(content.get("walkthrough") or ()))
     return {"status": "playable", "game": asdict(game)}
 
 
-def _task_type(folder: Path) -> str:
+def task_type(folder: Path) -> str:
+    """One of ALFWorld's six, of a game's folder; ``unknown`` where it does not say."""
     try:
         return str(json.loads((folder / "traj_data.json").read_text(encoding="utf-8"))["task_type"])
     except (OSError, ValueError, KeyError, TypeError):

@@ -33,9 +33,11 @@ def outcome(summary: EpisodeSummary) -> Text:
 COLUMNS: tuple[Column[EpisodeSummary], ...] = (
     Column("step", "step", 6, lambda row: Text(str(row.step)), "right"),
     Column("stage", "stage", 12, lambda row: one_line(row.stage)),
+    Column("source", "source", 8, lambda row: one_line(row.source)),
     Column("outcome", "outcome", 8, outcome),
     Column("return", "return", 7, lambda row: Text(f"{row.episode_return:.2f}"), "right"),
     Column("turns", "turns", 5, lambda row: Text(str(row.num_turns)), "right"),
+    Column("kind", "kind", 14, lambda row: one_line(row.kind)),
     Column("game", "game", 20, lambda row: one_line(row.game, 200)),
 )
 
