@@ -177,6 +177,7 @@ def measure_dashboard(store: Path, num_groups: int, num_keys: int) -> Measured:
             )
             terminal.send("ctrl+u", f" {num_groups:,} groups")
             terminal.send("enter", None)
+            time.sleep(0.3)  # the list has the focus then
         terminal.type("/" + SEARCHED[:-1])
         measured.add(
             f"search {SEARCHED}", terminal.send(SEARCHED[-1], f"{sought:,} of {num_groups:,} groups")
