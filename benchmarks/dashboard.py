@@ -1,6 +1,6 @@
 """The dashboard on a million predictions, in a real terminal, beside a viewer that loads the same as JSONL.
 
-    python benchmarks/dashboard.py                         # writes some 5 GB into a temporary folder first
+    python benchmarks/dashboard.py                         # writes some 4 GB into a temporary folder first
     python benchmarks/dashboard.py --folder /tmp/million   # keeps what was written, for the next time
 
 Both run as a user starts them, in a pseudo-terminal of 160 x 48. A time is that from the start, or from the last key, until
@@ -90,10 +90,10 @@ def make_group(number: int, draw: random.Random) -> Group:
     )  # fmt: skip
     predictions = []
     for member in range(GROUP_SIZE):
-        thinking, foreseen = words(170), words(40)
+        thinking, foreseen = words(60), words(40)
         similarity = draw.random()
         score = Score(float(similarity > 0.8), similarity, True, {"similarity": similarity})
-        completion = Completion((7,) * 200, (-0.5,) * 200, "stop", number // GROUPS_PER_STEP)
+        completion = Completion((7,) * 150, (-0.5,) * 150, "stop", number // GROUPS_PER_STEP)
         text = f"<think>{thinking}</think><next_state>{foreseen}</next_state>"
         predictions.append(Prediction(completion, text, thinking, foreseen, score, draw.gauss(0, 1), member))
     return Group(
@@ -177,6 +177,7 @@ def measure_dashboard(store: Path, num_groups: int, num_keys: int) -> Measured:
             )
             terminal.send("ctrl+u", f" {num_groups:,} groups")
             terminal.send("enter", None)
+            time.sleep(0.3)  # the list has the focus then
         terminal.type("/" + SEARCHED[:-1])
         measured.add(
             f"search {SEARCHED}", terminal.send(SEARCHED[-1], f"{sought:,} of {num_groups:,} groups")

@@ -9,6 +9,7 @@ import sqlite3
 import time
 from array import array
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args
 
@@ -94,6 +95,11 @@ class TraceReader:
     def close(self) -> None:
         """Closes the file."""
         self._db.close()
+
+    def interrupt(self) -> None:
+        """Ends the query that another thread waits for, which then raises :class:`TraceError`."""
+        with suppress(sqlite3.ProgrammingError):  # it is closed already
+            self._db.interrupt()
 
     def _rows(self, statement: str, values: Sequence[Any] = ()) -> list[dict[str, Any]]:
         with explained(self.path):

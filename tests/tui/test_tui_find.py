@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from array import array
 from pathlib import Path
 
 import pytest
@@ -15,7 +18,7 @@ from textual.pilot import Pilot
 from textual.widgets import Input
 from tui_testing import drive, idle, press, shown
 
-from rwml_lightning.trace import Filter, GroupQuery
+from rwml_lightning.trace import Filter, GroupQuery, TraceError, TraceReader
 
 
 def test_conditions_and_words() -> None:
@@ -127,3 +130,33 @@ def test_keys_step_through_training(run: Path) -> None:
         assert "a mug at step 0" in await press(app, pilot, "left_square_bracket")
 
     drive(run, test)
+
+
+def test_an_older_search_that_ends_later_is_not_shown(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = TraceReader.group_ids
+
+    def read_slowly(self: TraceReader, query: GroupQuery = GroupQuery(), **limits: int) -> array[int]:  # noqa: B008
+        if query.search == "m":
+            time.sleep(0.5)
+        return read(self, query, **limits)
+
+    monkeypatch.setattr(TraceReader, "group_ids", read_slowly)
+
+    async def test(app: Dashboard, pilot: Pilot[None]) -> None:
+        await pilot.press("slash", "m", "x")
+        await pilot.pause(0.8)
+        await idle(app, pilot)
+        assert "no group like this" in shown(app)
+
+    drive(run, test)
+
+
+def test_a_query_that_nobody_waits_for_is_ended(run: Path) -> None:
+    with TraceReader(run / "trace.db") as reader:
+        timer = threading.Timer(0.3, reader.interrupt)
+        timer.start()
+        with pytest.raises(TraceError, match="interrupted"):
+            reader._rows(
+                "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n"
+            )
+    reader.interrupt()  # closed: nothing to end

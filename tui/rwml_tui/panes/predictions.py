@@ -53,6 +53,8 @@ class Predictions(Vertical):
         self.reader = reader = next(iter(readers.values()))
         self.query_shown = GroupQuery()
         self.until: int | None = None
+        self._asked: GroupQuery | None = None
+        self._reading: TraceReader | None = None
         self._line = Input(
             placeholder="find: reward>0.5 kind=navigation step>=10 mug", compact=True, id="find"
         )
@@ -69,19 +71,26 @@ class Predictions(Vertical):
         query = self.query_shown
         if self.until is not None:
             query = replace(query, filters=(*query.filters, Filter("id", "<=", self.until)))
+        if self._reading is not None and query != self._asked:
+            self._reading.interrupt()  # nobody wants to know any more
+        self._asked = query
         self._find(query)
 
     @work(thread=True, exclusive=True, group="groups")
     def _find(self, query: GroupQuery) -> None:
         try:
             with TraceReader(self.reader.path) as reader:  # a connection belongs to its thread
+                self._reading = reader
                 found, total = reader.group_ids(query), reader.count_groups()
         except TraceError as error:
-            self.app.call_from_thread(self.post_message, Problem(str(error)))
+            if query == self._asked:
+                self.app.call_from_thread(self.post_message, Problem(str(error)))
             return
         self.app.call_from_thread(self._show, found, total, query)
 
     def _show(self, found: array[int], total: int, query: GroupQuery) -> None:
+        if query != self._asked:
+            return
         plain = not query.filters and not query.search
         self.table.border_title = f"{len(found):,} groups" if plain else f"{len(found):,} of {total:,} groups"
         if not len(found):
