@@ -21,9 +21,9 @@ from typing_extensions import override
 
 from rwml_lightning.config_errors import ReadableParser, reason
 from rwml_lightning.data.datamodule import RolloutDataModule
+from rwml_lightning.evaluation import render_episodes
 from rwml_lightning.loggers import introduce, settle
 from rwml_lightning.models import resolve_model
-from rwml_lightning.evaluation import render_episodes
 from rwml_lightning.modules.base import PolicyModule
 from rwml_lightning.modules.playing import PlayingModule
 from rwml_lightning.modules.world_model import WorldModelModule
@@ -162,7 +162,7 @@ class RWMLCLI(LightningCLI):
                 introduce(logger, self.folder)
             try:
                 wanted = self._get(self.config_init, "warm_up")
-                if wanted is not None and model.init_from is None:
+                if wanted is not None and (model.init_from is None or isinstance(model, PlayingModule)):
                     callbacks = default_callbacks([], self.folder, None)
                     result = warm_up(wanted, model, self.datamodule, self.trainer, self.folder, callbacks)
                     model.init_from = str(result)

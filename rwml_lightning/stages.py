@@ -10,7 +10,9 @@ import lightning as L
 
 from rwml_lightning.data.datamodule import RolloutDataModule
 from rwml_lightning.modules.base import PolicyModule
+from rwml_lightning.modules.playing import PlayingModule
 from rwml_lightning.modules.policy import LoRA, export_policy
+from rwml_lightning.modules.policy_sft import PolicySFT
 from rwml_lightning.modules.wm_sft import WorldModelSFT
 from rwml_lightning.run import RunFolder
 from rwml_lightning.schema import Episode
@@ -21,11 +23,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class WarmUp:
-    """A short next-state SFT before GRPO, for models too small to write a well-formed answer untaught.
+    """A short supervised stage before GRPO, for models too small to write a well-formed answer untaught: next-state SFT, or
+    imitation of ``data.demonstrations`` before a policy stage.
 
     Args:
-        num_transitions: Training transitions it uses.
-        batch_size: Transitions an optimizer step.
+        num_transitions: Training transitions it uses, or turns of demonstrations.
+        batch_size: Of them, in an optimizer step.
         num_passes: How often each is used.
         learning_rate: Of AdamW.
     """
@@ -60,10 +63,11 @@ def warm_up(
     if folder.warm_up.is_dir():
         return folder.warm_up
     log.warning(
-        "warm-up: next-state SFT on %d transitions, so that the model writes well-formed answers before GRPO begins",
+        "warm-up: %s on %d samples, so that the model writes well-formed answers before GRPO begins",
+        "imitation" if isinstance(model, PlayingModule) else "next-state SFT",
         wanted.num_transitions,
     )
-    module = supervised_copy(model, wanted.learning_rate)
+    module = supervised_copy(model, wanted.learning_rate, model.init_from)
     with data.as_labels(wanted.num_transitions, wanted.batch_size, wanted.num_passes):
         stage_trainer = preliminary_trainer(trainer, callbacks)
         stage_trainer.validate(module, data, verbose=False)
@@ -75,9 +79,10 @@ def warm_up(
 
 def supervised_copy(
     model: PolicyModule, learning_rate: float, init_from: str | None = None, lora: LoRA | None = None
-) -> WorldModelSFT:
-    """A module for next-state SFT of the same model, on its own copy of the weights."""
-    return WorldModelSFT(
+) -> PolicySFT | WorldModelSFT:
+    """A module for supervised training of the same model for what it does, on its own copy of the weights."""
+    kind = PolicySFT if isinstance(model, PlayingModule) else WorldModelSFT
+    return kind(
         model=model.model,
         init_from=init_from,
         lora=lora,

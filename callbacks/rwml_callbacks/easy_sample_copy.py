@@ -69,11 +69,11 @@ class CopyData(L.LightningDataModule):
         return self.data.probe_ids()
 
     @override
-    def train_dataloader(self) -> StepLoader[LabelledBatch]:
+    def train_dataloader(self) -> StepLoader[Transition, LabelledBatch]:
         return StepLoader(self.taught, self.batch_size, self._label, self.seed, self.num_passes)
 
     @override
-    def predict_dataloader(self) -> StepLoader[Answers]:
+    def predict_dataloader(self) -> StepLoader[Transition, Answers]:
         return StepLoader(self.judged, self.prompts_per_batch, self._answer, None)
 
     @override

@@ -118,7 +118,7 @@ class RolloutDataModule(L.LightningDataModule):
             raise ValueError(f"data.max_dropped_share is {max_dropped_share}; a share lies between 0 and 1")
         self.path = Path(transitions)
         self.generator = generator
-        self.reward = reward
+        self._reward = reward
         self.environment = environment
         self.games = games
         self.collection = collection
@@ -132,7 +132,7 @@ class RolloutDataModule(L.LightningDataModule):
         self.num_transitions = num_transitions
         self.validation = validation
         self.on_broken: Literal["raise", "skip"] = on_broken
-        self.evaluator = reward if evaluator is None else evaluator
+        self._evaluator = evaluator
         self.max_dropped_share = max_dropped_share
         self.control: ControlName = control
         self.play = play
@@ -150,6 +150,18 @@ class RolloutDataModule(L.LightningDataModule):
         """The LightningModule of the current stage."""
         assert self.trainer is not None
         return self.trainer.lightning_module  # type: ignore[return-value]
+
+    @property
+    def reward(self) -> NextStateReward:
+        """Scores predictions."""
+        if self._reward is None:
+            raise ValueError("data.reward is missing; predictions of next states are scored by one")
+        return self._reward
+
+    @property
+    def evaluator(self) -> NextStateReward:
+        """Scores held-out predictions."""
+        return self.reward if self._evaluator is None else self._evaluator
 
     @cached_property
     def rollouts(self) -> WorldModelRollouts:
@@ -177,9 +189,7 @@ class RolloutDataModule(L.LightningDataModule):
         limits = (self.generator.max_model_len, context_tokens(self.module.model))
         return min((limit for limit in limits if limit is not None), default=None)
 
-    def _make_rollouts(self, reward: NextStateReward | None, control: Control | None) -> WorldModelRollouts:
-        if reward is None:
-            raise ValueError("data.reward is missing; the world-model stages need one to score predictions")
+    def _make_rollouts(self, reward: NextStateReward, control: Control | None) -> WorldModelRollouts:
         return WorldModelRollouts(
             self.generator,
             reward,

@@ -63,7 +63,7 @@ class PolicyGRPO(PlayingModule, GRPOModule):
 
     def with_advantages(self, group: EpisodeGroup) -> EpisodeGroup:
         """The same group, every turn with its advantage."""
-        rewards = torch.tensor([[member.total_reward for member in group.members]])
+        rewards = torch.tensor([[float(member.total_reward) for member in group.members]])
         episode = group_advantages(rewards, self.advantage_normalisation)[0]
         lengths = [len(member.samples) for member in group.members]
         turns = episode.repeat_interleave(torch.tensor(lengths))
@@ -80,7 +80,7 @@ class PolicyGRPO(PlayingModule, GRPOModule):
 
     def _step_advantages(self, members: Sequence[Playthrough]) -> torch.Tensor:
         returns = [
-            discounted_returns(torch.tensor([sample.reward for sample in member.samples]), self.discount)
+            discounted_returns(torch.tensor([float(s.reward) for s in member.samples]), self.discount)
             for member in members
         ]
         anchors = [turn.observation for member in members for turn in member.episode.turns]

@@ -1,0 +1,98 @@
+"""What the policy reads: new prompts with a window of turns, or one conversation of the very tokens that were sampled."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerBase
+
+from rwml_lightning.data.action_prompts import ActionPrompt, parse_action, reply_ids
+from rwml_lightning.data.prompts import encode_label
+from rwml_lightning.models import load_tokenizer
+from rwml_lightning.schema import Turn
+
+CONVERSATION = ActionPrompt(layout="conversation")
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerBase:
+    return load_tokenizer("package:smollm2-135m-instruct")
+
+
+def test_a_conversation_is_what_the_chat_template_makes_of_its_messages(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    answers = ["<think></think>\n<action>go to desk 1</action>", "<action>take mug 1</action>"]
+    observations = ["In a room.", "At the desk 1.", "You pick up the mug 1."]
+    messages = [{"role": "system", "content": CONVERSATION.system}]
+    ids: tuple[int, ...] | None = None
+    for turn, observation in enumerate(observations):
+        ids = CONVERSATION.encode(tokenizer, "tidy up", [], observation, ["look", "wait"], ids)
+        first = "Task: tidy up\n" if turn == 0 else ""
+        text = f"{first}Current observation: {observation}\nAdmissible actions: look, wait"
+        messages.append({"role": "user", "content": text})
+        assert ids == tuple(
+            tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        )
+        if turn < len(answers):
+            ids += encode_label(tokenizer, answers[turn])
+            messages.append({"role": "assistant", "content": answers[turn]})
+
+
+@given(answer=st.lists(st.integers(3, 400), min_size=1, max_size=6), cut=st.booleans(), observation=st.text())
+@settings(max_examples=50, deadline=None)
+def test_sampled_tokens_stay_as_they_are(
+    tokenizer: PreTrainedTokenizerBase, answer: list[int], cut: bool, observation: str
+) -> None:
+    assert tokenizer.eos_token_id is not None
+    prompt = CONVERSATION.encode(tokenizer, "t", [], "o", ["a"])
+    completion = tuple(answer) if cut else (*answer, tokenizer.eos_token_id)
+    following = CONVERSATION.encode(tokenizer, "t", [], observation, ["a"], prompt + completion)
+    assert following[: len(prompt) + len(answer)] == prompt + tuple(answer)
+    assert following[len(prompt) + len(answer)] == tokenizer.eos_token_id  # once, whoever wrote it
+    assert following[len(prompt) + len(answer) + 1] != tokenizer.eos_token_id
+
+
+def test_a_window_shows_the_last_turns_alone(tokenizer: PreTrainedTokenizerBase) -> None:
+    turns = [Turn(f"state {n}", f"act {n}") for n in range(4)]
+    prompt = ActionPrompt(history_turns=2)
+    text = tokenizer.decode(list(prompt.encode(tokenizer, "t", turns, "now", ["a"], so_far=(1, 2))))
+    assert "state 1" not in text
+    assert text.index("state 2") < text.index("act 3") < text.index("Current observation: now")
+
+
+def test_without_a_chat_template_a_conversation_is_plain_text(
+    tiny_tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    first = CONVERSATION.encode(tiny_tokenizer, "t", [], "o", [])
+    second = CONVERSATION.encode(tiny_tokenizer, "t", [], "p", ["a"], (*first, 70, 71))
+    assert tiny_tokenizer.decode(list(second[len(first) + 2 :])) == (
+        "\n\nCurrent observation: p\nAdmissible actions: a\n"
+    )
+
+
+def test_a_template_that_hides_what_the_assistant_wrote_is_refused(
+    tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenizer, "chat_template", "{% for m in messages %}{{ m.role }}{% endfor %}")
+    with pytest.raises(ValueError, match=r"set prompt\.layout to 'window'"):
+        reply_ids(tokenizer, "x")
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ({"reply": "{task}"}, r"prompt\.reply asks for \{task\}"),
+        ({"answer": "{act}"}, r"prompt\.answer asks for \{act\}"),
+    ],
+)
+def test_unknown_fields_are_named(field: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ActionPrompt(**field)
+
+
+@given(action=st.text(st.characters(codec="ascii", exclude_characters="<>"), max_size=60))
+def test_labels_are_read_back(action: str) -> None:
+    wanted = " ".join(action.split())
+    assert parse_action(ActionPrompt().answer.format(action=wanted)) == (wanted, "")

@@ -1,0 +1,184 @@
+"""Policy rollouts over real environment processes, with a player whose answers are known."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from rwml_lightning.data.action_prompts import ActionPrompt
+from rwml_lightning.data.games import Play, list_games
+from rwml_lightning.data.play import EpisodePlayer, Game
+from rwml_lightning.data.prompts import encode_label
+from rwml_lightning.envs import EnvironmentPool, EnvironmentSpec
+from rwml_lightning.schema import Completion, EpisodeBatch, Sampling
+
+TASKS = {"train": ["a", "once-b", "broken-c"], "validation": ["v"]}
+SAMPLING = Sampling(max_tokens=30, temperature=0.7)
+PROMPT = ActionPrompt(layout="conversation", system="", user="{observation}", reply="{observation}")
+
+
+class Scripted:
+    """Answers by what it reads."""
+
+    policy_version = 3
+    max_model_len = None
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, answer: Callable[[str, int], str]) -> None:
+        self.tokenizer, self.answer = tokenizer, answer
+        self.batches: list[int] = []
+        self.seeds: list[list[int]] = []
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[Sequence[int]]
+    ) -> list[list[Completion]]:
+        self.batches.append(len(prompts))
+        self.seeds += [list(s) for s in seeds]
+        found = []
+        for prompt, (seed,) in zip(prompts, seeds, strict=True):
+            ids = encode_label(self.tokenizer, self.answer(self.tokenizer.decode(list(prompt)), seed))
+            found.append([Completion(ids, (-1.0,) * len(ids), "stop", self.policy_version)])
+        return found
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> Iterator[EnvironmentPool]:
+    spec = EnvironmentSpec("fake_games.RoomsEnv", {"games": TASKS, "folder": str(tmp_path), "length": 4})
+    with EnvironmentPool(spec, num_workers=2) as pool:
+        yield pool
+
+
+def play(
+    pool: EnvironmentPool,
+    tokenizer: PreTrainedTokenizerBase,
+    answer: Callable[[str, int], str] = lambda prompt, seed: "<think>on</think><action>go on</action>",
+    games: Sequence[str] = ("a", "v"),
+    group_size: int = 2,
+    max_steps: int = 6,
+    **settings: Any,
+) -> tuple[EpisodeBatch, Scripted]:
+    generator = Scripted(tokenizer, answer)
+    settings = {"success_reward": 10.0, "invalid_penalty": 0.1, "prompt": PROMPT, **settings}
+    prompt = settings.pop("prompt")
+    player = EpisodePlayer(pool, "rooms", generator, prompt, tokenizer, 0, **settings)  # type: ignore[arg-type]
+    batch = player.collect(
+        "policy_grpo",
+        5,
+        [Game(game, seed) for seed, game in enumerate(games)],
+        group_size,
+        SAMPLING,
+        max_steps,
+    )
+    return batch, generator
+
+
+def test_groups_of_whole_episodes_one_batch_a_turn(
+    pool: EnvironmentPool, tiny_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    batch, generator = play(pool, tiny_tokenizer)
+    assert generator.batches == [4, 4, 4]
+    assert (batch.step, batch.policy_version, batch.temperature, batch.dropped_groups) == (5, 3, 0.7, 0)
+    assert set(batch.seconds) == {"generate", "env"}
+    assert [group.game for group in batch.groups] == ["a", "v"]
+    for group in batch.groups:
+        first, second = group.members
+        assert first.episode.turns == second.episode.turns  # the same game, the same seed, the same actions
+        assert first.episode.final_observation.startswith(f"Room 3 of {group.game}")
+        assert not first.episode.truncated
+        assert first.total_reward == 10
+        assert [turn.thinking for turn in first.episode.turns] == ["on"] * 3
+        assert first.samples[0].prompt_ids == second.samples[0].prompt_ids
+        for before, after in zip(first.samples, first.samples[1:], strict=False):
+            so_far = before.prompt_ids + before.completion.token_ids
+            assert after.prompt_ids[: len(so_far)] == so_far
+    assert batch.groups[0].zero_variance
+    assert len({seed for (seed,) in generator.seeds}) == 12
+
+
+def test_episodes_end_at_different_times(
+    pool: EnvironmentPool, tiny_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    def answer(prompt: str, seed: int) -> str:
+        return "<action>go on</action>" if "of a," in prompt else "<action>wait</action>"
+
+    batch, generator = play(pool, tiny_tokenizer, answer)
+    assert generator.batches == [4, 4, 4, 2, 2, 2]
+    solved, cut = (group.members[0] for group in batch.groups)
+    assert (len(solved.samples), solved.episode.truncated, solved.total_reward) == (3, False, 10)
+    assert (len(cut.samples), cut.episode.truncated, cut.total_reward) == (6, True, 0)
+
+
+def test_a_model_that_writes_no_action_pays_for_every_turn(
+    pool: EnvironmentPool, tiny_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    batch, _ = play(pool, tiny_tokenizer, lambda *_: "", games=["a"])
+    member = batch.groups[0].members[0]
+    assert member.total_reward == pytest.approx(-0.6)
+    assert not any(turn.valid for turn in member.episode.turns)
+    assert member.episode.final_observation == "Nothing happens."
+
+
+def test_an_episode_that_outgrows_the_context_is_cut_off_not_failed(
+    pool: EnvironmentPool, tiny_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    whole, _ = play(pool, tiny_tokenizer, games=["a"])
+    lengths = [len(sample.prompt_ids) for sample in whole.groups[0].members[0].samples]
+    batch, _ = play(pool, tiny_tokenizer, games=["a"], context=lengths[1] + SAMPLING.max_tokens)
+    member = batch.groups[0].members[0]
+    assert len(member.samples) == 2
+    assert member.episode.truncated
+    assert batch.dropped_groups == 0
+    nothing, _ = play(pool, tiny_tokenizer, games=["a"], context=lengths[0])
+    assert nothing.groups[0].members[0].samples == ()
+
+
+def test_failures_are_tried_again_with_the_same_seeds_then_dropped_and_counted(
+    pool: EnvironmentPool, tiny_tokenizer: PreTrainedTokenizerBase, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        batch, generator = play(pool, tiny_tokenizer, games=["once-b", "broken-c", "a"], group_size=1)
+    assert [group.game for group in batch.groups] == ["once-b", "a"]
+    assert batch.dropped_groups == 1
+    assert "broken-c is broken" in caplog.text
+    assert "their groups are left out: broken-c" in caplog.text
+    again = batch.groups[0].members[0]
+    assert again.episode.final_observation.startswith("Room 3")
+    first_try = generator.seeds[0]
+    assert first_try in generator.seeds[3:]
+
+
+def test_too_many_failures_stop_the_run(
+    pool: EnvironmentPool, tiny_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    with pytest.raises(ValueError, match=r"2 of 2 groups were lost .* data\.max_dropped_share \(0\.1\)"):
+        play(pool, tiny_tokenizer, games=["broken-c", "broken-c"], group_size=1)
+
+
+def test_games_are_a_fixed_draw_by_split(pool: EnvironmentPool) -> None:
+    def games(splits: list[str] | None, count: int | None, held_out: bool) -> list[Game]:
+        return list_games(pool.spec, splits, count, 3, held_out, "data.play")
+
+    assert sorted(game.task for game in games(None, None, False)) == ["a", "broken-c", "once-b"]
+    assert [game.task for game in games(None, None, True)] == ["v"]
+    assert games(None, 2, False) == games(None, None, False)[:2]
+    assert [game.split for game in games(["validation"], None, False)] == ["validation"]
+    with pytest.raises(
+        ValueError, match=r"data\.play\.splits names 'tset'; the environment has train, validation"
+    ):
+        games(["tset"], None, True)
+    alone = EnvironmentSpec("fake_games.RoomsEnv", {"folder": "x"})
+    with pytest.raises(
+        ValueError, match=r"data\.play\.num_games is not set; fake_games\.RoomsEnv has no tasks"
+    ):
+        list_games(alone, None, None, 0, False, "data.play")
+    seeds = [game.seed for game in list_games(alone, None, 3, 0, False, "data.play")]
+    assert len(set(seeds)) == 3
+
+
+def test_impossible_settings_are_named() -> None:
+    with pytest.raises(ValueError, match=r"data\.play\.group_size is 0"):
+        Play(group_size=0)

@@ -1,0 +1,123 @@
+"""The policy stage from its config: imitation, GRPO, validation, test, and what is left of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rwml_testing import make_config
+from test_cli import error_of
+
+from rwml_lightning.cli import main
+from rwml_lightning.trace import TraceReader
+
+TASKS = {"train": ["a", "b", "c", "d"], "validation": ["v", "w"]}
+PROMPT = {"layout": "window", "history_turns": 0, "system": "", "user": "{observation}", "answer": "{action}"}
+
+
+def write_config(folder: Path, model: Path, module: str = "PolicyGRPO", **changes: Any) -> Path:
+    rooms = {"id": "fake_games.RoomsEnv", "kwargs": {"games": TASKS, "folder": str(folder), "length": 3}}
+    play = {
+        "prompt": PROMPT, "sampling": {"max_tokens": 6}, "games_per_step": 4, "group_size": 4, "max_steps": 4,
+        "num_workers": 1, "validation": {"episodes_per_game": 2, "max_steps": 4, "temperature": 1.0},
+    }  # fmt: skip
+    demonstrations = {"path": str(folder / "expert.parquet")}
+    data = {
+        "environment": rooms,
+        "play": play,
+        "demonstrations": demonstrations,
+        "reward": None,
+        "num_passes": 3,
+    }
+    model_section = {
+        "class_path": f"rwml_lightning.modules.{module}",
+        "init_args": {"model": str(model), "learning_rate": 1e-3},
+    }
+    return make_config(folder, model, **{"data": data, "model": model_section, **changes})
+
+
+@pytest.mark.slow
+def test_imitation_then_grpo_then_test(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    warm_up = {"num_transitions": 8, "batch_size": 4, "num_passes": 20, "learning_rate": 3e-3}
+    config = write_config(tmp_path, tiny_model, warm_up=warm_up)
+    main(["fit", "--config", str(config)])
+    printed = capsys.readouterr()
+    for words in ("Held-out games", "success", "before", "end", "pass@2"):
+        assert words in printed.out
+    assert "8 turns of 4 solved episodes, of 4 games" in printed.err
+    run = tmp_path / "runs" / "r"
+    with TraceReader(run / "trace.db") as reader:
+        assert [stage.stage for stage in reader.stages()] == ["policy_sft", "policy_grpo"]
+        found = reader.episodes_by_id(reader.episode_ids("policy_grpo"))
+        assert {(one.step, one.source) for one in found} == {
+            (0, "held_out"), (1, "train"), (2, "train"), (2, "held_out"),
+        }  # fmt: skip
+        assert sum(one.source == "train" for one in found) == 2 * 4 * 4
+        names = reader.metric_names("policy_grpo")
+        results = [e.result["results"][0]["values"] for e in reader.evaluations() if e.name == "episodes"]
+    assert {"policy/success", "policy/return", "policy/invalid_actions", "time/env", "time/generate"} <= set(
+        names
+    )
+    assert results[-1]["success"] > results[0]["success"]  # untaught it writes no action
+    assert (run / "evaluations" / "policy_grpo-2.json").exists()
+    assert (run / "export" / "model.safetensors").exists()
+
+    capsys.readouterr()
+    exported = ["--model.init_args.init_from", str(run / "export")]
+    main(["test", "--config", str(config), *exported])
+    assert "Held-out games" in capsys.readouterr().out
+    main(["validate", "--config", str(config), *exported])
+    assert "Held-out games" in capsys.readouterr().out
+    checkpoint = next((run / "checkpoints").glob("*.ckpt"), None)
+    assert checkpoint is None  # the run is shorter than checkpoint_every
+
+
+@pytest.mark.slow
+def test_own_successes_are_imitated(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_config(tmp_path, tiny_model, "PolicySFT")
+    main(["fit", "--config", str(config), "--trainer.max_steps", "30", "--data.num_passes", "30"])
+    taught = tmp_path / "runs" / "r" / "export"
+    capsys.readouterr()
+    changes = {
+        "run": {"name": "rft"},
+        "data": {
+            "demonstrations": {
+                "path": str(tmp_path / "own.parquet"),
+                "source": "policy",
+                "episodes_per_game": 4,
+            }
+        },
+    }
+    own = write_config(tmp_path, taught, "PolicySFT")
+    arguments = ["fit", "--config", str(own), "--run.name", changes["run"]["name"]]
+    arguments += ["--data.demonstrations", str(changes["data"]["demonstrations"])]
+    main(arguments)
+    printed = capsys.readouterr()
+    assert "solved episodes, of 4 games" in printed.err
+    assert "Held-out games" in printed.out
+
+
+def test_what_cannot_be_played_is_one_line(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = str(write_config(tmp_path, tiny_model))
+    assert "data.environment is not set" in error_of(
+        ["fit", "--config", config, "--data.environment", "null"], capsys
+    )
+    error = error_of(["fit", "--config", config, "--data.play.splits", "[tset]"], capsys)
+    assert "data.play.splits names 'tset'; the environment has train, validation" in error
+    sft = str(write_config(tmp_path, tiny_model, "PolicySFT"))
+    assert "data.demonstrations is not set" in error_of(
+        ["fit", "--config", sft, "--data.demonstrations", "null"], capsys
+    )
+    world_model = str(write_config(tmp_path, tiny_model, "WorldModelGRPO"))
+    assert "test plays episodes, which WorldModelGRPO does not" in error_of(
+        ["test", "--config", world_model], capsys
+    )
+    collected = ["--data.collection", "{behaviour: random, max_steps: 3, num_workers: 1}"]
+    assert "data.reward is missing" in error_of(["fit", "--config", world_model, *collected], capsys)
