@@ -14,7 +14,7 @@ from tui_testing import make_group
 from rwml_lightning.trace import TraceWriter
 
 TESTS = Path(__file__).parents[1]
-IMPORTABLE = os.pathsep.join([str(TESTS), str(TESTS / "data"), *filter(None, sys.path)])
+IMPORTABLE = os.pathsep.join([str(TESTS), *filter(None, sys.path)])
 
 
 @pytest.fixture
