@@ -37,11 +37,16 @@ def write_config(folder: Path, model: Path, module: str = "PolicyGRPO", **change
     return make_config(folder, model, **{"data": data, "model": model_section, **changes})
 
 
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+
+
 @pytest.mark.slow
 def test_imitation_then_grpo_then_test(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    warm_up = {"num_transitions": 8, "batch_size": 4, "num_passes": 20, "learning_rate": 3e-3}
+    warm_up = {"num_transitions": 8, "batch_size": 4, "num_passes": 40, "learning_rate": 1e-2}
     config = write_config(tmp_path, tiny_model, warm_up=warm_up)
     main(["fit", "--config", str(config)])
     printed = capsys.readouterr()
@@ -80,7 +85,19 @@ def test_own_successes_are_imitated(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = write_config(tmp_path, tiny_model, "PolicySFT")
-    main(["fit", "--config", str(config), "--trainer.max_steps", "30", "--data.num_passes", "30"])
+    main(
+        [
+            "fit",
+            "--config",
+            str(config),
+            "--trainer.max_steps",
+            "120",
+            "--data.num_passes",
+            "60",
+            "--model.init_args.learning_rate",
+            "1e-2",
+        ]
+    )
     taught = tmp_path / "runs" / "r" / "export"
     capsys.readouterr()
     changes = {
