@@ -152,6 +152,11 @@ class RolloutDataModule(L.LightningDataModule):
         return self.trainer.lightning_module  # type: ignore[return-value]
 
     @property
+    def _plays(self) -> bool:
+        """Whether the current stage is one of acting; without a trainer it is one of predicting."""
+        return self.trainer is not None and self.module.reads in ("episodes", "actions")
+
+    @property
     def reward(self) -> NextStateReward:
         """Scores predictions."""
         if self._reward is None:
@@ -202,7 +207,7 @@ class RolloutDataModule(L.LightningDataModule):
 
     @override
     def prepare_data(self) -> None:
-        if self.module.reads in ("episodes", "actions"):
+        if self._plays:
             self.game_source.prepare()
             if self.module.reads == "actions":
                 self._prepare_demonstrations()
@@ -223,7 +228,7 @@ class RolloutDataModule(L.LightningDataModule):
 
     @override
     def setup(self, stage: str) -> None:
-        if self.module.reads in ("episodes", "actions"):
+        if self._plays:
             self.game_source.set_up(stage)
             return
         if self.train_transitions:
@@ -313,7 +318,7 @@ class RolloutDataModule(L.LightningDataModule):
 
     @override
     def val_dataloader(self) -> StepLoader[Any, Any]:
-        if self.module.reads in ("episodes", "actions"):
+        if self._plays:
             source = self.game_source
             return StepLoader(source.held_out, source.evaluation.batch_size, self._play_held_out, None)
         return StepLoader(self.validation_transitions, self.validation.batch_size, self._held_out, None)

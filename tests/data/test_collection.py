@@ -12,7 +12,8 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from rwml_lightning.data import collection as collecting
-from rwml_lightning.data.behaviour import ModelBehaviour, RandomBehaviour, parse_action
+from rwml_lightning.data.action_prompts import parse_action
+from rwml_lightning.data.behaviour import ModelBehaviour, RandomBehaviour
 from rwml_lightning.data.collection import Collection, collect, list_jobs
 from rwml_lightning.data.episodes import EpisodeState
 from rwml_lightning.data.transitions import read_metadata, read_transitions

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from rwml_testing import make_transition
 from transformers import PreTrainedTokenizerBase
 
-from rwml_lightning.data.prompts import ActionPrompt, WorldModelPrompt, encode_answer, encode_chat, shorten
+from rwml_lightning.data.action_prompts import ActionPrompt
+from rwml_lightning.data.prompts import WorldModelPrompt, encode_answer, encode_chat, shorten
 from rwml_lightning.rewards import extract_answer
 from rwml_lightning.schema import Turn
 

@@ -28,7 +28,8 @@ def test_observations_hold_neither_banner_nor_task(games: Path) -> None:
     assert info["task"]
     assert "Your task" not in info["task"]
     assert info["game"] == task
-    assert set(info) == {"admissible_actions", "task", "game", "won"}
+    assert set(info) == {"admissible_actions", "task", "game", "task_type", "won"}
+    assert info["task_type"] in task
 
 
 def test_steps_say_whether_they_were_valid_and_of_what_kind(games: Path) -> None:

@@ -94,7 +94,9 @@ def test_an_export_loads_in_transformers_and_answers_the_same(
 
 def make_labels(tokenizer: PreTrainedTokenizerBase, count: int = 8) -> tuple[Label, ...]:
     prompts = [(t, tuple(tokenizer.encode(t.action))) for t in make_world()[:count]]
-    return tuple(Label(t, prompt, encode_answer(tokenizer, t.next_state)) for t, prompt in prompts)
+    return tuple(
+        Label(t.transition_id, prompt, encode_answer(tokenizer, t.next_state)) for t, prompt in prompts
+    )
 
 
 def sft_batches(tokenizer: PreTrainedTokenizerBase, num_steps: int) -> list[LabelledBatch]:
