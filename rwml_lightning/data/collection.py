@@ -36,6 +36,7 @@ class GeneratedGames:
         num_train: Games in training scenes.
         num_validation: Games in other scenes.
         difficulty: ``tiny``, ``small`` or ``full``: how many receptacles and objects.
+        task_types: Which of ALFWorld's six; ``null`` for all.
         num_workers: Processes that generate.
     """
 
@@ -43,6 +44,7 @@ class GeneratedGames:
     num_train: int = 30
     num_validation: int = 12
     difficulty: str = "small"
+    task_types: list[str] | None = None
     num_workers: int = 2
 
     def played_by(self, spec: EnvironmentSpec) -> EnvironmentSpec:
@@ -195,7 +197,7 @@ def collect(
 
 def make_games(games: GeneratedGames, seed: int) -> None:
     """Generate the games that are not there yet."""
-    from rwml_lightning.envs.alfworld.generate import generate_games
+    from rwml_lightning.envs.alfworld.generate import TASK_TYPES, generate_games
 
     console = Console(stderr=True)
     counts: dict[Literal["train", "validation"], int] = {
@@ -214,6 +216,7 @@ def make_games(games: GeneratedGames, seed: int) -> None:
                 seed=seed,
                 split=split,
                 difficulty=games.difficulty,
+                task_types=games.task_types or TASK_TYPES,
                 num_workers=games.num_workers,
                 progress=partial(_show, progress, task),
             )

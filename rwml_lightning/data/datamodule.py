@@ -286,13 +286,10 @@ class RolloutDataModule(L.LightningDataModule):
         elif self.module.reads == "actions":
             assert self.demonstrations is not None
             labels = read_labels(Path(self.demonstrations.path), self.module.tokenizer)
-            self._train_loader = StepLoader(
-                labels[: self._most_transitions],
-                self.prompts_per_step,
-                self._imitate,
-                self.seed,
-                self.num_passes,
-            )
+            # Turns of an episode stay together: what they share is then computed once.
+            size, most = self.prompts_per_step, self._most_transitions
+            parts = [labels[start : start + size] for start in range(0, len(labels[:most]), size)]
+            self._train_loader = StepLoader(parts, 1, self._imitate, self.seed, self.num_passes)
         else:
             self._train_loader = StepLoader(
                 [t for t in self.train_transitions if self._only is None or t.transition_id in self._only][
@@ -345,8 +342,8 @@ class RolloutDataModule(L.LightningDataModule):
             "validation", step, self._own(transitions), self.validation.group_size, sampling
         )
 
-    def _imitate(self, step: int, labels: Sequence[Label]) -> LabelledBatch:
-        return LabelledBatch(step, tuple(self._own(labels)))
+    def _imitate(self, step: int, parts: Sequence[Sequence[Label]]) -> LabelledBatch:
+        return LabelledBatch(step, tuple(self._own(parts[0])))
 
     def _prepare_demonstrations(self) -> None:
         wanted = self.demonstrations
