@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from rwml_lightning.schema import Episode, Transition, Turn
-from rwml_lightning.trace.query import JOIN_TRANSITIONS, GroupQuery
+from rwml_lightning.trace.query import JOIN_TASK, JOIN_TRANSITIONS, GroupQuery
 from rwml_lightning.trace.records import (
     Command,
     CommandName,
@@ -32,7 +32,7 @@ from rwml_lightning.trace.tables import TraceError, check_version, explained, na
 _SUMMARY = """
 groups.id, stage, step, source, position, transition_id, environment, game, kind, split, valid, knowable, action,
 policy_version, rewards, mean_reward, mean_similarity, best_similarity, mean_tokens, well_formed, zero_variance,
-prompt_tokens
+prompt_tokens, task.body AS task
 """
 _EPISODE = "id, stage, step, source, position, episode_id, environment, game, kind, success, truncated, num_turns, episode_return"
 
@@ -187,7 +187,7 @@ class TraceReader:
         """Rows for ids, in their order; an id that was replaced meanwhile is left out."""
         wanted = list(ids)
         rows = self._rows(
-            f"SELECT {_SUMMARY} FROM groups {JOIN_TRANSITIONS} WHERE groups.id IN (SELECT value FROM json_each(?))",
+            f"SELECT {_SUMMARY} FROM groups {JOIN_TRANSITIONS} {JOIN_TASK} WHERE groups.id IN (SELECT value FROM json_each(?))",
             (json.dumps(wanted),),
         )
         found = {row["id"]: _summary(row) for row in rows}

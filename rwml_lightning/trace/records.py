@@ -79,6 +79,7 @@ class GroupSummary:
     well_formed: float | None
     zero_variance: bool
     prompt_tokens: int
+    task: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from rwml_tui.query_line import parse_query_line
 from rwml_tui.screens.compare import Compare
 from rwml_tui.screens.export import Export
 from rwml_tui.screens.over_training import OverTraining
-from rwml_tui.widgets.group_table import COLUMNS, GroupTable
+from rwml_tui.widgets.group_table import GroupTable
 from rwml_tui.widgets.group_view import GroupView
 
 
@@ -148,9 +148,10 @@ class Predictions(Vertical):
 
     def action_sort(self) -> None:
         """Next column."""
-        names = [column.name for column in COLUMNS if column.name != "rewards"]
+        names = [column.name for column in self.table.columns if column.name != "rewards"]
         shown = "step" if self.query_shown.order_by == "id" else self.query_shown.order_by
-        self._sort(names[(names.index(shown) + 1) % len(names)], True)
+        place = names.index(shown) if shown in names else -1
+        self._sort(names[(place + 1) % len(names)], True)
 
     def action_reverse(self) -> None:
         """The other way round."""

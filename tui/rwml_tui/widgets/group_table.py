@@ -34,6 +34,7 @@ COLUMNS: tuple[Column[GroupSummary], ...] = (
     Column("step", "step", 6, lambda row: Text(str(row.step)), "right"),
     Column("source", "source", 8, lambda row: one_line(row.source)),
     Column("kind", "kind", 12, lambda row: one_line(row.kind)),
+    Column("task", "task", 28, lambda row: one_line(row.task), room=120),
     Column("action", "action", 16, lambda row: one_line(row.action)),
     Column("rewards", "rewards", 8, lambda row: Text(reward_bar(row.rewards) if row.rewards else "")),
     Column("mean_reward", "reward", 7, _number("mean_reward"), "right"),

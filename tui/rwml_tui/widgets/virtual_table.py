@@ -31,6 +31,7 @@ class Column(Generic[Row]):
         width: Cells it takes, at least its heading's.
         cell: Text of a row.
         justify: Where the text stands.
+        room: Width that the table must have for this column to be shown.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Column(Generic[Row]):
     width: int
     cell: Callable[[Row], Text]
     justify: Literal["left", "right"] = "left"
+    room: int = 0
 
 
 class VirtualTable(ScrollView, Generic[Row], can_focus=True):
@@ -93,7 +95,7 @@ class VirtualTable(ScrollView, Generic[Row], can_focus=True):
         id: str | None = None,
     ) -> None:
         super().__init__(id=id)
-        self.columns = columns
+        self._all_columns = columns
         self.sorted_by: tuple[str, bool] | None = None
         self._read, self._identify, self._grow = read, identify, grow
         self.ids: array[int] = array("q")
@@ -121,6 +123,11 @@ class VirtualTable(ScrollView, Generic[Row], can_focus=True):
         self.refresh()
         if self.selected != selected or selected is None:
             self.post_message(self.Highlighted(self, self.selected))
+
+    @property
+    def columns(self) -> list[Column[Row]]:
+        """Those that there is room for."""
+        return [column for column in self._all_columns if self.size.width >= column.room]
 
     @property
     def selected(self) -> int | None:
