@@ -2,10 +2,11 @@
 
     python benchmarks/packed_vs_plain.py
     python benchmarks/packed_vs_plain.py --prompt 128 --completion 32 --group 16
+    python benchmarks/packed_vs_plain.py --prompt 128 --completion 24 --turns 8 --reply 40   # episodes of a policy
 
 SmolLM2-135M's shapes with random weights, float32, CPU. Values and gradients are compared first; then both take turns in
 one process, and the best of their times count; peak memory is measured in a process of its own for each. The plain
-batch is the best of its kind: equal lengths, so no padding, fused causal attention, and the head on completions alone.
+batch is the best of its kind: equal lengths, so no padding, fused causal attention, and the head on completions alone; of episodes it takes one turn of all members at a time.
 
 Two limits stand beside the measured ratio. The tokens' ratio is what the linear layers could gain; the operations'
 ratio also counts attention and the head, of which packing saves less (the chunked head even computes its logits twice).
@@ -18,6 +19,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 import torch
 from rich.console import Console
@@ -51,32 +53,51 @@ GRADIENT_TOLERANCE = 1e-3
 
 
 class Case:
-    """One group: a random prompt, as many random completions, and both ways to their log-probabilities."""
+    """One group: a random prompt, as many random completions, and both ways to their log-probabilities.
 
-    def __init__(self, prompt: int, completion: int, group: int) -> None:
+    With several turns each member goes on after its completion with a random reply of the environment and another completion;
+    every turn is a sequence of its own, of which the completion is trained.
+    """
+
+    def __init__(self, prompt: int, completion: int, group: int, turns: int, reply: int) -> None:
         torch.manual_seed(0)
-        start = torch.randint(CONFIG.vocab_size, (prompt,)).tolist()
-        self.sequences = [
-            start + torch.randint(CONFIG.vocab_size, (completion,)).tolist() for _ in range(group)
-        ]
-        self.trained_from = [prompt] * group
+
+        def random_ids(count: int) -> list[int]:
+            return torch.randint(CONFIG.vocab_size, (count,)).tolist()
+
+        so_far = [random_ids(prompt)] * group
+        self.group = group
+        self.sequences: list[list[int]] = []
+        self.trained_from: list[int] = []
+        for _ in range(turns):
+            self.trained_from += [len(start) for start in so_far]
+            so_far = [start + random_ids(completion) for start in so_far]
+            self.sequences += so_far
+            so_far = [start + random_ids(reply) for start in so_far]
         self.model = LlamaForCausalLM(CONFIG).train()
         use_tree_attention(self.model)  # what gets a plain batch still goes to SDPA
 
-    def logprobs(self, way: str) -> Tensor:
-        """Log-probabilities of the completions' tokens, [group * completion]."""
-        if way == "plain":
-            return plain_logprobs(self.model, self.sequences, self.trained_from).logprobs
-        (micro,) = micro_batches(self.sequences, self.trained_from, max_tokens=sum(map(len, self.sequences)))
-        return packed_logprobs(self.model, micro).logprobs
+    def parts(self, way: str) -> Iterator[Tensor]:
+        """Log-probabilities of the completions' tokens, what one forward pass gives at a time."""
+        if way == "packed":
+            most = sum(map(len, self.sequences))
+            (micro,) = micro_batches(self.sequences, self.trained_from, max_tokens=most)
+            yield packed_logprobs(self.model, micro).logprobs
+            return
+        for first in range(0, len(self.sequences), self.group):
+            part = slice(first, first + self.group)
+            yield plain_logprobs(self.model, self.sequences[part], self.trained_from[part]).logprobs
 
     def step(self, way: str) -> tuple[Tensor, float]:
-        """One forward and backward; log-probabilities, and seconds."""
+        """One forward and backward of all; log-probabilities, [turns * group * completion], and seconds."""
         self.model.zero_grad(set_to_none=True)
         start = time.perf_counter()
-        logprobs = self.logprobs(way)
-        logprobs.mean().backward()
-        return logprobs.detach(), time.perf_counter() - start
+        trained = sum(len(s) - first for s, first in zip(self.sequences, self.trained_from, strict=True))
+        found = []
+        for logprobs in self.parts(way):
+            (logprobs.sum() / trained).backward()
+            found.append(logprobs.detach())
+        return torch.cat(found), time.perf_counter() - start
 
     def gradients(self) -> Tensor:
         """All gradients as one vector."""
@@ -123,11 +144,15 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=512, help="tokens")
     parser.add_argument("--completion", type=int, default=96, help="tokens")
     parser.add_argument("--group", type=int, default=8, help="completions")
+    parser.add_argument("--turns", type=int, default=1, help="turns an episode")
+    parser.add_argument(
+        "--reply", type=int, default=0, help="tokens that the environment answers between two turns"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="times that each way is timed")
     parser.add_argument("--peak-of", choices=WAYS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.peak_of:
-        Case(args.prompt, args.completion, args.group).step(args.peak_of)
+        Case(args.prompt, args.completion, args.group, args.turns, args.reply).step(args.peak_of)
         print(peak_gib())
         return
 
@@ -135,7 +160,7 @@ def main() -> None:
     command = [
         sys.executable,
         __file__,
-        *(f"--{name}={getattr(args, name)}" for name in ("prompt", "completion", "group")),
+        *(f"--{name}={getattr(args, name)}" for name in ("prompt", "completion", "group", "turns", "reply")),
     ]
     peaks = {
         way: float(
@@ -143,7 +168,7 @@ def main() -> None:
         )
         for way in WAYS
     }
-    case = Case(args.prompt, args.completion, args.group)
+    case = Case(args.prompt, args.completion, args.group, args.turns, args.reply)
     console = Console()
     value, gradient = case.compare()
     console.print(f"equal: values within {value:.1e} nats, gradients within {gradient:.1e} of their norm")
@@ -153,7 +178,7 @@ def main() -> None:
             seconds[way].append(case.step(way)[1])
     best = {way: min(times) for way, times in seconds.items()}
     table = Table(
-        title=f"prompt {args.prompt}, {args.group} completions of {args.completion}, {torch.get_num_threads()} threads"
+        title=f"prompt {args.prompt}, {args.group} x {args.turns} completions of {args.completion}, {torch.get_num_threads()} threads"
     )
     for column in ("", "seconds (best)", "all rounds", "peak memory (GiB)"):
         table.add_column(column, justify="left" if not column else "right")

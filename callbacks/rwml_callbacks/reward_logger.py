@@ -21,6 +21,8 @@ from rwml_lightning.schema import EpisodeBatch, RolloutBatch
 
 log = logging.getLogger(__name__)
 
+_PREDICTIONS = "Is tau_d too strict or too loose for these samples"
+_GAMES = "Are the games too hard or too easy for this policy"
 _EVALUATIONS = ("val", "change", "forgetting", "probe")
 """First parts of names of what is measured on a step's result; anything else is of the step itself."""
 
@@ -56,11 +58,10 @@ class RewardLogger(L.Callback):
         self.metrics = dict(outputs["metrics"])
         scored = outputs.get("batch")
         if scored is not None:
-            measured = (
-                episode_metrics(scored) if isinstance(scored, EpisodeBatch) else rollout_metrics(scored)
-            )
-            self.metrics = measured | self.metrics
-            self._watch_variance(scored)
+            plays = isinstance(scored, EpisodeBatch)
+            self.metrics = (episode_metrics(scored) if plays else rollout_metrics(scored)) | self.metrics
+            zero_variance = self.metrics.get(f"{'policy' if plays else 'wm'}/zero_variance_groups", 0.0)
+            self._watch_variance(zero_variance, _GAMES if plays else _PREDICTIONS)
         sync = next((c for c in trainer.callbacks if isinstance(c, WeightSync)), None)  # type: ignore[attr-defined]
         if sync is not None and pl_module.on_policy:
             self.metrics |= {"time/sync": sync.seconds, "train/sync_gap": sync.gap}
@@ -111,10 +112,8 @@ class RewardLogger(L.Callback):
             csv.writer(file).writerows([header, *kept])
         partial.replace(self.path)
 
-    def _watch_variance(self, batch: RolloutBatch | EpisodeBatch) -> None:
-        if not batch.groups:
-            return
-        self._recent.append(fmean(not group.zero_variance for group in batch.groups))
+    def _watch_variance(self, zero_variance: float, question: str = _PREDICTIONS) -> None:
+        self._recent.append(1 - zero_variance)
         if len(self._recent) < self.patience:
             return
         share = sum(self._recent) / len(self._recent)
@@ -125,9 +124,7 @@ class RewardLogger(L.Callback):
                 "nothing. %s, or is the temperature too low?",
                 self.patience,
                 100 * share,
-                "Are the games too hard or too easy for this policy"
-                if isinstance(batch, EpisodeBatch)
-                else "Is tau_d too strict or too loose for these samples",
+                question,
             )
 
 
