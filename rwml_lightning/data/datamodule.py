@@ -15,8 +15,8 @@ from typing_extensions import override
 
 from rwml_lightning.data.batches import Label, LabelledBatch, StepLoader, label_transitions
 from rwml_lightning.data.collection import Collection, GeneratedGames, collect
-from rwml_lightning.data.demonstrations import Demonstrations, collect_demonstrations, read_labels
-from rwml_lightning.data.games import GameSource, Play, list_games
+from rwml_lightning.data.demonstrations import Demonstrations, collect_demonstrations, in_parts, read_labels
+from rwml_lightning.data.games import GameSource, Play
 from rwml_lightning.data.play import Game
 from rwml_lightning.data.prompts import WorldModelPrompt, encode_answer, encode_chat
 from rwml_lightning.data.rollouts import WorldModelRollouts
@@ -286,9 +286,7 @@ class RolloutDataModule(L.LightningDataModule):
         elif self.module.reads == "actions":
             assert self.demonstrations is not None
             labels = read_labels(Path(self.demonstrations.path), self.module.tokenizer)
-            # Turns of an episode stay together: what they share is then computed once.
-            size, most = self.prompts_per_step, self._most_transitions
-            parts = [labels[start : start + size] for start in range(0, len(labels[:most]), size)]
+            parts = in_parts(labels[: self._most_transitions], self.prompts_per_step)
             self._train_loader = StepLoader(parts, 1, self._imitate, self.seed, self.num_passes)
         else:
             self._train_loader = StepLoader(
@@ -351,10 +349,9 @@ class RolloutDataModule(L.LightningDataModule):
             raise ValueError("data.demonstrations is not set, so there is nothing to imitate")
         if Path(wanted.path).exists():
             return
-        source, play = self.game_source, self.play
-        games = list_games(source.environment, play.splits, play.num_games, self.seed, False, "data.play")
+        source = self.game_source
         player = source.player(self.generator, self.module.tokenizer, self._context)
-        collect_demonstrations(wanted, player, games, play.sampling.max_tokens)
+        collect_demonstrations(wanted, player, source.list_training(), self.play.sampling.max_tokens)
 
     def _play(self, step: int, games: Sequence[Game]) -> EpisodeBatch:
         player = self.game_source.player(self.generator, self.module.tokenizer, self._context)

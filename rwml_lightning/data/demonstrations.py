@@ -176,6 +176,11 @@ def read_labels(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[Label]:
     return [Label(row["name"], tuple(row["prompt_ids"]), tuple(row["answer_ids"])) for row in rows]
 
 
+def in_parts(labels: Sequence[Label], size: int) -> list[Sequence[Label]]:
+    """Labels in their order, ``size`` a step: turns of an episode stay together, so that what they share is computed once."""
+    return [labels[start : start + size] for start in range(0, len(labels), size)]
+
+
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """What tells tokenizers apart: vocabulary and chat template."""
     text = json.dumps([sorted(tokenizer.get_vocab().items()), tokenizer.chat_template])

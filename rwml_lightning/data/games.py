@@ -158,14 +158,17 @@ class GameSource:
     def set_up(self, stage: str) -> None:
         """List the games of a stage of the trainer, of which ``test`` is evaluated in its own way."""
         if stage == "fit":
-            self.train = list_games(
-                self.environment, self.play.splits, self.play.num_games, self.seed, False, "data.play"
-            )
+            self.train = self.list_training()
         tested = self.play.test or replace(self.play.validation, num_games=None)
         self.evaluation = tested if stage == "test" else self.play.validation
         key = "data.play.test" if stage == "test" and self.play.test else "data.play.validation"
         splits, num_games = self.evaluation.splits, self.evaluation.num_games
         self.held_out = list_games(self.environment, splits, num_games, self.seed, True, key)
+
+    def list_training(self) -> list[Game]:
+        """The games that are trained on."""
+        play = self.play
+        return list_games(self.environment, play.splits, play.num_games, self.seed, False, "data.play")
 
     def player(
         self, generator: Generator, tokenizer: PreTrainedTokenizerBase, context: int | None
