@@ -192,7 +192,7 @@ class RWMLCLI(LightningCLI):
 
         self._evaluate_with(self.trainer.validate, model, kwargs)
         if isinstance(model, PlayingModule):
-            Console().print(render_episodes("Held-out games", {row.name: row for row in model.results}))
+            print_played(model)
             return
         assert isinstance(model, WorldModelModule)
         if not self.datamodule.validation_transitions:
@@ -202,14 +202,12 @@ class RWMLCLI(LightningCLI):
 
     def test(self, model: PolicyModule, **kwargs: Any) -> None:
         """Success of a policy on all held-out games, or on those that ``data.play.test`` names."""
-        from rich.console import Console
-
         if not isinstance(model, PlayingModule):
             raise ValueError(
                 f"test plays episodes, which {type(model).__name__} does not; measure it with validate or evaluate"
             )
         self._evaluate_with(self.trainer.test, model, kwargs)
-        Console().print(render_episodes("Held-out games", {row.name: row for row in model.results}))
+        print_played(model)
 
     def _evaluate_with(
         self, command: Callable[..., Any], model: PolicyModule, kwargs: dict[str, Any]
@@ -240,11 +238,23 @@ class RWMLCLI(LightningCLI):
         self.trainer.evaluate(model, datamodule, settings, loggers, models, folder)
 
 
+def print_played(module: PlayingModule) -> None:
+    """Tables of the last evaluation: games, and predictions where some were made."""
+    from rich.console import Console
+
+    from rwml_lightning.evaluation import render_results
+
+    Console().print(render_episodes("Held-out games", {row.name: row for row in module.results}))
+    if module.probe_groups:
+        Console().print(render_results("Held-out transitions", module.probe_results))
+
+
 def default_callbacks(
     given: list[Callback], folder: RunFolder | None, checkpoint_every: int | None
 ) -> list[Callback]:
     """What every run has, unless the config brings its own of the kind."""
     from rwml_callbacks import (
+        EpisodeTable,
         PredictionTable,
         RewardHackingWatch,
         RewardLogger,
@@ -258,6 +268,7 @@ def default_callbacks(
         RewardHackingWatch(),  # before the logger, which hands its metrics on
         RewardLogger(folder.metrics if folder else None),
         PredictionTable(),
+        EpisodeTable(),
         RolloutProgressBar(),
     ]
     if folder is not None:

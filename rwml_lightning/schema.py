@@ -234,10 +234,11 @@ class ActionSample:
 
 @dataclass(frozen=True, slots=True)
 class Playthrough:
-    """An episode and the samples that it was made of, one a turn."""
+    """An episode, the samples that it was made of, one a turn, and what its actions did."""
 
     episode: Episode
     samples: tuple[ActionSample, ...]
+    transitions: tuple[Transition, ...] = ()
 
     @property
     def total_reward(self) -> float:

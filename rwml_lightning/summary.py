@@ -60,8 +60,8 @@ def print_predictions(
 def milestones(evaluations: list[Evaluation]) -> dict[str, Evaluation]:
     """First and last held-out evaluation of the run, and the one after the warm-up, by name."""
     evaluations = [e for e in evaluations if e.name == "held_out"]
-    main = [e for e in evaluations if e.stage != "wm_sft"]
-    warm_up = [e for e in evaluations if e.stage == "wm_sft"]
+    main = [e for e in evaluations if not e.stage.endswith("_sft")]
+    warm_up = [e for e in evaluations if e.stage.endswith("_sft")]
     if not main:
         main, warm_up = warm_up, []
     if not main:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from wandb.proto import wandb_internal_pb2 as pb
 
 _HEADER, _BLOCK, _FRAME = 7, 32 * 1024, 7
 _LAST_OR_ONLY = (1, 4)
+_PATIENCE_S = 10.0
 
 
 def read_records(path: Path) -> Iterator[Any]:
@@ -39,6 +41,10 @@ class OfflineRun:
         (file,) = folder.glob("run-*.wandb")
         self.folder = folder
         self.records = list(read_records(file))
+        until = time.monotonic() + _PATIENCE_S
+        while self.records[-1].WhichOneof("record_type") != "exit" and time.monotonic() < until:
+            time.sleep(0.1)  # W&B's own process may still be writing; one that was killed wrote no end
+            self.records = list(read_records(file))
 
     @property
     def run(self) -> Any:

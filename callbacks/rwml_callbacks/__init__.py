@@ -2,6 +2,7 @@
 
 from rwml_callbacks.capability_probe import CapabilityProbe
 from rwml_callbacks.easy_sample_filter import EasySampleFilter
+from rwml_callbacks.episode_table import EpisodeTable
 from rwml_callbacks.forgetting import Forgetting
 from rwml_callbacks.prediction_table import PredictionTable
 from rwml_callbacks.progress import RolloutProgressBar
@@ -14,6 +15,7 @@ from rwml_callbacks.weight_sync import WeightSync
 __all__ = [
     "CapabilityProbe",
     "EasySampleFilter",
+    "EpisodeTable",
     "Forgetting",
     "PredictionTable",
     "RewardHackingWatch",

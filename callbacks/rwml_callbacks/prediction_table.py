@@ -7,28 +7,19 @@ from itertools import islice, zip_longest
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
+from rwml_callbacks.wandb_table import GrowingTable, clip, wandb_logger
 from rwml_lightning.modules.base import PolicyModule
+from rwml_lightning.modules.playing import PlayingModule
 from rwml_lightning.modules.world_model import WorldModelModule
 from rwml_lightning.schema import Group, Prediction, RolloutBatch, Transition
 
-COLUMNS = (
-    "step", "stage", "split", "action", "kind", "predicted", "real", "similarity", "reward", "advantage",
-    "well-formed", "policy version",
-)  # fmt: skip
-_INCREMENTS = 90  # W&B shows the last hundred of a table; evaluations and the end add a few
 
-
-class PredictionTable(L.Callback):
-    """Logs the table ``predictions`` and histograms of rewards, similarities and lengths; without W&B it does nothing.
-
-    The table grows by an increment of new rows, not by being sent again. A long run sends several steps at once, so that
-    all of them can be seen. Checkpoints hold the rows so far: a resumed run loses none, whether W&B knows the rows
-    already (online) or gets them in another folder (offline).
+class PredictionTable(GrowingTable):
+    """Logs the table ``predictions`` and histograms of rewards, similarities and lengths; see :class:`GrowingTable`.
 
     Args:
         rows_per_step: Most rows of one step or evaluation; a first prediction of each transition comes before a second.
@@ -38,15 +29,19 @@ class PredictionTable(L.Callback):
         ValueError: One of them is below 1.
     """
 
+    name = "predictions"
+    columns = (
+        "step", "stage", "split", "action", "kind", "predicted", "real", "similarity", "reward", "advantage",
+        "well-formed", "policy version",
+    )  # fmt: skip
+
     def __init__(self, rows_per_step: int = 16, max_chars: int = 500) -> None:
+        super().__init__()
         for name, value in (("rows_per_step", rows_per_step), ("max_chars", max_chars)):
             if value < 1:
                 raise ValueError(f"PredictionTable: {name} is {value}; it must be at least 1")
         self.rows_per_step = rows_per_step
         self.max_chars = max_chars
-        self._rows: list[list[Any]] = []
-        self._num_logged = 0
-        self._table: Any = None
 
     @override
     @rank_zero_only
@@ -58,49 +53,36 @@ class PredictionTable(L.Callback):
         if not isinstance(scored, RolloutBatch):
             return
         self._add(trainer, pl_module, "train", scored.groups)
-        if trainer.global_step % (pl_module.num_planned_steps // _INCREMENTS + 1) == 0:
-            self._log(trainer)
+        self.send_now_and_then(trainer, pl_module)
 
     @override
     @rank_zero_only
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if isinstance(pl_module, WorldModelModule) and not trainer.sanity_checking:
-            self._add(trainer, pl_module, "validation", pl_module.validation_groups)
+        assert isinstance(pl_module, PolicyModule)
+        if not trainer.sanity_checking:
+            groups: Sequence[Group] = ()
+            if isinstance(pl_module, WorldModelModule):
+                groups = pl_module.validation_groups
+            elif isinstance(pl_module, PlayingModule):
+                groups = pl_module.probe_groups
+            self._add(trainer, pl_module, "validation", groups)
             if trainer.state.fn != TrainerFn.FITTING:
-                self._log(trainer)
-
-    @override
-    @rank_zero_only
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._log(trainer)
-
-    @override
-    @rank_zero_only
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:
-        self._log(trainer)
-
-    @override
-    def state_dict(self) -> dict[str, Any]:
-        return {"rows": self._rows, "num_logged": self._num_logged}
-
-    @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._rows, self._num_logged = list(state_dict["rows"]), state_dict["num_logged"]
+                self.send(trainer)
 
     def _add(self, trainer: L.Trainer, module: PolicyModule, split: str, groups: Sequence[Group]) -> None:
         """Keep the rows of a step for the table, and log its histograms."""
         import wandb
 
-        logger = _wandb_logger(trainer)
+        logger = wandb_logger(trainer)
         if logger is None or not groups:
             return
         place = [trainer.global_step, module.stage, split]
-        self._rows += [
-            [*place, *self._cells(transition, prediction, split)]
-            for transition, prediction in islice(by_member(groups), self.rows_per_step)
-        ]
+        self.add_rows(
+            [
+                (*place, *self._cells(transition, prediction, split))
+                for transition, prediction in islice(by_member(groups), self.rows_per_step)
+            ]
+        )
         prefix = "wm" if split == "train" else "val"
         histograms: dict[str, Any] = {
             f"{prefix}/{name}": wandb.Histogram(values) for name, values in distributions(groups).items()
@@ -118,24 +100,6 @@ class PredictionTable(L.Callback):
             score.similarity, score.reward, advantage, score.well_formed, version,
         ]  # fmt: skip
 
-    def _log(self, trainer: L.Trainer) -> None:
-        """Send the rows that W&B does not have yet."""
-        import wandb
-
-        logger = _wandb_logger(trainer)
-        if logger is None or not self._rows:
-            return
-        if self._table is None:
-            self._table = wandb.Table(columns=list(COLUMNS), log_mode="INCREMENTAL")
-            if not logger.experiment.resumed:
-                self._num_logged = 0
-        if self._num_logged == len(self._rows):
-            return
-        for row in self._rows[self._num_logged :]:
-            self._table.add_data(*row)
-        self._num_logged = len(self._rows)
-        logger.log_metrics({"predictions": self._table}, step=trainer.global_step)
-
 
 def by_member(groups: Iterable[Group]) -> Iterable[tuple[Transition, Prediction]]:
     """The first prediction of every group, then the second of every group, and so on."""
@@ -152,12 +116,3 @@ def distributions(groups: Iterable[Group]) -> dict[str, list[float]]:
         "completion_lengths": [len(p.completion.token_ids) for p in predictions],
     }
     return values | ({"similarities": similarities} if similarities else {})
-
-
-def clip(text: str, max_chars: int) -> str:
-    """The beginning of a longer text, with an ellipsis as its last character."""
-    return text if len(text) <= max_chars else text[: max_chars - 1] + "…"
-
-
-def _wandb_logger(trainer: L.Trainer) -> WandbLogger | None:
-    return next((logger for logger in trainer.loggers if isinstance(logger, WandbLogger)), None)

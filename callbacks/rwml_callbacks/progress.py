@@ -80,9 +80,8 @@ class RolloutProgressBar(ProgressBar):
         if self._progress is not None and self._held_out is not None:
             self._progress.advance(self._held_out)
         elif self._enabled and trainer.is_global_zero:
-            print(
-                f"held-out {batch_idx + 1}/{int(sum(trainer.num_val_batches))}", file=sys.stderr, flush=True
-            )
+            number = int(sum(trainer.num_val_batches[:dataloader_idx])) + batch_idx + 1
+            print(f"held-out {number}/{int(sum(trainer.num_val_batches))}", file=sys.stderr, flush=True)
 
     @override
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -91,6 +91,11 @@ class TraceRecorder(L.Callback):
             self.writer.write_evaluation(stage, step, result, name="episodes")
             episodes = episodes_of(pl_module.validation_episodes)
             self.writer.write_episodes(stage, step, episodes, source="held_out")
+            if pl_module.probe_groups:
+                result["world_model"] = [asdict(row) for row in pl_module.probe_results]
+                floors = [asdict(row) for row in pl_module.probe_floors]
+                probed = {"results": result["world_model"], "floors": floors}
+                self.writer.write_evaluation(stage, step, probed, pl_module.probe_groups)
         else:
             return
         place = {"stage": stage, "step": step}

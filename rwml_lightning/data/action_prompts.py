@@ -43,7 +43,8 @@ class ActionPrompt:
         user: First user message, with the fields ``{task}``, ``{history}`` (of ``window``), ``{observation}`` and
             ``{actions}``, each of which may be left out.
         reply: Later user messages of ``conversation``, with ``{observation}`` and ``{actions}``.
-        answer: How imitation writes an action that nobody thought about, with ``{action}``.
+        answer: How imitation writes an action and, where the demonstrations have some, the thinking before it, with
+            ``{action}`` and ``{thinking}``.
     """
 
     layout: Literal["window", "conversation"] = "window"
@@ -52,12 +53,12 @@ class ActionPrompt:
     system: str = _SYSTEM
     user: str = _USER
     reply: str = _REPLY
-    answer: str = "<think></think>\\n<action>{action}</action>"
+    answer: str = "<think>{thinking}</think>\n<action>{action}</action>"
 
     def __post_init__(self) -> None:
         check_fields("prompt.user", self.user, {"task", "history", "observation", "actions"})
         check_fields("prompt.reply", self.reply, {"observation", "actions"})
-        check_fields("prompt.answer", self.answer, {"action"})
+        check_fields("prompt.answer", self.answer, {"action", "thinking"})
 
     def encode(
         self,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from rwml_lightning.data.prompts import WorldModelPrompt, encode_answer
-from rwml_lightning.schema import Transition
+from rwml_lightning.schema import EpisodeBatch, Transition
 from rwml_lightning.seeds import derive_seed
 
 if TYPE_CHECKING:
@@ -49,6 +49,19 @@ def label_transitions(
             for t in transitions
         ),
     )
+
+
+def draw_played(batch: EpisodeBatch, count: int, seed: int) -> list[Transition]:
+    """A random draw of what the episodes' actions did, those alone that a model could have foreseen."""
+    played = [
+        transition
+        for group in batch.groups
+        for member in group.members
+        for transition in member.transitions
+        if transition.action and transition.next_state.strip() and transition.knowable
+    ]
+    played.sort(key=lambda one: derive_seed(seed, "played", batch.step, one.transition_id))
+    return played[:count]
 
 
 class StepLoader(Generic[Item, Batch]):

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from rwml_lightning.data.behaviour import Behaviour, make_behaviour
+from rwml_lightning.data.branches import ExpertGame, follow_expert, transitions_of
 from rwml_lightning.data.episodes import EpisodeState, episode_name, episode_seed
 from rwml_lightning.data.transitions import read_metadata, read_transitions, split_of_game, write_transitions
 from rwml_lightning.envs import EnvironmentPool, EnvironmentSpec, Failure
@@ -57,11 +58,14 @@ class Collection:
     """How transitions are collected.
 
     Args:
-        behaviour: ``model`` (the policy at temperature 1, as in the paper) or ``random``, for models too weak to act.
+        behaviour: ``model`` (the policy at temperature 1, as in the paper), ``random``, for models too weak to act, or
+            ``branches``: the stored walkthroughs, and at each of their steps what some other actions would have done (for
+            implicit world modelling, arXiv 2510.08558).
         episodes_per_game: Episodes of each game.
         max_steps: Actions an episode.
         expert_share: For ``random``: share of stretches of steps that follow the stored walkthrough.
         invalid_share: For ``random``: share of steps that try an action which is not admissible now.
+        num_alternatives: For ``branches``: other actions at each step.
         max_new_tokens: For ``model``: limit of thinking and action.
         history_turns: Earlier turns stored with each transition; prompts may show fewer.
         validation_share: Share of games for validation where the environment has no validation split (paper: 10 %).
@@ -72,11 +76,12 @@ class Collection:
         max_dropped_share: Stop when more than this share of episodes is lost to failures of the environment.
     """
 
-    behaviour: Literal["model", "random"] = "model"
+    behaviour: Literal["model", "random", "branches"] = "model"
     episodes_per_game: int = 1
     max_steps: int = 30
     expert_share: float = 0.0
     invalid_share: float = 0.0
+    num_alternatives: int = 3
     max_new_tokens: int = 256
     history_turns: int = 8
     validation_share: float = 0.1
@@ -146,15 +151,17 @@ def collect(
     parts = path.with_name(path.name + ".parts")
     names = "\n".join(f"{job.split} {job.episode_id}" for job in jobs)
     check_settings(parts, {**settings, "episodes": hashlib.sha256(names.encode()).hexdigest()})
-    behaviour = make_behaviour(
-        collection.behaviour,
-        collection.expert_share,
-        collection.invalid_share,
-        collection.max_new_tokens,
-        seed,
-        generator,
-        tokenizer,
-    )
+    behaviour = None
+    if collection.behaviour != "branches":
+        behaviour = make_behaviour(
+            collection.behaviour,
+            collection.expert_share,
+            collection.invalid_share,
+            collection.max_new_tokens,
+            seed,
+            generator,
+            tokenizer,
+        )
     size = collection.num_environments
     chunks = [jobs[i : i + size] for i in range(0, len(jobs), size)]
     dropped = 0
@@ -171,7 +178,10 @@ def collect(
         for number, chunk in enumerate(chunks):
             part = parts / f"{number:05d}.parquet"
             if not part.exists():
-                played, lost = play(pool, chunk, behaviour, collection, spec.id, seed)
+                if behaviour is None:
+                    played, lost = play_branches(pool, chunk, collection, spec.id, seed)
+                else:
+                    played, lost = play(pool, chunk, behaviour, collection, spec.id, seed)
                 write_transitions(part, (t for one in played for t in one.transitions), {"dropped": lost})
                 if record is not None:
                     record(number + 1, len(chunks), [one.episode for one in played])
@@ -317,6 +327,30 @@ def play(
         for job in waiting.values():
             log.warning("episode %s failed and %s", job.episode_id, fate)
     return [played[slot] for slot in sorted(played)], [job.episode_id for job in waiting.values()]
+
+
+def play_branches(
+    pool: EnvironmentPool, jobs: Sequence[Job], collection: Collection, environment: str, seed: int
+) -> tuple[list[Played], list[str]]:
+    """Episodes of the expert with what other actions would have done, and the names of those that it did not solve."""
+    games = [
+        ExpertGame(job.episode_id, job.game, episode_seed(seed, job.episode_id), job.split) for job in jobs
+    ]
+    found = follow_expert(
+        pool,
+        environment,
+        games,
+        collection.max_steps,
+        seed,
+        collection.num_alternatives,
+        collection.history_turns,
+    )
+    played = [
+        Played(expert.episode, [one for one in transitions_of(expert) if one.next_state.strip()])
+        for expert in found
+    ]
+    solved = {expert.episode.episode_id for expert in found}
+    return played, [game.episode_id for game in games if game.episode_id not in solved]
 
 
 def _play_once(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -13,13 +11,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import lightning as L
 from typing_extensions import override
 
-from rwml_lightning.data.batches import Label, LabelledBatch, StepLoader, label_transitions
+from rwml_lightning.data.batches import Label, LabelledBatch, StepLoader, draw_played, label_transitions
 from rwml_lightning.data.collection import Collection, GeneratedGames, collect
 from rwml_lightning.data.demonstrations import Demonstrations, collect_demonstrations, in_parts, read_labels
 from rwml_lightning.data.games import GameSource, Play
 from rwml_lightning.data.play import Game
 from rwml_lightning.data.prompts import WorldModelPrompt, encode_answer, encode_chat
 from rwml_lightning.data.rollouts import WorldModelRollouts
+from rwml_lightning.data.selection import Validation, draw, those_that_fit
 from rwml_lightning.data.transitions import read_transitions
 from rwml_lightning.envs import EnvironmentSpec
 from rwml_lightning.envs.alfworld.floors import FLOORS
@@ -29,30 +28,11 @@ from rwml_lightning.models import context_tokens
 from rwml_lightning.rewards import NextStateReward
 from rwml_lightning.rewards.controls import Control, ControlName
 from rwml_lightning.schema import Episode, EpisodeBatch, Group, RolloutBatch, Sampling, Transition
-from rwml_lightning.seeds import derive_seed
 
 if TYPE_CHECKING:
     from rwml_lightning.modules.base import PolicyModule
 
-log = logging.getLogger(__name__)
 Item = TypeVar("Item")
-
-
-@dataclass(frozen=True)
-class Validation:
-    """How held-out predictions are made.
-
-    Args:
-        num_transitions: Held-out transitions used, a fixed random draw; ``None`` uses all.
-        group_size: Predictions a transition.
-        temperature: 1 is what training samples at; 0 is greedy.
-        batch_size: Prompts generated at once.
-    """
-
-    num_transitions: int | None = None
-    group_size: int = 1
-    temperature: float = 1.0
-    batch_size: int = 64
 
 
 class RolloutDataModule(L.LightningDataModule):
@@ -101,7 +81,7 @@ class RolloutDataModule(L.LightningDataModule):
         group_size: int = 8,
         num_passes: int = 2,
         num_transitions: int | None = None,
-        validation: Validation = Validation(),
+        validation: Validation = Validation(),  # noqa: B008
         on_broken: Literal["raise", "skip"] = "raise",
         evaluator: NextStateReward | None = None,
         max_dropped_share: float = 0.1,
@@ -211,7 +191,7 @@ class RolloutDataModule(L.LightningDataModule):
             self.game_source.prepare()
             if self.module.reads == "actions":
                 self._prepare_demonstrations()
-        elif not self.path.exists():
+        if not self.path.exists() and (not self._plays or self.play.probe is not None):
             self.collect(lambda: self.module.tokenizer)
 
     def collect(self, tokenizer: Callable[[], Any]) -> None:
@@ -230,52 +210,39 @@ class RolloutDataModule(L.LightningDataModule):
     def setup(self, stage: str) -> None:
         if self._plays:
             self.game_source.set_up(stage)
+            if self.play.probe is not None:
+                held_out = self._hold_out(
+                    read_transitions(self.path, self.on_broken), self.play.probe.num_transitions
+                )
+                if not held_out:
+                    raise ValueError(f"{self.path} holds no validation transitions for data.play.probe")
+                self.validation_transitions = held_out
             return
         if self.train_transitions:
             return
         transitions = read_transitions(self.path, self.on_broken)
-        train = self._draw(transitions, "train", self.num_transitions)
+        train = draw(transitions, "train", self.num_transitions, self.seed)
         if not train:
             raise ValueError(f"{self.path} holds no training transitions")
-        validation = self._draw(transitions, "validation", self.validation.num_transitions)
         self.train_transitions = self._that_fit(train)
-        self.validation_transitions = self._that_fit(validation)
+        self.validation_transitions = self._hold_out(transitions, self.validation.num_transitions)
 
     def whole_validation_split(self) -> list[Transition]:
         """Everything that the file holds out, of which ``validation_transitions`` is a draw."""
-        return self._that_fit(self._draw(read_transitions(self.path, self.on_broken), "validation", None))
+        return self._hold_out(read_transitions(self.path, self.on_broken), None)
+
+    def _hold_out(self, transitions: Sequence[Transition], count: int | None) -> list[Transition]:
+        return self._that_fit(draw(transitions, "validation", count, self.seed))
+
+    def _that_fit(self, transitions: Sequence[Transition]) -> list[Transition]:
+        tokenizer, max_tokens = self.module.tokenizer, self.sampling.max_tokens
+        return those_that_fit(
+            self.path, transitions, self.prompt, tokenizer, self._context, max_tokens, self.on_broken
+        )
 
     def keep_only(self, transition_ids: Iterable[str]) -> None:
         """Train on these transitions alone; ``train_transitions`` stays whole."""
         self._only = frozenset(transition_ids)
-
-    def _draw(self, transitions: Sequence[Transition], split: str, count: int | None) -> list[Transition]:
-        """A fixed random draw that does not depend on the order of the file."""
-        chosen = [transition for transition in transitions if transition.split == split]
-        chosen.sort(key=lambda transition: derive_seed(self.seed, "draw", transition.transition_id))
-        return chosen[:count]
-
-    def _that_fit(self, transitions: Sequence[Transition]) -> list[Transition]:
-        """Those whose prompt leaves room for an answer; a longer one would end the run at the step that draws it."""
-        context = self._context
-        if context is None:
-            return list(transitions)
-        room = context - self.sampling.max_tokens
-        lengths = {t.transition_id: len(self.prompt.encode(self.module.tokenizer, t)) for t in transitions}
-        too_long = [name for name, length in lengths.items() if length > room]
-        if too_long:
-            text = (
-                f"{self.path}: {len(too_long)} of {len(lengths)} prompts are longer than {room} tokens, which is what a "
-                f"context of {context} leaves beside data.sampling.max_tokens; the longest has {max(lengths.values())}, "
-                f"for example {too_long[0]}"
-            )
-            if self.on_broken == "raise" or len(too_long) == len(lengths):
-                raise ValueError(
-                    f"{text}. Lower data.prompt.history_turns or data.prompt.max_observation_chars, raise the generator's "
-                    "max_model_len, or set data.on_broken to 'skip'"
-                )
-            log.warning("%s. They are left out", text)
-        return [t for t in transitions if lengths[t.transition_id] <= room]
 
     @override
     def train_dataloader(self) -> StepLoader[Any, Any]:
@@ -312,14 +279,24 @@ class RolloutDataModule(L.LightningDataModule):
         self._first_step = state_dict["step"]
 
     @override
-    def val_dataloader(self) -> StepLoader[Any, Any]:
+    def val_dataloader(self) -> list[StepLoader[Any, Any]]:
         if self._plays:
             source = self.game_source
-            return StepLoader(source.held_out, source.evaluation.batch_size, self._play_held_out, None)
-        return StepLoader(self.validation_transitions, self.validation.batch_size, self._held_out, None)
+            games = StepLoader(source.held_out, source.evaluation.batch_size, self._play_held_out, None)
+            return [games] if self.play.probe is None else [games, self._predict_held_out(self.play.probe)]
+        return [self._predict_held_out(self.validation)]
+
+    def _predict_held_out(self, how: Validation) -> StepLoader[Transition, RolloutBatch]:
+        sampling = Sampling(self.sampling.max_tokens, how.temperature, self.sampling.top_p)
+
+        def predict(step: int, transitions: Sequence[Transition]) -> RolloutBatch:
+            own = self._own(transitions)
+            return self.held_out_rollouts.collect("validation", step, own, how.group_size, sampling)
+
+        return StepLoader(self.validation_transitions, how.batch_size, predict, None)
 
     @override
-    def test_dataloader(self) -> StepLoader[Any, Any]:
+    def test_dataloader(self) -> list[StepLoader[Any, Any]]:
         return self.val_dataloader()
 
     @override
@@ -334,11 +311,13 @@ class RolloutDataModule(L.LightningDataModule):
     def _label(self, step: int, transitions: Sequence[Transition]) -> LabelledBatch:
         return label_transitions(step, self._own(transitions), self.prompt, self.module.tokenizer)
 
-    def _held_out(self, step: int, transitions: Sequence[Transition]) -> RolloutBatch:
-        sampling = Sampling(self.sampling.max_tokens, self.validation.temperature, self.sampling.top_p)
-        return self.held_out_rollouts.collect(
-            "validation", step, self._own(transitions), self.validation.group_size, sampling
-        )
+    def label_played(self, batch: EpisodeBatch, count: int) -> tuple[Label, ...]:
+        """Next states as answers, for a draw of what the actions of a step's episodes did; those whose prompt is too long are
+        left out."""
+        played = draw_played(batch, count, self.seed)
+        labels = label_transitions(batch.step, played, self.prompt, self.module.tokenizer).labels
+        context = self._context
+        return tuple(x for x in labels if context is None or len(x.prompt_ids) + len(x.answer_ids) <= context)
 
     def _imitate(self, step: int, parts: Sequence[Sequence[Label]]) -> LabelledBatch:
         return LabelledBatch(step, tuple(self._own(parts[0])))
@@ -349,6 +328,9 @@ class RolloutDataModule(L.LightningDataModule):
             raise ValueError("data.demonstrations is not set, so there is nothing to imitate")
         if Path(wanted.path).exists():
             return
+        if wanted.source != "expert" and self.module.init_from is not None:
+            self.module.configure_model()  # what is written should be written by the weights that will learn from it
+            self.generator.update_weights(self.module.generator_tensors(), 0)
         source = self.game_source
         player = source.player(self.generator, self.module.tokenizer, self._context)
         collect_demonstrations(wanted, player, source.list_training(), self.play.sampling.max_tokens)

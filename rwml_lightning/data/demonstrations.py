@@ -1,4 +1,4 @@
-"""Episodes to imitate, turn by turn: an expert's, or the policy's own that were solved (RFT)."""
+"""Episodes to imitate, turn by turn: an expert's, with or without thoughts, or the policy's own that were solved (RFT)."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from rich.console import Console
 from rich.progress import track
 
 from rwml_lightning.data.batches import Label
-from rwml_lightning.data.episodes import EpisodeState, episode_name
+from rwml_lightning.data.branches import ExpertGame, follow_expert
+from rwml_lightning.data.episodes import episode_name
 from rwml_lightning.data.games import Game
 from rwml_lightning.data.play import EpisodePlayer
 from rwml_lightning.data.prompts import encode_label
+from rwml_lightning.data.reflections import Reflection, write_reflections
 from rwml_lightning.data.transitions import METADATA_KEY
-from rwml_lightning.envs import EnvironmentPool, Failure
 from rwml_lightning.evaluation import is_solved
 from rwml_lightning.schema import Sampling
 
@@ -40,20 +41,23 @@ class Demonstrations:
 
     Args:
         path: Parquet file of token ids; collected when it is not there.
-        source: ``expert`` follows the walkthrough that the environment gives, as far as it leads to success; ``policy`` plays
-            and keeps the episodes that were solved.
+        source: ``expert`` follows the walkthrough that the environment gives, as far as it leads to success; ``reflection``
+            does, and has a model write before each action why it is better than others; ``policy`` plays and keeps the
+            episodes that were solved.
         episodes_per_game: For ``policy``: episodes of each game.
         max_steps: Turns after which an episode is cut off.
         temperature: For ``policy``: of sampling.
         batch_size: Games played at once.
+        reflection: For ``reflection``: how it is written.
     """
 
     path: str
-    source: Literal["expert", "policy"] = "expert"
+    source: Literal["expert", "reflection", "policy"] = "expert"
     episodes_per_game: int = 8
     max_steps: int = 30
     temperature: float = 1.0
     batch_size: int = 16
+    reflection: Reflection = Reflection()  # noqa: RUF009 - frozen
 
 
 def collect_demonstrations(
@@ -63,13 +67,17 @@ def collect_demonstrations(
 
     Args:
         wanted: How.
-        player: Environments, prompt, tokenizer, and for ``policy`` the generator.
+        player: Environments, prompt, tokenizer, and where the policy writes something the generator.
         games: What to play.
         max_tokens: For ``policy``: most tokens a turn.
 
     Raises:
-        ValueError: No episode was solved.
+        ValueError: No episode was solved, or reflections that the answer's template has no place for.
     """
+    if wanted.source == "reflection" and "{thinking}" not in player.prompt.answer:
+        raise ValueError(
+            "data.demonstrations.source is 'reflection', but data.play.prompt.answer has no place for {thinking}"
+        )
     labels: list[Label] = []
     solved = 0
     chunks = [games[start : start + wanted.batch_size] for start in range(0, len(games), wanted.batch_size)]
@@ -77,24 +85,12 @@ def collect_demonstrations(
     for number, chunk in enumerate(
         track(chunks, f"demonstrations by {wanted.source}", console=console, disable=not console.is_terminal)
     ):
-        if wanted.source == "expert":
-            episodes = list(follow_walkthroughs(player, chunk, wanted.max_steps))
-        else:
-            sampling = Sampling(max_tokens, wanted.temperature)
-            batch = player.collect(
-                "demonstrations", number, chunk, wanted.episodes_per_game, sampling, wanted.max_steps
+        if wanted.source == "policy":
+            episodes = list(
+                _own_successes(wanted, player, number, chunk, Sampling(max_tokens, wanted.temperature))
             )
-            episodes = [
-                [
-                    Label(
-                        f"{member.episode.episode_id}/{turn}", sample.prompt_ids, sample.completion.token_ids
-                    )
-                    for turn, sample in enumerate(member.samples)
-                ]
-                for group in batch.groups
-                for member in group.members
-                if is_solved(member)
-            ]
+        else:
+            episodes = list(_expert_labels(wanted, player, chunk))
         solved += len(episodes)
         labels += [label for episode in episodes for label in episode]
     if not labels:
@@ -106,42 +102,52 @@ def collect_demonstrations(
     console.print(f"{len(labels)} turns of {solved} solved episodes, of {len(games)} games: {wanted.path}")
 
 
-def follow_walkthroughs(
-    player: EpisodePlayer, games: Sequence[Game], max_steps: int
+def _own_successes(
+    wanted: Demonstrations, player: EpisodePlayer, number: int, games: Sequence[Game], sampling: Sampling
 ) -> Iterator[list[Label]]:
-    """Labels of each game that its walkthrough solves in time; one that fails is left out and logged."""
-    pool: EnvironmentPool = player.pool
-    begun = pool.reset_many((slot, game.seed, game.task or None) for slot, game in enumerate(games))
-    alive = [slot for slot, answer in begun.items() if not isinstance(answer, Failure)]
-    walkthroughs = pool.call_many(alive, "walkthrough")
-    for slot, game in enumerate(games):
-        first, actions = begun[slot], walkthroughs.get(slot, ())
-        if isinstance(first, Failure) or isinstance(actions, Failure):
-            log.warning(
-                "game %s: %s", game.task, first.error if isinstance(first, Failure) else actions.error
-            )
-            continue
-        state = EpisodeState.begin(f"expert-{episode_name(game.task, 0)}", first)
+    batch = player.collect(
+        "demonstrations", number, games, wanted.episodes_per_game, sampling, wanted.max_steps
+    )
+    for group in batch.groups:
+        for member in filter(is_solved, group.members):
+            name = member.episode.episode_id
+            yield [
+                Label(f"{name}/{turn}", sample.prompt_ids, sample.completion.token_ids)
+                for turn, sample in enumerate(member.samples)
+            ]
+
+
+def _expert_labels(
+    wanted: Demonstrations, player: EpisodePlayer, games: Sequence[Game]
+) -> Iterator[list[Label]]:
+    """Labels of each game that its walkthrough solves in time."""
+    reflects = wanted.source == "reflection"
+    named = [
+        ExpertGame(f"expert-{episode_name(game.task, 0)}", game.task, game.seed, "train") for game in games
+    ]
+    episodes = follow_expert(
+        player.pool, player.environment, named, wanted.max_steps, player.seed,
+        num_alternatives=wanted.reflection.num_alternatives if reflects else 0, history_turns=wanted.max_steps,
+    )  # fmt: skip
+    steps = [step for episode in episodes for step in episode.steps]
+    thoughts = iter(
+        write_reflections(wanted.reflection, steps, player.generator, player.tokenizer, player.seed)
+        if reflects
+        else [""] * len(steps)
+    )
+    for episode in episodes:
         labels: list[Label] = []
         so_far: tuple[int, ...] | None = None
-        won = False
-        for action in actions[:max_steps]:
+        for step in episode.steps:
+            known = step.transition
             prompt = player.prompt.encode(
-                player.tokenizer, state.task, state.turns, state.observation, state.admissible, so_far
+                player.tokenizer, known.task, known.history, known.observation, step.admissible, so_far
             )
-            label = encode_label(player.tokenizer, player.prompt.answer.format(action=action))
-            labels.append(Label(f"{state.episode_id}/{len(state.turns)}", prompt, label))
-            so_far = prompt + label
-            answer = pool.step_many({slot: action})[slot]
-            if isinstance(answer, Failure):
-                log.warning("game %s: %s", game.task, answer.error)
-                break
-            state.advance(action, answer, player.environment)
-            won = bool(answer.info.get("won", answer.reward > 0))
-            if answer.done:
-                break
-        if won:
-            yield labels
+            answer = player.prompt.answer.format(action=known.action, thinking=next(thoughts))
+            answer_ids = encode_label(player.tokenizer, answer)
+            labels.append(Label(known.transition_id, prompt, answer_ids))
+            so_far = prompt + answer_ids
+        yield labels
 
 
 def write_labels(path: Path, labels: Iterable[Label], metadata: dict[str, Any]) -> None:

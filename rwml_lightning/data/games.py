@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rwml_lightning.data.action_prompts import ActionPrompt
 from rwml_lightning.data.collection import GeneratedGames, is_validation, make_games, task_names
 from rwml_lightning.data.play import EpisodePlayer, Game
+from rwml_lightning.data.selection import Validation
 from rwml_lightning.envs import EnvironmentPool, EnvironmentSpec
 from rwml_lightning.generation import Generator
 from rwml_lightning.schema import EpisodeBatch, Sampling
@@ -55,6 +56,8 @@ class Play:
         num_games: Games trained on, a fixed random draw; ``null`` takes all. An environment without tasks needs a number.
         validation: What ``fit`` and ``validate`` measure.
         test: What ``test`` measures; ``null`` takes all games of ``validation``'s splits.
+        probe: How well the policy still foresees: predictions of held-out ``data.transitions`` beside every evaluation of play,
+            scored by ``data.reward``; ``null`` makes none.
         num_workers: Processes that step environments.
         step_timeout_s: Seconds after which a step counts as hung.
     """
@@ -70,6 +73,7 @@ class Play:
     num_games: int | None = None
     validation: PlayEvaluation = field(default_factory=PlayEvaluation)
     test: PlayEvaluation | None = None
+    probe: Validation | None = None
     num_workers: int = 2
     step_timeout_s: float = 60.0
 

@@ -20,6 +20,7 @@ from rwml_lightning.schema import (
     EpisodeGroup,
     Playthrough,
     Sampling,
+    Transition,
 )
 from rwml_lightning.seeds import derive_seed
 
@@ -51,6 +52,7 @@ class _Running:
     state: EpisodeState
     last: Observation
     samples: list[ActionSample] = field(default_factory=list)
+    transitions: list[Transition] = field(default_factory=list)
     so_far: tuple[int, ...] | None = None
 
 
@@ -176,7 +178,9 @@ class EpisodePlayer:
             episode = running.state.finish(
                 self.environment, games[place].task, games[place].seed, running.last
             )
-            played[slots[slot]] = Playthrough(replace(episode, truncated=truncated), tuple(running.samples))
+            played[slots[slot]] = Playthrough(
+                replace(episode, truncated=truncated), tuple(running.samples), tuple(running.transitions)
+            )
 
         for turn in range(max_steps):
             start = time.perf_counter()
@@ -222,8 +226,9 @@ class EpisodePlayer:
         completion: Completion,
     ) -> None:
         action, thinking = acted
-        valid = running.state.advance(action, result, self.environment, thinking).valid
-        paid = self.success_reward * result.reward - (0.0 if valid else self.invalid_penalty)
+        transition = running.state.advance(action, result, self.environment, thinking)
+        paid = self.success_reward * result.reward - (0.0 if transition.valid else self.invalid_penalty)
+        running.transitions.append(transition)
         running.samples.append(ActionSample(prompt, completion, paid))
         running.so_far = prompt + completion.token_ids
         running.last = result

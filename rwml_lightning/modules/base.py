@@ -13,13 +13,20 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from rwml_lightning.functional import Checkpointing, plain_logprobs
+from rwml_lightning.functional import (
+    Checkpointing,
+    micro_batches,
+    packed_logprobs,
+    plain_logprobs,
+    token_weights,
+)
 from rwml_lightning.models import load_tokenizer
 from rwml_lightning.modules.policy import Dtype, LoRA, generator_tensors, load_policy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from rwml_lightning.data.batches import Label
 
 Item = TypeVar("Item")
 
@@ -196,6 +203,36 @@ class PolicyModule(L.LightningModule):
         """Raise NonFiniteError that names the samples when the loss is not finite."""
         if not torch.isfinite(loss):
             raise NonFiniteError(f"the loss is {loss.item()}; nothing was updated. Samples: {_some(names)}")
+
+    def backward_labels(
+        self,
+        labels: Sequence[Label],
+        normalisation: Literal["sequence", "token"] = "token",
+        weight: float = 1.0,
+    ) -> float:
+        """Add the gradient of the labels' mean negative log-likelihood, times ``weight``; what prompts share is computed once.
+
+        Returns:
+            The loss, in nats, before the weight.
+
+        Raises:
+            NonFiniteError: It is not finite.
+        """
+        lengths = torch.tensor([len(label.answer_ids) for label in labels])
+        weights = token_weights(lengths, normalisation).to(self.device)
+        total = 0.0
+        for micro in micro_batches(
+            [label.prompt_ids + label.answer_ids for label in labels],
+            [len(label.prompt_ids) for label in labels],
+            self.max_tokens_per_micro_batch,
+        ):
+            micro = micro.to(self.device)
+            logprobs, _ = packed_logprobs(self.policy, micro, chunk_size=self.head_chunk_size)
+            loss = -(weights[micro.sequence_index] * logprobs).sum()
+            self.check_finite(loss, [labels[i].name for i in micro.sequence_index.unique().tolist()])
+            self.manual_backward(weight * loss)
+            total += loss.item()
+        return total
 
     def generator_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Weights as a generator wants them; see :func:`rwml_lightning.modules.policy.generator_tensors`."""

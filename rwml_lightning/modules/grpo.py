@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,9 @@ from rwml_lightning.functional import (
 from rwml_lightning.modules.base import PolicyModule
 from rwml_lightning.modules.policy import load_policy, reference_mode
 from rwml_lightning.schema import Completion
+
+if TYPE_CHECKING:
+    from rwml_lightning.data.batches import Label
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,13 @@ class GRPOModule(PolicyModule):
             reference = load_policy(self.model, self.dtype_name, init_from=self.init_from)
             self._reference = [reference.eval().requires_grad_(False).to(self.device)]
 
-    def update(self, samples: Sequence[Sample], temperature: float) -> dict[str, float]:
+    def update(
+        self,
+        samples: Sequence[Sample],
+        temperature: float,
+        labels: Sequence[Label] = (),
+        label_weight: float = 0.0,
+    ) -> dict[str, float]:
         """Take ``num_iterations`` optimizer steps on one rollout.
 
         Samples without advantage cost nothing unless the KL penalty needs them; they count in the normalisation.
@@ -108,6 +117,8 @@ class GRPOModule(PolicyModule):
         Args:
             samples: The whole step's samples.
             temperature: What they were sampled at.
+            labels: Answers whose likelihood is maximised beside, by the mean over their tokens.
+            label_weight: Weight of that in the loss.
 
         Returns:
             Metrics of the last iteration under ``train/``.
@@ -133,6 +144,8 @@ class GRPOModule(PolicyModule):
                 loss = self._micro_loss(micro, token, step, temperature, iteration, totals)
                 self.check_finite(loss, names)
                 self.manual_backward(loss)
+            if labels:
+                totals.label_loss = self.backward_labels(labels, weight=label_weight)
             norm = self.optimizer_step_checked([samples[i].name for i in trained])
             metrics = totals.metrics() | {"train/grad_norm": norm}
         metrics["train/learning_rate"] = float(self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
@@ -254,6 +267,7 @@ class _Totals:
 
     def __init__(self) -> None:
         self.loss = 0.0
+        self.label_loss: float | None = None
         self._sums: dict[str, float] = {}
         self._counts: dict[str, int] = {}
 
@@ -264,4 +278,5 @@ class _Totals:
 
     def metrics(self) -> dict[str, float]:
         means = {f"train/{name}": total / self._counts[name] for name, total in self._sums.items()}
-        return {"train/loss": self.loss, **means}
+        labels = {} if self.label_loss is None else {"train/label_loss": self.label_loss}
+        return {"train/loss": self.loss, **labels, **means}

@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 import torch
 
+from rwml_lightning.data.batches import Label
+from rwml_lightning.data.datamodule import RolloutDataModule
 from rwml_lightning.functional import discounted_returns, group_advantages, step_advantages
 from rwml_lightning.modules.grpo import GRPOModule, Sample
 from rwml_lightning.modules.playing import PlayingModule
@@ -26,6 +28,9 @@ class PolicyGRPO(PlayingModule, GRPOModule):
             discounted return was than that of other turns in the same state (arXiv 2505.10978).
         discount: Of later rewards, in the returns that ``gigpo`` compares.
         step_advantage_weight: Weight of that second part (omega).
+        world_model_weight: Weight of a loss that keeps the policy foreseeing: next-state SFT on what the step's own actions did.
+            0 is none.
+        world_model_transitions: Transitions of a step that it is computed on, a random draw.
         **grpo: See :class:`GRPOModule`.
     """
 
@@ -37,14 +42,20 @@ class PolicyGRPO(PlayingModule, GRPOModule):
         credit: Literal["episode", "gigpo"] = "episode",
         discount: float = 0.95,
         step_advantage_weight: float = 1.0,
+        world_model_weight: float = 0.0,
+        world_model_transitions: int = 16,
         **grpo: Any,
     ) -> None:
         super().__init__(**grpo)
         if not 0 < discount <= 1:
             raise ValueError(f"model.discount is {discount}; it must be above 0 and at most 1")
+        if not world_model_weight >= 0:
+            raise ValueError(f"model.world_model_weight is {world_model_weight}; it must not be negative")
         self.credit: Literal["episode", "gigpo"] = credit
         self.discount = discount
         self.step_advantage_weight = step_advantage_weight
+        self.world_model_weight = world_model_weight
+        self.world_model_transitions = world_model_transitions
 
     def training_step(self, batch: EpisodeBatch, batch_idx: int) -> dict[str, object]:
         start = time.perf_counter()
@@ -57,9 +68,17 @@ class PolicyGRPO(PlayingModule, GRPOModule):
             for member in group.members
             for turn, sample in enumerate(member.samples)
         ]
-        metrics = self.update(samples, batch.temperature)
+        metrics = self.update(
+            samples, batch.temperature, self._world_model_labels(batch), self.world_model_weight
+        )
         seconds = {**batch.seconds, "update": time.perf_counter() - start}
         return {"batch": replace(batch, groups=groups, seconds=seconds), "metrics": metrics}
+
+    def _world_model_labels(self, batch: EpisodeBatch) -> Sequence[Label]:
+        if not self.world_model_weight:
+            return ()
+        data: RolloutDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
+        return data.label_played(batch, self.world_model_transitions)
 
     def with_advantages(self, group: EpisodeGroup) -> EpisodeGroup:
         """The same group, every turn with its advantage."""

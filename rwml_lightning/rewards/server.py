@@ -79,21 +79,23 @@ class ServerClient:
 
     Args:
         server: Where it is.
+        key: Name of the setting, for errors.
 
     Raises:
         ValueError: A limit that makes no sense, an address that is none, a key where a name belongs, or an environment
             variable that is not set.
     """
 
-    def __init__(self, server: Server) -> None:
-        _check(server)
+    def __init__(self, server: Server, key: str = "reward.server") -> None:
+        _check(server, key)
         self.server = server
+        self.setting = key
         self._key: str | None = None
         if server.api_key_env is not None:
             self._key = os.environ.get(server.api_key_env)
             if not self._key:
                 raise ValueError(
-                    f"reward.server.api_key_env names {server.api_key_env}, which is not set in the environment"
+                    f"{key}.api_key_env names {server.api_key_env}, which is not set in the environment"
                 )
         self._down = False
 
@@ -154,7 +156,9 @@ class ServerClient:
                 failures, down_since = failures + 1, None
                 late = isinstance(error, TimeoutError | httpx.ReadTimeout)
                 why = (
-                    f"nothing within {server.timeout_s:g} s (reward.server.timeout_s)" if late else str(error)
+                    f"nothing within {server.timeout_s:g} s ({self.setting}.timeout_s)"
+                    if late
+                    else str(error)
                 )
                 if failures > server.retries:
                     return NoAnswerError(
@@ -166,8 +170,9 @@ class ServerClient:
                 why = str(error) or type(error).__name__
                 if left <= 0:
                     raise ServerError(
-                        f"{url} does not answer ({why}) and has not for {server.max_wait_s:g} s (reward.server.max_wait_s). "
-                        "Start it, or name another in reward.server.base_url; the same command goes on from the last checkpoint"
+                        f"{url} does not answer ({why}) and has not for {server.max_wait_s:g} s "
+                        f"({self.setting}.max_wait_s). Start it, or name another in {self.setting}.base_url; the same command "
+                        "goes on from the last checkpoint"
                     ) from None
                 if not self._down:
                     log.warning("%s does not answer (%s); waiting for it, at most %.0f s", url, why, left)
@@ -190,7 +195,7 @@ class ServerClient:
             raise RefusedError(said)
         if response.is_redirect or response.is_client_error:
             raise ServerError(
-                f"{said}. Are reward.server.base_url, reward.server.model and reward.server.api_key_env right?"
+                f"{said}. Are {self.setting}.base_url, {self.setting}.model and {self.setting}.api_key_env right?"
             )
         if not response.is_success:
             raise ValueError(self._describe(response))
@@ -204,17 +209,15 @@ class ServerClient:
         return f"{response.status_code} {response.reason_phrase}: {text[:200]}"
 
 
-def _check(server: Server) -> None:
+def _check(server: Server, key: str) -> None:
     for name, least in (("timeout_s", 0.001), ("max_wait_s", 0), ("retries", 0), ("concurrency", 1)):
         if not getattr(server, name) >= least:
-            raise ValueError(f"reward.server.{name} is {getattr(server, name)}; it must be at least {least}")
+            raise ValueError(f"{key}.{name} is {getattr(server, name)}; it must be at least {least}")
     # Neither message repeats the value, which may hold what should stay secret.
     if not re.fullmatch(r"https?://[^/@\s]+(/[^@\s]*)?", server.base_url):
-        raise ValueError(
-            "reward.server.base_url must look like http://127.0.0.1:8000/v1, without user and password"
-        )
+        raise ValueError(f"{key}.base_url must look like http://127.0.0.1:8000/v1, without user and password")
     if server.api_key_env is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", server.api_key_env):
         raise ValueError(
-            "reward.server.api_key_env must be the name of an environment variable in capitals, such as OPENAI_API_KEY; the key "
-            "itself belongs in no config"
+            f"{key}.api_key_env must be the name of an environment variable in capitals, such as OPENAI_API_KEY; the key itself "
+            "belongs in no config"
         )

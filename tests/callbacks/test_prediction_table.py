@@ -12,7 +12,8 @@ import pytest
 import wandb
 from lightning.pytorch.loggers import WandbLogger
 from rwml_callbacks import PredictionTable, WeightSync
-from rwml_callbacks.prediction_table import COLUMNS, by_member, clip, distributions
+from rwml_callbacks.prediction_table import by_member, distributions
+from rwml_callbacks.wandb_table import clip
 from test_callbacks import fit, make_batch
 from wandb_files import OfflineRun, offline_runs
 
@@ -46,7 +47,7 @@ def test_one_table_holds_the_predictions_of_all_steps(tiny_model: Path, tmp_path
         *[(1, "train")] * 10, *[(2, "train")] * 10, *[(2, "validation")] * 8,
         *[(3, "train")] * 10, *[(4, "train")] * 10, *[(4, "validation")] * 8,
     ]  # fmt: skip
-    assert tuple(rows[0]) == COLUMNS
+    assert tuple(rows[0]) == PredictionTable.columns
     for row in rows:
         assert (row["stage"], row["kind"]) == ("wm_grpo", row["action"].split()[0])
         assert (row["reward"] > 0) <= row["well-formed"]
@@ -83,7 +84,8 @@ class Log:
         self.steps: list[int] = []
         self.rows: list[list[Any]] = []
         logger = SimpleNamespace(experiment=SimpleNamespace(resumed=resumed), log_metrics=self.log_metrics)
-        monkeypatch.setattr("rwml_callbacks.prediction_table._wandb_logger", lambda trainer: logger)
+        for user in ("prediction_table", "wandb_table"):
+            monkeypatch.setattr(f"rwml_callbacks.{user}.wandb_logger", lambda trainer: logger)
 
     def log_metrics(self, metrics: dict[str, Any], step: int) -> None:
         if "predictions" in metrics:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from rwml_testing import fit
 
+from rwml_lightning.data.batches import Label
 from rwml_lightning.functional import plain_logprobs
 from rwml_lightning.modules import PolicyGRPO
 from rwml_lightning.modules.policy import load_policy
@@ -106,3 +108,33 @@ def test_a_batch_without_turns_is_a_step_that_changes_nothing(tiny_model: Path) 
     steps = fit(module, [EpisodeBatch(0, 0, (group,))])
     assert steps.gradients == [{}]
     assert steps.outputs[0]["metrics"]["train/grad_norm"] == 0
+
+
+def test_a_world_model_loss_adds_its_gradient_to_that_of_play(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = (Label("next", (5, 6, 7), (8, 9)), Label("other", (5, 6), (10,)))
+    monkeypatch.setattr(PolicyGRPO, "_world_model_labels", lambda self, batch: labels)
+
+    def gradients(weight: float, **batch: Any) -> dict[str, torch.Tensor]:
+        module = PolicyGRPO(
+            model=str(tiny_model), learning_rate=1e-9, max_grad_norm=1e9, world_model_weight=weight
+        )
+        (found,) = fit(module, [replace(conversation(), **batch)]).gradients
+        return found
+
+    # By hand: the gradient of play, and 0.3 times that of the mean over three label tokens.
+    policy = load_policy(str(tiny_model), "float32")
+    logprobs, _ = plain_logprobs(policy, [[5, 6, 7, 8, 9], [5, 6, 10]], [3, 2])
+    (-0.3 * logprobs.sum() / 3).backward()
+    both, play = gradients(0.3), gradients(0.0)
+    for name, parameter in policy.named_parameters():
+        torch.testing.assert_close(both[name] - play[name], parameter.grad, atol=1e-6, rtol=1e-3)
+    alone = gradients(0.3, groups=())  # every group was lost: what was foreseen is still learnt from
+    for name, parameter in policy.named_parameters():
+        torch.testing.assert_close(alone[name], parameter.grad, atol=1e-6, rtol=1e-3)
+
+
+def test_a_negative_world_model_loss_is_refused(tiny_model: Path) -> None:
+    with pytest.raises(ValueError, match=r"model\.world_model_weight is -1; it must not be negative"):
+        PolicyGRPO(model=str(tiny_model), world_model_weight=-1)

@@ -1,0 +1,87 @@
+"""Episodes turn by turn in W&B: one table over all steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import islice, zip_longest
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_only
+from typing_extensions import override
+
+from rwml_callbacks.wandb_table import GrowingTable, clip, wandb_logger
+from rwml_lightning.evaluation import is_solved
+from rwml_lightning.modules.base import PolicyModule
+from rwml_lightning.modules.playing import PlayingModule
+from rwml_lightning.schema import EpisodeBatch, EpisodeGroup, Playthrough
+
+
+class EpisodeTable(GrowingTable):
+    """Logs the table ``episodes``, a row a turn; see :class:`GrowingTable`.
+
+    Args:
+        episodes_per_step: Most episodes of one step or evaluation; a first of each game comes before a second.
+        max_chars: Most characters of a cell.
+
+    Raises:
+        ValueError: One of them is below 1.
+    """
+
+    name = "episodes"
+    columns = (
+        "step", "stage", "split", "game", "kind", "member", "solved", "turn", "observation", "thinking", "action", "valid",
+        "reward", "advantage",
+    )  # fmt: skip
+
+    def __init__(self, episodes_per_step: int = 4, max_chars: int = 500) -> None:
+        super().__init__()
+        for name, value in (("episodes_per_step", episodes_per_step), ("max_chars", max_chars)):
+            if value < 1:
+                raise ValueError(f"EpisodeTable: {name} is {value}; it must be at least 1")
+        self.episodes_per_step = episodes_per_step
+        self.max_chars = max_chars
+
+    @override
+    @rank_zero_only
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, PolicyModule)
+        played = outputs.get("batch")
+        if isinstance(played, EpisodeBatch):
+            self._add(trainer, pl_module, "train", played.groups)
+            self.send_now_and_then(trainer, pl_module)
+
+    @override
+    @rank_zero_only
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if isinstance(pl_module, PlayingModule) and not trainer.sanity_checking:
+            self._add(trainer, pl_module, "validation", pl_module.validation_episodes)
+            if trainer.state.fn != TrainerFn.FITTING:
+                self.send(trainer)
+
+    def _add(
+        self, trainer: L.Trainer, module: PolicyModule, split: str, groups: Sequence[EpisodeGroup]
+    ) -> None:
+        if wandb_logger(trainer) is None:
+            return
+        place = (trainer.global_step, module.stage, split)
+        for number, member in islice(by_member(groups), self.episodes_per_step):
+            episode = member.episode
+            which = (episode.game, episode.kind, number, is_solved(member))
+            self.add_rows(
+                [(*place, *which, turn, *cells) for turn, cells in enumerate(self._turns(member, split))]
+            )
+
+    def _turns(self, member: Playthrough, split: str) -> Iterable[tuple[Any, ...]]:
+        for turn, sample in zip(member.episode.turns, member.samples, strict=True):
+            texts = (clip(text, self.max_chars) for text in (turn.observation, turn.thinking, turn.action))
+            yield *texts, turn.valid, sample.reward, sample.advantage if split == "train" else None
+
+
+def by_member(groups: Iterable[EpisodeGroup]) -> Iterable[tuple[int, Playthrough]]:
+    """(place in the group, episode): the first of every group, then the second of every group, and so on."""
+    for number, members in enumerate(zip_longest(*(group.members for group in groups))):
+        yield from ((number, member) for member in members if member is not None)

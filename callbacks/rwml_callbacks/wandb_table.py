@@ -1,0 +1,89 @@
+"""A W&B table that grows over a whole run, for callbacks that show samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import lightning as L
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+from typing_extensions import override
+
+from rwml_lightning.modules.base import PolicyModule
+
+_INCREMENTS = 90  # W&B shows the last hundred of a table; evaluations and the end add a few
+
+
+class GrowingTable(L.Callback):
+    """Logs one W&B table, and without W&B does nothing.
+
+    The table grows by an increment of new rows, not by being sent again. A long run sends several steps at once, so that
+    all of them can be seen. Checkpoints hold the rows so far: a resumed run loses none, whether W&B knows the rows
+    already (online) or gets them in another folder (offline).
+    """
+
+    name: ClassVar[str]
+    columns: ClassVar[tuple[str, ...]]
+
+    def __init__(self) -> None:
+        self._rows: list[list[Any]] = []
+        self._num_logged = 0
+        self._table: Any = None
+
+    def add_rows(self, rows: Sequence[Sequence[Any]]) -> None:
+        """Keep rows until they are sent."""
+        self._rows += [list(row) for row in rows]
+
+    def send_now_and_then(self, trainer: L.Trainer, module: PolicyModule) -> None:
+        """After a training step: send what there is, unless so long a run sends several steps at once."""
+        if trainer.global_step % (module.num_planned_steps // _INCREMENTS + 1) == 0:
+            self.send(trainer)
+
+    @override
+    @rank_zero_only
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.send(trainer)
+
+    @override
+    @rank_zero_only
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        self.send(trainer)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self._rows, "num_logged": self._num_logged}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._rows, self._num_logged = list(state_dict["rows"]), state_dict["num_logged"]
+
+    def send(self, trainer: L.Trainer) -> None:
+        """Send the rows that W&B does not have yet."""
+        import wandb
+
+        logger = wandb_logger(trainer)
+        if logger is None or not self._rows:
+            return
+        if self._table is None:
+            self._table = wandb.Table(columns=list(self.columns), log_mode="INCREMENTAL")
+            if not logger.experiment.resumed:
+                self._num_logged = 0
+        if self._num_logged == len(self._rows):
+            return
+        for row in self._rows[self._num_logged :]:
+            self._table.add_data(*row)
+        self._num_logged = len(self._rows)
+        logger.log_metrics({self.name: self._table}, step=trainer.global_step)
+
+
+def clip(text: str, max_chars: int) -> str:
+    """The beginning of a longer text, with an ellipsis as its last character."""
+    return text if len(text) <= max_chars else text[: max_chars - 1] + "…"
+
+
+def wandb_logger(trainer: L.Trainer) -> WandbLogger | None:
+    """The trainer's W&B logger."""
+    return next((logger for logger in trainer.loggers if isinstance(logger, WandbLogger)), None)

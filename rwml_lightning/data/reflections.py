@@ -1,0 +1,111 @@
+"""Self-reflection: why the expert's action was better than others, in the words of a model that sees what each would have done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rwml_lightning.data.branches import ExpertStep
+from rwml_lightning.data.prompts import check_fields, encode_chat
+from rwml_lightning.generation.base import Generator
+from rwml_lightning.rewards.server import NoAnswerError, Request, Server, ServerClient
+from rwml_lightning.schema import Sampling
+from rwml_lightning.seeds import derive_seed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_USER = """\
+Task: {task}
+Observation: {observation}
+What each action would lead to:
+{outcomes}
+The best of them is: {action}
+Explain in at most three sentences, as thoughts before acting, why it is better than the others. You would not know the \
+outcomes yet: reason towards them."""
+
+
+@dataclass(frozen=True)
+class Reflection:
+    """How reflections are written (arXiv 2510.08558, section 4.3).
+
+    Args:
+        num_alternatives: Other actions at each step whose outcome is shown.
+        user: What asks for one, with the fields ``{task}``, ``{observation}``, ``{outcomes}`` and ``{action}``.
+        max_tokens: Most tokens of one.
+        temperature: Of sampling.
+        server: A chat model that writes them; ``null`` asks the policy itself.
+    """
+
+    num_alternatives: int = 3
+    user: str = _USER
+    max_tokens: int = 256
+    temperature: float = 1.0
+    server: Server | None = None
+
+    def __post_init__(self) -> None:
+        key = "data.demonstrations.reflection"
+        check_fields(f"{key}.user", self.user, {"task", "observation", "outcomes", "action"})
+        if self.num_alternatives < 1:
+            raise ValueError(f"{key}.num_alternatives is {self.num_alternatives}; it must be at least 1")
+
+    def ask(self, step: ExpertStep) -> str:
+        """The question about one step."""
+        known = sorted([step.transition, *step.alternatives], key=lambda one: one.action)
+        return self.user.format(
+            task=step.transition.task,
+            observation=step.transition.observation,
+            outcomes="\n".join(f"- {one.action}: {one.next_state}" for one in known),
+            action=step.transition.action,
+        )
+
+
+def write_reflections(
+    how: Reflection,
+    steps: Sequence[ExpertStep],
+    generator: Generator,
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+) -> list[str]:
+    """Thoughts for each step, on one line; empty where a server gave none or there was no other action to compare with."""
+    asked = [number for number, step in enumerate(steps) if step.alternatives]
+    texts = [how.ask(steps[number]) for number in asked]
+    if how.server is None:
+        prompts = [encode_chat(tokenizer, "", text) for text in texts]
+        seeds = [[derive_seed(seed, "reflection", steps[n].transition.transition_id)] for n in asked]
+        written = generator.generate(prompts, Sampling(how.max_tokens, how.temperature), seeds)
+        ids = [list(answers[0].token_ids) for answers in written]
+        found: list[str] = tokenizer.batch_decode(ids, skip_special_tokens=True)
+    else:
+        client = ServerClient(how.server, "data.demonstrations.reflection.server")
+        answers = client.ask("chat/completions", [_request(how, text) for text in texts])
+        found = ["" if isinstance(answer, NoAnswerError) else answer for answer in answers]
+    thoughts = dict(zip(asked, found, strict=True))
+    return [one_line(thoughts.get(number, "")) for number in range(len(steps))]
+
+
+def one_line(text: str) -> str:
+    """The text without line breaks and without the tags that an answer is read by."""
+    for tag in ("<think>", "</think>", "<action>", "</action>"):
+        text = text.replace(tag, " ")
+    return " ".join(text.split())
+
+
+def _request(how: Reflection, text: str) -> Request[str]:
+    body = {
+        "messages": [{"role": "user", "content": text}],
+        "max_tokens": how.max_tokens,
+        "temperature": how.temperature,
+    }
+    return Request(lambda failures: body, _read)
+
+
+def _read(body: Any) -> str:
+    try:
+        text = body["choices"][0]["message"]["content"]
+    except (KeyError, IndexError, TypeError):
+        text = None
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError("the answer holds no text in choices[0].message.content")
+    return text

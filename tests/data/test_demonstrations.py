@@ -1,0 +1,124 @@
+"""What is imitated: tokens of solved episodes, with and without thoughts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_play import Scripted
+from transformers import PreTrainedTokenizerBase
+
+from rwml_lightning.data.action_prompts import ActionPrompt
+from rwml_lightning.data.batches import Label
+from rwml_lightning.data.demonstrations import Demonstrations, collect_demonstrations, in_parts, read_labels
+from rwml_lightning.data.play import EpisodePlayer, Game
+from rwml_lightning.data.reflections import Reflection, one_line
+from rwml_lightning.data.transitions import write_transitions
+from rwml_lightning.envs import EnvironmentPool, EnvironmentSpec
+
+TASKS = {"train": ["a", "b"]}
+PROMPT = ActionPrompt(layout="conversation", system="", user="{task}\n{observation}", reply="{observation}")
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> Iterator[EnvironmentPool]:
+    spec = EnvironmentSpec("fake_games.RoomsEnv", {"games": TASKS, "folder": str(tmp_path), "length": 3})
+    with EnvironmentPool(spec, num_workers=1) as pool:
+        yield pool
+
+
+def collect(
+    pool: EnvironmentPool,
+    tokenizer: PreTrainedTokenizerBase,
+    path: Path,
+    answer: Any = lambda prompt, seed: "",
+    prompt: ActionPrompt = PROMPT,
+    **settings: Any,
+) -> tuple[list[Label], Scripted]:
+    generator = Scripted(tokenizer, answer)
+    player = EpisodePlayer(pool, "rooms", generator, prompt, tokenizer, 0)  # type: ignore[arg-type]
+    wanted = Demonstrations(str(path), max_steps=4, **settings)
+    collect_demonstrations(wanted, player, [Game("a", 1), Game("b", 2)], 20)
+    return read_labels(path, tokenizer), generator
+
+
+def texts(tokenizer: PreTrainedTokenizerBase, labels: list[Label]) -> list[str]:
+    return [tokenizer.decode(list(label.answer_ids), skip_special_tokens=True) for label in labels]
+
+
+def test_an_expert_is_imitated_as_one_growing_conversation(
+    pool: EnvironmentPool, tiny_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    labels, generator = collect(pool, tiny_tokenizer, tmp_path / "d.parquet")
+    assert texts(tiny_tokenizer, labels) == ["<think></think>\n<action>go on</action>"] * 4
+    assert generator.batches == []
+    assert [label.name for label in labels] == [f"expert-{game}#0/{turn}" for game in "ab" for turn in (0, 1)]
+    first, second = labels[:2]
+    so_far = first.prompt_ids + first.answer_ids
+    assert second.prompt_ids[: len(so_far)] == so_far
+    assert "Room 1 of a" in tiny_tokenizer.decode(list(second.prompt_ids[len(so_far) :]))
+    assert [len(part) for part in in_parts(labels, 3)] == [3, 1]
+
+
+def test_reflections_see_what_others_would_have_done_and_become_thoughts(
+    pool: EnvironmentPool, tiny_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    asked: list[str] = []
+
+    def reflect(prompt: str, seed: int) -> str:
+        asked.append(prompt)
+        return "Going on\nleads</think> there."
+
+    labels, _ = collect(
+        pool, tiny_tokenizer, tmp_path / "d.parquet", reflect, source="reflection", reflection=Reflection(2)
+    )
+    assert texts(tiny_tokenizer, labels) == [
+        "<think>Going on leads there.</think>\n<action>go on</action>"
+    ] * 4
+    assert len(asked) == 4
+    for line in ("- go back: Room 0 of a", "- go on: Room 2 of a", "- wait: Room 1 of a", "best of them is: go on"):
+        assert line in asked[1]
+
+
+def test_own_successes_are_kept_token_by_token(
+    pool: EnvironmentPool, tiny_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    def play(prompt: str, seed: int) -> str:
+        return "<action>go on</action>" if " of a," in prompt else "<action>wait</action>"
+
+    labels, _ = collect(
+        pool, tiny_tokenizer, tmp_path / "d.parquet", play, source="policy", episodes_per_game=2
+    )
+    assert texts(tiny_tokenizer, labels) == ["<action>go on</action>"] * 4
+    with pytest.raises(ValueError, match="none of 2 games was solved"):
+        collect(pool, tiny_tokenizer, tmp_path / "none.parquet", source="policy", episodes_per_game=2)
+    assert not (tmp_path / "none.parquet").exists()
+
+
+def test_what_does_not_fit_is_refused(
+    pool: EnvironmentPool, tiny_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"data\.play\.prompt\.answer has no place for \{thinking\}"):
+        prompt = replace(PROMPT, answer="{action}")
+        collect(pool, tiny_tokenizer, tmp_path / "d.parquet", prompt=prompt, source="reflection")
+    with pytest.raises(ValueError, match=r"reflection\.num_alternatives is 0"):
+        Reflection(0)
+    with pytest.raises(ValueError, match=r"reflection\.user asks for \{outcome\}"):
+        Reflection(user="{outcome}")
+    write_transitions(tmp_path / "t.parquet", [])
+    with pytest.raises(ValueError, match="is no file of demonstrations"):
+        read_labels(tmp_path / "t.parquet", tiny_tokenizer)
+    collect(pool, tiny_tokenizer, tmp_path / "d.parquet")
+    tiny_tokenizer.chat_template, kept = "{{ messages }}", tiny_tokenizer.chat_template
+    try:
+        with pytest.raises(ValueError, match="was written with another tokenizer"):
+            read_labels(tmp_path / "d.parquet", tiny_tokenizer)
+    finally:
+        tiny_tokenizer.chat_template = kept
+
+
+def test_tags_and_line_breaks_do_not_leave_a_thought() -> None:
+    assert one_line("a <think>b\n\nc</think>\n<action>d</action>") == "a b c d"
