@@ -15,8 +15,9 @@ ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(
     path.relative_to(ROOT).as_posix()
     for path in (ROOT / "configs").rglob("*.yaml")
-    if "sweeps" not in path.relative_to(ROOT).parts
+    if not {"sweeps", "baselines"} & set(path.relative_to(ROOT).parts)
 )
+BASELINES = sorted(path.stem for path in (ROOT / "configs" / "alfworld" / "baselines").glob("*.yaml"))
 
 
 class Parsed(Exception):
@@ -35,12 +36,25 @@ class ParsingCLI(RWMLCLI):
 
 def test_configs_are_found() -> None:
     assert "configs/quickstart.yaml" in CONFIGS
+    assert BASELINES == ["imitation", "iwm", "rft", "self_reflection"]
 
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_a_shipped_config_is_understood(config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["rwml_lightning", "fit", "--config", str(ROOT / config)])
+    with pytest.raises(Parsed):
+        ParsingCLI()
+
+
+@pytest.mark.parametrize("base", ["policy_grpo", "policy_quickstart"])
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_a_baseline_is_understood_on_top_of_a_policy_config(
+    base: str, baseline: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = [f"{ROOT}/configs/alfworld/{name}.yaml" for name in (base, f"baselines/{baseline}")]
+    monkeypatch.setattr(sys, "argv", ["rwml_lightning", "fit", "--config", files[0], "--config", files[1]])
     with pytest.raises(Parsed):
         ParsingCLI()
 

@@ -185,18 +185,18 @@ class EpisodePlayer:
         for turn in range(max_steps):
             start = time.perf_counter()
             prompts = {slot: self._encode(running) for slot, running in live.items()}
-            for slot, prompt in prompts.items():
+            for slot, prompt in list(prompts.items()):
                 if self.context is not None and len(prompt) + sampling.max_tokens > self.context:
+                    del prompts[slot]
                     end(slot, truncated=True)
             if not live:
                 break
-            seeds = [[self._sample_seed(position, games, slots[slot], turn)] for slot in live]
-            answers = self.generator.generate([prompts[slot] for slot in live], sampling, seeds)
-            completions = {slot: answer[0] for slot, answer in zip(live, answers, strict=True)}
+            seeds = {slot: self._sample_seed(position, games, slots[slot], turn) for slot in live}
+            completions = self._generate(prompts, seeds, sampling)
             texts = self.tokenizer.batch_decode(
                 [list(one.token_ids) for one in completions.values()], skip_special_tokens=True
             )
-            actions = {slot: parse_action(text) for slot, text in zip(live, texts, strict=True)}
+            actions = {slot: parse_action(text) for slot, text in zip(completions, texts, strict=True)}
             seconds["generate"] += time.perf_counter() - start
             acting = {slot: action for slot, (action, _) in actions.items()}
             results = self._timed(seconds, lambda acting=acting: self.pool.step_many(acting))  # type: ignore[misc]
@@ -210,6 +210,22 @@ class EpisodePlayer:
         for slot in list(live):
             end(slot, truncated=True)
         return played
+
+    def _generate(
+        self, prompts: Mapping[int, tuple[int, ...]], seeds: Mapping[int, int], sampling: Sampling
+    ) -> dict[int, Completion]:
+        """One completion a slot; episodes that read the same, as all of a group do at first, share one prompt."""
+        readers: dict[tuple[int, ...], list[int]] = {}
+        for slot, prompt in prompts.items():
+            readers.setdefault(prompt, []).append(slot)
+        answers = self.generator.generate(
+            list(readers), sampling, [[seeds[slot] for slot in slots] for slots in readers.values()]
+        )
+        return {
+            slot: completion
+            for slots, group in zip(readers.values(), answers, strict=True)
+            for slot, completion in zip(slots, group, strict=True)
+        }
 
     def _encode(self, running: _Running) -> tuple[int, ...]:
         state = running.state

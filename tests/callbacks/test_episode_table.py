@@ -16,7 +16,15 @@ from rwml_callbacks import EpisodeTable
 from wandb_files import offline_runs
 
 from rwml_lightning.modules import PolicyGRPO
-from rwml_lightning.schema import ActionSample, Completion, Episode, EpisodeBatch, EpisodeGroup, Playthrough, Turn
+from rwml_lightning.schema import (
+    ActionSample,
+    Completion,
+    Episode,
+    EpisodeBatch,
+    EpisodeGroup,
+    Playthrough,
+    Turn,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +51,10 @@ def test_a_row_a_turn_over_all_steps(tmp_path: Path, monkeypatch: pytest.MonkeyP
     groups = (make_group("a"), make_group("b"))
     for step in (1, 2):
         trainer: Any = SimpleNamespace(
-            global_step=step, loggers=[logger], sanity_checking=False, state=SimpleNamespace(fn=TrainerFn.FITTING)
+            global_step=step,
+            loggers=[logger],
+            sanity_checking=False,
+            state=SimpleNamespace(fn=TrainerFn.FITTING),
         )
         table.on_train_batch_end(trainer, module, {"batch": EpisodeBatch(step, 0, groups)}, None, 0)
     module._played = [replace(groups[0], split="valid")]
@@ -51,7 +62,9 @@ def test_a_row_a_turn_over_all_steps(tmp_path: Path, monkeypatch: pytest.MonkeyP
     table.on_train_end(trainer, module)
     wandb.finish()
     (part,) = offline_runs(tmp_path)
-    rows = [dict(zip(t["columns"], row, strict=True)) for t in part.increments("episodes") for row in t["data"]]
+    rows = [
+        dict(zip(t["columns"], row, strict=True)) for t in part.increments("episodes") for row in t["data"]
+    ]
     assert tuple(rows[0]) == EpisodeTable.columns
     shown = [(row["step"], row["split"], row["game"], row["member"], row["turn"]) for row in rows]
     each = [("a", 0, 0), ("a", 0, 1), ("b", 0, 0), ("b", 0, 1), ("a", 1, 0), ("a", 1, 1)]
@@ -60,7 +73,12 @@ def test_a_row_a_turn_over_all_steps(tmp_path: Path, monkeypatch: pytest.MonkeyP
         *[(2, "validation", "a", member, turn) for member in range(3) for turn in range(2)],
     ]
     first, second = rows[:2]
-    assert (first["observation"], first["action"], first["valid"], first["reward"]) == ("room 0", "go on", False, 0)
+    assert (first["observation"], first["action"], first["valid"], first["reward"]) == (
+        "room 0",
+        "go on",
+        False,
+        0,
+    )
     assert (second["valid"], second["reward"], second["advantage"]) == (True, 0.5, 0.25)
     assert (first["solved"], rows[2]["solved"], first["kind"]) == (True, False, "walk")
     assert len(first["thinking"]) == 100

@@ -38,7 +38,10 @@ def test_the_expert_is_followed_and_what_else_could_be_done_is_known(pool: Envir
     first, second = follow(pool, "a b", count=2)
     assert [step.transition.action for step in first.steps] == ["go on"] * 3
     assert first.episode.final_observation.startswith("Room 3 of a")
-    assert [step.admissible for step in first.steps] == [("go on", "wait"), *[("go on", "wait", "go back")] * 2]
+    assert [step.admissible for step in first.steps] == [
+        ("go on", "wait"),
+        *[("go on", "wait", "go back")] * 2,
+    ]
     others = [{one.action: one.next_state[:6] for one in step.alternatives} for step in second.steps]
     assert others == [
         {"wait": "Room 0"}, {"wait": "Room 1", "go back": "Room 0"}, {"wait": "Room 2", "go back": "Room 1"},
@@ -74,7 +77,9 @@ def test_what_is_not_solved_in_time_or_fails_is_left_out(
 
 def test_branches_are_a_transition_file(tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
-    settings = Collection("branches", num_alternatives=2, num_workers=1, splits=["train", "validation"], max_dropped_share=0.5)
+    settings = Collection(
+        "branches", num_alternatives=2, num_workers=1, splits=["train", "validation"], max_dropped_share=0.5
+    )
     seen: list[Episode] = []
     collect(
         path, make_spec(tmp_path), None, settings, 3, None, lambda: None,  # type: ignore[arg-type]

@@ -75,11 +75,16 @@ def test_reflections_see_what_others_would_have_done_and_become_thoughts(
     labels, _ = collect(
         pool, tiny_tokenizer, tmp_path / "d.parquet", reflect, source="reflection", reflection=Reflection(2)
     )
-    assert texts(tiny_tokenizer, labels) == [
-        "<think>Going on leads there.</think>\n<action>go on</action>"
-    ] * 4
+    assert (
+        texts(tiny_tokenizer, labels) == ["<think>Going on leads there.</think>\n<action>go on</action>"] * 4
+    )
     assert len(asked) == 4
-    for line in ("- go back: Room 0 of a", "- go on: Room 2 of a", "- wait: Room 1 of a", "best of them is: go on"):
+    for line in (
+        "- go back: Room 0 of a",
+        "- go on: Room 2 of a",
+        "- wait: Room 1 of a",
+        "best of them is: go on",
+    ):
         assert line in asked[1]
 
 
@@ -101,8 +106,8 @@ def test_own_successes_are_kept_token_by_token(
 def test_what_does_not_fit_is_refused(
     pool: EnvironmentPool, tiny_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
+    prompt = replace(PROMPT, answer="{action}")
     with pytest.raises(ValueError, match=r"data\.play\.prompt\.answer has no place for \{thinking\}"):
-        prompt = replace(PROMPT, answer="{action}")
         collect(pool, tiny_tokenizer, tmp_path / "d.parquet", prompt=prompt, source="reflection")
     with pytest.raises(ValueError, match=r"reflection\.num_alternatives is 0"):
         Reflection(0)

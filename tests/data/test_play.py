@@ -36,13 +36,17 @@ class Scripted:
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[Sequence[int]]
     ) -> list[list[Completion]]:
-        self.batches.append(len(prompts))
-        self.seeds += [list(s) for s in seeds]
-        found = []
-        for prompt, (seed,) in zip(prompts, seeds, strict=True):
-            ids = encode_label(self.tokenizer, self.answer(self.tokenizer.decode(list(prompt)), seed))
-            found.append([Completion(ids, (-1.0,) * len(ids), "stop", self.policy_version)])
-        return found
+        assert len(set(map(tuple, prompts))) == len(prompts)  # what reads the same is read once
+        self.batches.append(sum(map(len, seeds)))
+        self.seeds += [[seed] for group in seeds for seed in group]
+        return [
+            [self._complete(self.tokenizer.decode(list(prompt)), seed) for seed in group]
+            for prompt, group in zip(prompts, seeds, strict=True)
+        ]
+
+    def _complete(self, prompt: str, seed: int) -> Completion:
+        ids = encode_label(self.tokenizer, self.answer(prompt, seed))
+        return Completion(ids, (-1.0,) * len(ids), "stop", self.policy_version)
 
 
 @pytest.fixture

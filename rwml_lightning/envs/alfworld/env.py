@@ -126,8 +126,10 @@ class ALFWorldEnv(gymnasium.Env[str, str]):
         return observation, float(score), bool(won), not won and self._num_steps >= self.max_steps, info
 
     def walkthrough(self) -> tuple[str, ...]:
-        """The stored expert solution of the current game, for collecting data; empty where none is stored."""
-        return tuple(self._content.get("walkthrough") or ())
+        """An expert's solution of the current game, for collecting data, to be asked for after a reset: the stored one, or where
+        none is stored the planner's, which takes seconds; empty where there is none."""
+        assert self._game is not None, "reset() comes before walkthrough()"
+        return tuple(self._content.get("walkthrough") or self._engine.plan())
 
     def close(self) -> None:
         """Free the engine's library."""
