@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ class RoomsEnv(gymnasium.Env[str, str]):
 
     Args:
         games: Task ids by split; one that begins with "broken" raises at its second step, one that begins with "once" does
-            so only the first time.
+            so only the first time, "asleep" hangs at its reset, and "blank" has empty observations.
         folder: Where the environment notes which games have failed.
         length: Rooms.
     """
@@ -29,6 +30,8 @@ class RoomsEnv(gymnasium.Env[str, str]):
         super().reset(seed=seed)
         self.game = (options or {}).get("task") or ""
         self.room = 0
+        if self.game.startswith("asleep"):
+            time.sleep(600)
         self.colour = int(self.np_random.integers(1000))
         return self._look(), self._info("look")
 
@@ -47,7 +50,9 @@ class RoomsEnv(gymnasium.Env[str, str]):
         return ("go on",) * (self.length - 1)
 
     def _look(self) -> str:
-        return f"Room {self.room} of {self.game}, colour {self.colour}."
+        return (
+            "" if self.game.startswith("blank") else f"Room {self.room} of {self.game}, colour {self.colour}."
+        )
 
     def _actions(self) -> list[str]:
         return ["go on", "wait"] + (["go back"] if self.room else [])

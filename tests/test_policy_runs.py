@@ -10,7 +10,9 @@ from rwml_testing import make_config
 from test_cli import error_of
 
 from rwml_lightning.cli import main
-from rwml_lightning.trace import TraceReader
+from rwml_lightning.data.demonstrations import read_labels
+from rwml_lightning.models import load_tokenizer
+from rwml_lightning.trace import GroupQuery, TraceReader
 
 TASKS = {"train": ["a", "b", "c", "d"], "validation": ["v", "w"]}
 PROMPT = {"layout": "window", "history_turns": 0, "system": "", "user": "{observation}", "answer": "{action}"}
@@ -117,6 +119,86 @@ def test_own_successes_are_imitated(
     printed = capsys.readouterr()
     assert "solved episodes, of 4 games" in printed.err
     assert "Held-out games" in printed.out
+
+
+@pytest.mark.slow
+def test_what_the_policy_foresees_is_measured_and_kept_beside_its_episodes(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_config(tmp_path, tiny_model)
+    main(
+        [
+            "fit", "--config", str(config), "--data.play.probe", "{num_transitions: 3, group_size: 2}",
+            "--data.reward", "rwml_testing.LetterReward", "--data.collection",
+            "{behaviour: random, max_steps: 3, num_workers: 1}",
+            "--model.init_args.world_model_weight", "0.5", "--model.init_args.world_model_transitions", "4",
+        ]
+    )  # fmt: skip
+    printed = capsys.readouterr().out
+    assert "Held-out games" in printed
+    assert "Held-out predictions" in printed
+    run = tmp_path / "runs" / "r"
+    with TraceReader(run / "trace.db") as reader:
+        assert {(e.step, e.name) for e in reader.evaluations("policy_grpo")} == {
+            (step, name) for step in (0, 2) for name in ("episodes", "held_out")
+        }
+        query = GroupQuery(stage="policy_grpo", source="held_out")
+        assert [group.num_predictions for group in reader.groups(query)] == [2] * 6
+        curves = reader.metrics("policy_grpo")
+    assert [step for step, _ in curves["val/world_model/similarity"]] == [0, 2]
+    assert [step for step, _ in curves["val/success"]] == [0, 2]
+    assert [step for step, _ in curves["train/label_loss"]] == [1, 2]
+    assert curves["train/label_loss"][1][1] < curves["train/label_loss"][0][1]
+    capsys.readouterr()
+    exported = [
+        "--model.init_args.init_from",
+        str(run / "export"),
+        "--data.reward",
+        "rwml_testing.LetterReward",
+    ]
+    main(["test", "--config", str(config), "--data.play.probe", "{num_transitions: 3}", *exported])
+    assert "Held-out transitions" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_iwm_learns_what_others_would_have_done_then_imitates(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = str(write_config(tmp_path, tiny_model, "WorldModelSFT"))
+    collection = "{behaviour: branches, max_steps: 4, num_workers: 1, splits: [train]}"
+    settings = ["--data.reward", "rwml_testing.LetterReward", "--data.collection", collection]
+    main(["fit", "--config", config, "--run.name", "iwm", *settings])
+    assert (
+        "20 transitions of 4 episodes" in capsys.readouterr().err
+    )  # 2 turns: 1 + 2 others, and the expert's
+    export = str(tmp_path / "runs" / "iwm" / "export")
+    imitation = str(write_config(tmp_path, tiny_model, "PolicySFT"))
+    main(["fit", "--config", imitation, "--model.init_args.init_from", export])
+    assert "Held-out games" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_policy_reflects_with_the_weights_that_it_starts_from(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = str(write_config(tmp_path, tiny_model, "PolicySFT"))
+    answer = "<think>{thinking}</think><action>{action}</action>"
+    reflect = [
+        "--data.demonstrations.source",
+        "reflection",
+        "--data.demonstrations.reflection.max_tokens",
+        "5",
+    ]
+    reflect += ["--data.play.prompt.answer", answer, "--data.play.sampling.max_tokens", "20"]
+    main(["fit", "--config", config, *reflect])
+    first = read_labels(tmp_path / "expert.parquet", load_tokenizer(str(tiny_model)))
+    taught = str(tmp_path / "runs" / "r" / "export")
+    own = [*reflect, "--model.init_args.init_from", taught, "--run.name", "second"]
+    main(["fit", "--config", config, *own, "--data.demonstrations.path", str(tmp_path / "second.parquet")])
+    second = read_labels(tmp_path / "second.parquet", load_tokenizer(str(tiny_model)))
+    assert [label.name for label in first] == [label.name for label in second]
+    assert [label.answer_ids for label in first] != [label.answer_ids for label in second]
+    assert "Held-out games" in capsys.readouterr().out
 
 
 def test_what_cannot_be_played_is_one_line(

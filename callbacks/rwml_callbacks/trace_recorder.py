@@ -80,15 +80,16 @@ class TraceRecorder(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, PolicyModule)
         stage, step = pl_module.stage, trainer.global_step
+        metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
         if isinstance(pl_module, WorldModelModule) and pl_module.validation_groups:
             result = {
                 "results": [asdict(row) for row in pl_module.results],
                 "floors": [asdict(row) for row in pl_module.floors],
             }
-            self.writer.write_evaluation(stage, step, result, pl_module.validation_groups)
+            self.writer.write_evaluation(stage, step, result, pl_module.validation_groups, metrics=metrics)
         elif isinstance(pl_module, PlayingModule) and pl_module.validation_episodes:
             result = {"results": [asdict(row) for row in pl_module.results]}
-            self.writer.write_evaluation(stage, step, result, name="episodes")
+            self.writer.write_evaluation(stage, step, result, name="episodes", metrics=metrics)
             episodes = episodes_of(pl_module.validation_episodes)
             self.writer.write_episodes(stage, step, episodes, source="held_out")
             if pl_module.probe_groups:

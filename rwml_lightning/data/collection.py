@@ -36,7 +36,7 @@ class GeneratedGames:
         folder: Where they lie, and what the environment plays unless its ``kwargs`` name other ``data``.
         num_train: Games in training scenes.
         num_validation: Games in other scenes.
-        difficulty: ``tiny``, ``small`` or ``full``: how many receptacles and objects.
+        difficulty: ``minimal``, ``tiny``, ``small`` or ``full``: how many receptacles and objects.
         task_types: Which of ALFWorld's six; ``null`` for all.
         num_workers: Processes that generate.
     """

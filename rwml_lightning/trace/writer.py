@@ -148,7 +148,13 @@ class TraceWriter:
             self._replace_groups(stage, step, "train", groups)
 
     def write_evaluation(
-        self, stage: str, step: int, result: Any, groups: Iterable[Group] = (), name: str = "held_out"
+        self,
+        stage: str,
+        step: int,
+        result: Any,
+        groups: Iterable[Group] = (),
+        name: str = "held_out",
+        metrics: Mapping[str, float] | None = None,
     ) -> None:
         """Records results on held-out transitions, and the predictions they come from.
 
@@ -158,11 +164,16 @@ class TraceWriter:
             result: Anything that JSON can say, for example metrics by kind of action, floors among them.
             groups: Predictions that a reader may look at.
             name: Which evaluation, when there are several; not ``train``.
+            metrics: Values by name for the stage's curves, for example ``val/accuracy``.
         """
         assert name != "train", "'train' is the source of training groups"
         with self._transaction() as now:
             row = {"stage": stage, "step": step, "name": name, "time": now, "result": json.dumps(result)}
             insert(self._db, "evaluations", row, or_replace=True)
+            self._db.executemany(
+                "INSERT OR REPLACE INTO metrics VALUES (?, ?, ?, ?)",
+                [(stage, name, step, float(value)) for name, value in (metrics or {}).items()],
+            )
             self._replace_groups(stage, step, name, groups)
 
     def write_episodes(

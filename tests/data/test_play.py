@@ -11,6 +11,7 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from rwml_lightning.data.action_prompts import ActionPrompt
+from rwml_lightning.data.batches import draw_played
 from rwml_lightning.data.games import Play, list_games
 from rwml_lightning.data.play import EpisodePlayer, Game
 from rwml_lightning.data.prompts import encode_label
@@ -153,6 +154,46 @@ def test_failures_are_tried_again_with_the_same_seeds_then_dropped_and_counted(
     assert again.episode.final_observation.startswith("Room 3")
     first_try = generator.seeds[0]
     assert first_try in generator.seeds[3:]
+
+
+def test_an_environment_that_hangs_at_reset_is_ended_and_its_group_counted(
+    tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerBase, caplog: pytest.LogCaptureFixture
+) -> None:
+    spec = EnvironmentSpec(
+        "fake_games.RoomsEnv", {"games": {"train": ["a", "asleep"]}, "folder": str(tmp_path)}
+    )
+    with EnvironmentPool(spec, num_workers=2, reset_timeout_s=1.0) as pool, caplog.at_level(logging.WARNING):
+        batch, _ = play(pool, tiny_tokenizer, games=["a", "asleep"], group_size=1)
+    assert [group.game for group in batch.groups] == ["a"]
+    assert batch.dropped_groups == 1
+    assert "no answer within 1 s" in caplog.text
+    assert "left out: asleep" in caplog.text
+
+
+def test_an_empty_observation_is_read_as_it_is(
+    tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    spec = EnvironmentSpec("fake_games.RoomsEnv", {"games": {"train": ["blank"]}, "folder": str(tmp_path)})
+    with EnvironmentPool(spec, num_workers=1) as pool:
+        batch, _ = play(pool, tiny_tokenizer, games=["blank"])
+    member = batch.groups[0].members[0]
+    assert [turn.observation for turn in member.episode.turns] == [""] * 3
+    assert member.total_reward == 10
+    assert [one.next_state for one in member.transitions] == [""] * 3
+    assert draw_played(batch, 8, 0) == []  # nothing that a world model could learn
+
+
+def test_what_was_played_is_drawn_for_the_world_model(
+    pool: EnvironmentPool, tiny_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    batch, _ = play(pool, tiny_tokenizer)
+    drawn = draw_played(batch, 5, 0)
+    assert len({one.transition_id for one in drawn}) == 5
+    assert drawn == draw_played(batch, 5, 0) != draw_played(batch, 5, 1)
+    for one in drawn:
+        assert one.action == "go on"
+        assert one.next_state.startswith("Room")
+        assert one.next_state != one.observation
 
 
 def test_too_many_failures_stop_the_run(

@@ -97,7 +97,7 @@ def test_scenes_keep_their_limits_and_splits(level: Difficulty) -> None:
     [
         ({"split": "test"}, "split: 'test' is neither"),
         ({"task_types": ("juggle",)}, "task_types: juggle; there are pick_and_place_simple"),
-        ({"difficulty": "huge"}, "difficulty: 'huge' is none of tiny, small, full"),
+        ({"difficulty": "huge"}, "difficulty: 'huge' is none of minimal, tiny, small, full"),
         ({"num_games": 0}, "num_games: 0 is not at least 1"),
     ],
 )

@@ -162,9 +162,10 @@ def test_a_wrong_column_names_the_nearest(reader: TraceReader) -> None:
 
 def test_evaluations(writer: TraceWriter, reader: TraceReader) -> None:
     result = {"all": {"share": 0.25, "exact": 0.0}, "floors": {"copy": 0.2}}
-    writer.write_evaluation("wm_grpo", 0, {"all": {"share": 0.0}})
+    writer.write_evaluation("wm_grpo", 0, {"all": {"share": 0.0}}, metrics={"val/share": 0.0})
     writer.write_evaluation("wm_grpo", 5, {"all": {"share": 0.125}})
-    writer.write_evaluation("wm_grpo", 5, result)
+    writer.write_evaluation("wm_grpo", 5, result, metrics={"val/share": 0.5})
+    assert reader.metrics("wm_grpo", ["val/share"]) == {"val/share": [(0, 0.0), (5, 0.5)]}
     assert [(e.step, e.name, e.result) for e in reader.evaluations("wm_grpo")] == [
         (0, "held_out", {"all": {"share": 0.0}}),
         (5, "held_out", result),

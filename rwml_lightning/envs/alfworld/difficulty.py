@@ -26,6 +26,7 @@ class Difficulty:
 
 
 LEVELS = {
+    "minimal": Difficulty(max_receptacles=3, max_objects=4, max_copies=1),
     "tiny": Difficulty(max_receptacles=5, max_objects=6, max_copies=1),
     "small": Difficulty(max_receptacles=10, max_objects=14, max_copies=2),
     "full": Difficulty(max_receptacles=100, max_objects=100, max_copies=3),

@@ -85,7 +85,7 @@ def generate_games(
         seed: Seed of the set.
         split: By scene, as ALFWorld splits: ``train`` or ``validation``.
         task_types: Which of ALFWorld's six, in turn.
-        difficulty: ``tiny``, ``small``, ``full``, or limits of your own.
+        difficulty: ``minimal``, ``tiny``, ``small``, ``full``, or limits of your own.
         num_workers: Processes; ``None`` for as many as there are cores, at most 4.
         timeout_s: Most seconds for one draw.
         progress: Called with (games there, games wanted).

@@ -20,14 +20,16 @@ from rwml_lightning.trace import Step, TraceReader
 Curve = Sequence[tuple[int, float]]
 PLOTS: Mapping[str, tuple[str, ...]] = {
     "reward": ("wm/reward", "policy/return", "val/accuracy"),
-    "similarity": ("wm/similarity", "val/similarity"),
-    "exact": ("hacking/exact", "val/exact"),
-    "groups without variance": ("wm/zero_variance_groups",),
+    "success": ("policy/success", "val/success"),
+    "similarity": ("wm/similarity", "val/similarity", "val/world_model/similarity"),
+    "exact": ("hacking/exact", "val/exact", "val/world_model/exact"),
+    "actions": ("policy/invalid_actions", "policy/repeated_actions"),
+    "groups without variance": ("wm/zero_variance_groups", "policy/zero_variance_groups"),
     "loss": ("train/loss",),
     "KL (nats)": ("train/kl",),
     "entropy (nats)": ("train/entropy",),
-    "completion tokens": ("wm/completion_tokens",),
-    "seconds": ("time/generate", "time/environment", "time/reward", "time/update", "time/sync"),
+    "completion tokens": ("wm/completion_tokens", "policy/completion_tokens"),
+    "seconds": ("time/generate", "time/env", "time/reward", "time/update", "time/sync"),
     "tokens a second": ("throughput/generated_tokens_per_s", "throughput/trained_tokens_per_s"),
     "gradient norm": ("train/grad_norm",),
 }
