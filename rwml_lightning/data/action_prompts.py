@@ -42,7 +42,7 @@ class ActionPrompt:
         system: System message; empty for none.
         user: First user message, with the fields ``{task}``, ``{history}`` (of ``window``), ``{observation}`` and
             ``{actions}``, each of which may be left out.
-        reply: Later user messages of ``conversation``, with ``{observation}`` and ``{actions}``.
+        reply: Later user messages of ``conversation``, with ``{task}``, ``{observation}`` and ``{actions}``.
         answer: How imitation writes an action and, where the demonstrations have some, the thinking before it, with
             ``{action}`` and ``{thinking}``.
     """
@@ -57,7 +57,7 @@ class ActionPrompt:
 
     def __post_init__(self) -> None:
         check_fields("prompt.user", self.user, {"task", "history", "observation", "actions"})
-        check_fields("prompt.reply", self.reply, {"observation", "actions"})
+        check_fields("prompt.reply", self.reply, {"task", "observation", "actions"})
         check_fields("prompt.answer", self.answer, {"action", "thinking"})
 
     def encode(
@@ -80,6 +80,7 @@ class ActionPrompt:
             so_far: Prompt and completion of the turn before; ``conversation`` goes on from them.
         """
         fields = {
+            "task": task,
             "observation": shorten(observation, self.max_observation_chars),
             "actions": ", ".join(actions),
         }
@@ -88,7 +89,7 @@ class ActionPrompt:
             return so_far + (tail[1:] if tail and tail[0] == so_far[-1] else tail)
         recent = history[-self.history_turns :] if self.history_turns and self.layout == "window" else ()
         return encode_chat(
-            tokenizer, self.system, self.user.format(task=task, history=render_history(recent), **fields)
+            tokenizer, self.system, self.user.format(history=render_history(recent), **fields)
         )
 
 

@@ -83,7 +83,7 @@ def test_a_template_that_hides_what_the_assistant_wrote_is_refused(
 @pytest.mark.parametrize(
     ("field", "message"),
     [
-        ({"reply": "{task}"}, r"prompt\.reply asks for \{task\}"),
+        ({"reply": "{history}"}, r"prompt\.reply asks for \{history\}"),
         ({"answer": "{act}"}, r"prompt\.answer asks for \{act\}"),
     ],
 )
