@@ -40,7 +40,7 @@ STARTS = {"base": "null", "rwml": str(WORLD_MODEL)}
 NUM_GAMES = {"train": 200, "validation": 32}
 UNTAUGHT, TAUGHT = "untaught", "after imitation"
 LONGEST_RUN = timedelta(minutes=60)
-"""A cell takes some 15 minutes on two cores; this is for one that hangs."""
+"""A cell takes some ten minutes on two cores; this is for one that hangs."""
 
 Success = Mapping[str, Mapping[str, float]]
 """Share of a game's held-out episodes that were solved, by place in training and game."""
@@ -53,7 +53,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     for split, count in NUM_GAMES.items():
-        generate_games(GAMES, count, 0, split, ["pick_and_place_simple"], "tiny")  # type: ignore[arg-type]
+        generate_games(GAMES, count, 0, split, ["pick_and_place_simple"], "minimal")  # type: ignore[arg-type]
     if "rwml" in arguments.starts and not WORLD_MODEL.is_dir():
         rwml("fit", "--config", "configs/quickstart.yaml")
     for seed in arguments.seeds:

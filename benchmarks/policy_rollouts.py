@@ -30,7 +30,11 @@ from rwml_lightning.models import load_tokenizer
 from rwml_lightning.schema import Completion, Sampling
 
 PROMPT = ActionPrompt(
-    "conversation", system="", user="Task: {task}\n{observation}", reply="{observation}", answer="{action}"
+    "conversation",
+    system="",
+    user="{observation}\nTask: {task}",
+    reply="{observation}\nTask: {task}",
+    answer="{action}",
 )
 
 
@@ -88,7 +92,7 @@ def main() -> None:
     generator: Generator = (
         HFGenerator(arguments.model, max_model_len=1024)
         if arguments.generator == "hf"
-        else VLLMGenerator(arguments.model, max_model_len=1024, enforce_eager=True)
+        else VLLMGenerator(arguments.model, max_model_len=1024, block_size=32, enforce_eager=True)
     )
     tokenizer = load_tokenizer(arguments.model)
     sampling = Sampling(arguments.max_tokens)
@@ -108,7 +112,7 @@ def main() -> None:
         table.add_column(heading, justify="right", overflow="fold")
     ratios: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
-        generate_games(Path(folder), arguments.games * (arguments.rounds + 1), difficulty="tiny")
+        generate_games(Path(folder), arguments.games * (arguments.rounds + 1), difficulty="minimal")
         spec = EnvironmentSpec("rwml/ALFWorld-v0", {"data": folder})
         with EnvironmentPool(spec, 2) as pool:
             games = list_games(spec, None, None, 0, False, "games")

@@ -143,7 +143,7 @@ def test_what_the_policy_foresees_is_measured_and_kept_beside_its_episodes(
             (step, name) for step in (0, 2) for name in ("episodes", "held_out")
         }
         query = GroupQuery(stage="policy_grpo", source="held_out")
-        assert [group.num_predictions for group in reader.groups(query)] == [2] * 6
+        assert [len(group.rewards) for group in reader.groups(query)] == [2] * 6
         curves = reader.metrics("policy_grpo")
     assert [step for step, _ in curves["val/world_model/similarity"]] == [0, 2]
     assert [step for step, _ in curves["val/success"]] == [0, 2]
@@ -188,6 +188,8 @@ def test_a_policy_reflects_with_the_weights_that_it_starts_from(
         "reflection",
         "--data.demonstrations.reflection.max_tokens",
         "5",
+        "--data.demonstrations.reflection.user",
+        "{action}",
     ]
     reflect += ["--data.play.prompt.answer", answer, "--data.play.sampling.max_tokens", "20"]
     main(["fit", "--config", config, *reflect])

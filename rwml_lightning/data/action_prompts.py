@@ -88,9 +88,7 @@ class ActionPrompt:
             tail = reply_ids(tokenizer, self.reply.format(**fields))
             return so_far + (tail[1:] if tail and tail[0] == so_far[-1] else tail)
         recent = history[-self.history_turns :] if self.history_turns and self.layout == "window" else ()
-        return encode_chat(
-            tokenizer, self.system, self.user.format(history=render_history(recent), **fields)
-        )
+        return encode_chat(tokenizer, self.system, self.user.format(history=render_history(recent), **fields))
 
 
 def reply_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:

@@ -95,4 +95,4 @@ def test_unknown_fields_are_named(field: dict[str, str], message: str) -> None:
 @given(action=st.text(st.characters(codec="ascii", exclude_characters="<>"), max_size=60))
 def test_labels_are_read_back(action: str) -> None:
     wanted = " ".join(action.split())
-    assert parse_action(ActionPrompt().answer.format(action=wanted)) == (wanted, "")
+    assert parse_action(ActionPrompt().answer.format(action=wanted, thinking="")) == (wanted, "")
