@@ -14,13 +14,13 @@ from rwml_lightning.data.games import GameSource, Play, PlayEvaluation
 from rwml_lightning.data.prompts import encode_label
 from rwml_lightning.envs import EnvironmentPool, EnvironmentSpec
 from rwml_lightning.evaluation import summarise_episodes
-from rwml_lightning.schema import Completion, EpisodeBatch, Sampling
+from rwml_lightning.schema import Completion, Episode, EpisodeBatch, Sampling
 
-PROMPT = ActionPrompt("conversation", system="", user="{observation}", reply="")
+PROMPT = ActionPrompt("conversation", system="", user="{observation}\n{task}", reply="")
 
 
 class Expert:
-    """Answers each game's prompt by the next action of its walkthrough; the prompt begins with the room, and no two games share one."""
+    """Answers each game's prompt by the next action of its walkthrough; the prompt begins with room and task, and no two games share both."""
 
     policy_version = 0
     max_model_len = None
@@ -38,11 +38,16 @@ class Expert:
         self.turn += 1
         for prompt, group in zip(prompts, seeds, strict=True):
             text = self.tokenizer.decode(list(prompt), skip_special_tokens=True)
-            (plan,) = (plan for room, plan in self.plans.items() if room in text)
+            (plan,) = (plan for beginning, plan in self.plans.items() if beginning in text)
             action = "dance" if place < 0 else plan[place]
             ids = encode_label(self.tokenizer, f"<think>on</think><action>{action}</action>")
             found.append([Completion(ids, (-1.0,) * len(ids), "stop", 0)] * len(group))
         return found
+
+
+def begin(episode: Episode) -> str:
+    """What is read first, by which the games are told apart."""
+    return f"{episode.turns[0].observation}\n{episode.task}"
 
 
 def play(
@@ -54,10 +59,8 @@ def play(
     games = [ExpertGame(f"{task}#0", task, 0) for split in splits for task in tasks[split]]
     with EnvironmentPool(spec, num_workers=2, step_timeout_s=300) as pool:  # the planner takes seconds
         experts = follow_expert(pool, "alfworld", games, 50, 0)
-    plans = {
-        one.steps[0].transition.observation: [step.transition.action for step in one.steps] for one in experts
-    }
-    assert len(plans) == len(games)  # all are solved, and no two have one room
+    plans = {begin(one.episode): [step.transition.action for step in one.steps] for one in experts}
+    assert len(plans) == len(games)  # all are solved, and no two begin alike
     longest = max(map(len, plans.values()))
     evaluation = PlayEvaluation(list(splits), episodes_per_game=2, max_steps=longest, temperature=1.0)
     settings = Play(PROMPT, Sampling(40), validation=evaluation, success_reward=10.0, invalid_penalty=0.1)
@@ -75,7 +78,7 @@ def check(batch: EpisodeBatch, plans: dict[str, list[str]], splits: Sequence[str
     assert set(splits) < set(rows)
     assert rows["all"].values["success"] == rows["all"].values["pass@2"] == 1
     assert rows["all"].values["invalid_actions"] == 0
-    steps = [len(plans[group.members[0].episode.turns[0].observation]) for group in batch.groups]
+    steps = [len(plans[begin(group.members[0].episode)]) for group in batch.groups]
     assert rows["all"].values["steps_to_success"] == pytest.approx(sum(steps) / len(steps))
     assert all(member.total_reward == 10 for group in batch.groups for member in group.members)
     kinds = [group.members[0].episode.kind for group in batch.groups]
@@ -103,7 +106,7 @@ def test_turns_run_out_and_are_counted(games: Path, tiny_tokenizer: PreTrainedTo
     batch, plans = play(games, ["train", "validation"], tiny_tokenizer, wrong_turns=1)
     longest = max(map(len, plans.values()))
     for group in batch.groups:
-        length = len(plans[group.members[0].episode.turns[0].observation])
+        length = len(plans[begin(group.members[0].episode)])
         for member in group.members:
             turns = member.episode.turns
             assert not turns[0].valid
