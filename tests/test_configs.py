@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,10 @@ CONFIGS = sorted(
     if not {"sweeps", "baselines"} & set(path.relative_to(ROOT).parts)
 )
 BASELINES = sorted(path.stem for path in (ROOT / "configs" / "alfworld" / "baselines").glob("*.yaml"))
+
+POLICY_COMMANDS = re.findall(
+    r"^\S*python -m rwml_lightning .*$", (ROOT / "docs" / "policy.md").read_text(), re.MULTILINE
+)
 
 
 class Parsed(Exception):
@@ -37,6 +43,7 @@ class ParsingCLI(RWMLCLI):
 def test_configs_are_found() -> None:
     assert "configs/quickstart.yaml" in CONFIGS
     assert BASELINES == ["imitation", "iwm", "rft", "self_reflection"]
+    assert len(POLICY_COMMANDS) == 7
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -55,6 +62,14 @@ def test_a_baseline_is_understood_on_top_of_a_policy_config(
     monkeypatch.chdir(tmp_path)
     files = [f"{ROOT}/configs/alfworld/{name}.yaml" for name in (base, f"baselines/{baseline}")]
     monkeypatch.setattr(sys, "argv", ["rwml_lightning", "fit", "--config", files[0], "--config", files[1]])
+    with pytest.raises(Parsed):
+        ParsingCLI()
+
+
+@pytest.mark.parametrize("command", POLICY_COMMANDS)
+def test_a_command_of_the_policy_page_is_understood(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", shlex.split(command)[2:])
     with pytest.raises(Parsed):
         ParsingCLI()
 
