@@ -76,7 +76,7 @@ def test_a_wrong_option(option: str, message: str, capsys: pytest.CaptureFixture
         ("run.nam", "x", "run.nam is no known key; did you mean run.name?"),
         ("data.prompt.history_turn", 1, "data.prompt.history_turn is no known key; did you mean data.prompt.history_turns?"),
         ("data.validation.temperature", "hot", "data.validation.temperature is 'hot', but takes float"),
-        ("data.collection.behaviour", "expert", "data.collection.behaviour is 'expert', but takes one of 'model', 'random'"),
+        ("data.collection.behaviour", "expert", "data.collection.behaviour is 'expert', but takes one of 'model', 'random', 'branches'"),
     ],
 )  # fmt: skip
 def test_a_wrong_line_of_a_file(
