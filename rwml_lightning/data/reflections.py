@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from rwml_lightning.seeds import derive_seed
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+log = logging.getLogger(__name__)
 _USER = """\
 Task: {task}
 Observation: {observation}
@@ -80,6 +82,9 @@ def write_reflections(
     else:
         client = ServerClient(how.server, "data.demonstrations.reflection.server")
         answers = client.ask("chat/completions", [_request(how, text) for text in texts])
+        lost = [answer for answer in answers if isinstance(answer, NoAnswerError)]
+        if lost:
+            log.warning("%d of %d reflections are empty; the first: %s", len(lost), len(answers), lost[0])
         found = ["" if isinstance(answer, NoAnswerError) else answer for answer in answers]
     thoughts = dict(zip(asked, found, strict=True))
     return [one_line(thoughts.get(number, "")) for number in range(len(steps))]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_server import FakeServer, say, serving
 from test_play import Scripted
 from transformers import PreTrainedTokenizerBase
 
@@ -18,6 +20,7 @@ from rwml_lightning.data.play import EpisodePlayer, Game
 from rwml_lightning.data.reflections import Reflection, one_line
 from rwml_lightning.data.transitions import write_transitions
 from rwml_lightning.envs import EnvironmentPool, EnvironmentSpec
+from rwml_lightning.rewards.server import Server
 
 TASKS = {"train": ["a", "b"]}
 PROMPT = ActionPrompt(layout="conversation", system="", user="{task}\n{observation}", reply="{observation}")
@@ -86,6 +89,32 @@ def test_reflections_see_what_others_would_have_done_and_become_thoughts(
         "best of them is: go on",
     ):
         assert line in asked[1]
+
+
+def test_a_chat_model_on_a_server_may_write_the_reflections(
+    pool: EnvironmentPool,
+    tiny_tokenizer: PreTrainedTokenizerBase,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def answer(number: int, body: dict[str, Any]) -> tuple[int, Any]:
+        asked = body["messages"][0]["content"]
+        return (400, {"error": "no"}) if "Observation: Room 1 of b" in asked else (200, say("Onwards."))
+
+    with serving(FakeServer(answer)) as fake, caplog.at_level(logging.WARNING):
+        how = Reflection(1, max_tokens=9, temperature=0.5, server=Server("writer", fake.url))
+        labels, generator = collect(
+            pool, tiny_tokenizer, tmp_path / "d.parquet", source="reflection", reflection=how
+        )
+    thoughts = [
+        text.partition("</think>")[0].removeprefix("<think>") for text in texts(tiny_tokenizer, labels)
+    ]
+    assert thoughts == ["Onwards.", "Onwards.", "Onwards.", ""]
+    assert generator.batches == []
+    assert {(path, body["model"], body["max_tokens"]) for path, body, _ in fake.requests} == {
+        ("/v1/chat/completions", "writer", 9)
+    }
+    assert "1 of 4 reflections are empty; the first: " in caplog.text
 
 
 def test_own_successes_are_kept_token_by_token(
