@@ -8,6 +8,7 @@ from math import comb
 from statistics import fmean
 
 import numpy as np
+from rich import box
 from rich.markup import escape
 from rich.table import Table
 
@@ -133,13 +134,17 @@ def success_metrics(results: Iterable[EpisodeResult], prefix: str) -> dict[str, 
 
 
 def render_episodes(title: str, rows: Mapping[str, EpisodeResult]) -> Table:
-    """A row a result under the name that it is given; a column a measure, behind ± half the width of its 95 % interval."""
+    """A row a result under the name that it is given; a column a measure, behind ± half the width of its 95 % interval.
+
+    Of pass@k the largest k alone is shown, so that a terminal of 80 columns is wide enough.
+    """
     known = {measure for result in rows.values() for measure in result.values}
     measures = dict(EPISODE_MEASURES)
     success, *others = measures
-    order = [success, *sorted((m for m in known if m.startswith("pass@")), key=lambda m: int(m[5:])), *others]
+    chances = sorted((m for m in known if m.startswith("pass@")), key=lambda m: int(m[5:]))
+    order = [success, *chances[-1:], *others]
     shown = [measure for measure in order if measure in known]
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     for number, column in enumerate(["", "games", "n", *(measures.get(m, m) for m in shown)]):
         table.add_column(escape(column), justify="right" if number else "left", overflow="fold")
     for name, result in rows.items():
