@@ -1,7 +1,7 @@
 """The dashboard on a million predictions, in a real terminal, beside a viewer that loads the same as JSONL.
 
     python benchmarks/dashboard.py                         # writes some 4 GB into a temporary folder first
-    python benchmarks/dashboard.py --folder /tmp/million   # keeps what was written, for the next time
+    python benchmarks/dashboard.py --folder million   # keeps what was written, for the next time
 
 Both run as a user starts them, in a pseudo-terminal of 160 x 48. A time is that from the start, or from the last key, until
 the terminal was sent the text that answers it; memory is the process's peak (VmHWM).
