@@ -7,18 +7,18 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from rwml_lightning.data.behaviour import Behaviour, make_behaviour
 from rwml_lightning.data.branches import ExpertGame, follow_expert, transitions_of
 from rwml_lightning.data.episodes import EpisodeState, episode_name, episode_seed
+from rwml_lightning.data.generated_games import GeneratedGames, make_games
 from rwml_lightning.data.transitions import read_metadata, read_transitions, split_of_game, write_transitions
 from rwml_lightning.envs import EnvironmentPool, EnvironmentSpec, Failure
 from rwml_lightning.generation import Generator
@@ -26,31 +26,6 @@ from rwml_lightning.schema import Episode, Transition
 from rwml_lightning.seeds import derive_seed
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class GeneratedGames:
-    """ALFWorld games to generate from what its package ships; scores on them are not ALFWorld scores.
-
-    Args:
-        folder: Where they lie, and what the environment plays unless its ``kwargs`` name other ``data``.
-        num_train: Games in training scenes.
-        num_validation: Games in other scenes.
-        difficulty: ``minimal``, ``tiny``, ``small`` or ``full``: how many receptacles and objects.
-        task_types: Which of ALFWorld's six; ``null`` for all.
-        num_workers: Processes that generate.
-    """
-
-    folder: str
-    num_train: int = 30
-    num_validation: int = 12
-    difficulty: str = "small"
-    task_types: list[str] | None = None
-    num_workers: int = 2
-
-    def played_by(self, spec: EnvironmentSpec) -> EnvironmentSpec:
-        """The environment with these games, unless its own ``kwargs`` name other ``data``."""
-        return replace(spec, kwargs={"data": self.folder, **spec.kwargs})
 
 
 @dataclass(frozen=True)
@@ -203,37 +178,6 @@ def collect(
         part.unlink()
     parts.rmdir()
     console.print(collection_table(transitions, len(jobs), dropped))
-
-
-def make_games(games: GeneratedGames, seed: int) -> None:
-    """Generate the games that are not there yet."""
-    from rwml_lightning.envs.alfworld.generate import TASK_TYPES, generate_games
-
-    console = Console(stderr=True)
-    counts: dict[Literal["train", "validation"], int] = {
-        "train": games.num_train,
-        "validation": games.num_validation,
-    }
-    for split, count in counts.items():
-        with Progress(
-            TextColumn(f"generating {split} games"), BarColumn(), MofNCompleteColumn(), console=console,
-            disable=not console.is_terminal,
-        ) as progress:  # fmt: skip
-            task = progress.add_task("", total=count)
-            generate_games(
-                games.folder,
-                count,
-                seed=seed,
-                split=split,
-                difficulty=games.difficulty,
-                task_types=games.task_types or TASK_TYPES,
-                num_workers=games.num_workers,
-                progress=partial(_show, progress, task),
-            )
-
-
-def _show(progress: Progress, task: TaskID, done: int, total: int) -> None:
-    progress.update(task, completed=done, total=total)
 
 
 def check_settings(parts: Path, settings: dict[str, Any]) -> None:

@@ -12,9 +12,10 @@ import lightning as L
 from typing_extensions import override
 
 from rwml_lightning.data.batches import Label, LabelledBatch, StepLoader, draw_played, label_transitions
-from rwml_lightning.data.collection import Collection, GeneratedGames, collect
+from rwml_lightning.data.collection import Collection, collect
 from rwml_lightning.data.demonstrations import Demonstrations, collect_demonstrations, in_parts, read_labels
 from rwml_lightning.data.games import GameSource, Play
+from rwml_lightning.data.generated_games import GeneratedGames
 from rwml_lightning.data.play import Game
 from rwml_lightning.data.prompts import WorldModelPrompt, encode_answer, encode_chat
 from rwml_lightning.data.rollouts import WorldModelRollouts

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from rwml_lightning.data.action_prompts import ActionPrompt
-from rwml_lightning.data.collection import GeneratedGames, is_validation, make_games, task_names
+from rwml_lightning.data.collection import is_validation, task_names
+from rwml_lightning.data.generated_games import GeneratedGames, make_games
 from rwml_lightning.data.play import EpisodePlayer, Game
 from rwml_lightning.data.selection import Validation
 from rwml_lightning.envs import EnvironmentPool, EnvironmentSpec

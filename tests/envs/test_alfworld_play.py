@@ -91,6 +91,7 @@ def test_generated_games_are_played_to_their_end(
 ) -> None:
     batch, plans = play(games, ["train", "validation"], tiny_tokenizer)
     check(batch, plans, ["train", "validation"])
+    assert len(batch.groups) == 6 + 2
 
 
 def test_the_real_games_are_played_to_their_end(
