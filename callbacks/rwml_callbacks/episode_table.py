@@ -36,10 +36,7 @@ class EpisodeTable(GrowingTable):
     )  # fmt: skip
 
     def __init__(self, episodes_per_step: int = 4, max_chars: int = 500) -> None:
-        super().__init__()
-        for name, value in (("episodes_per_step", episodes_per_step), ("max_chars", max_chars)):
-            if value < 1:
-                raise ValueError(f"EpisodeTable: {name} is {value}; it must be at least 1")
+        super().__init__(episodes_per_step=episodes_per_step, max_chars=max_chars)
         self.episodes_per_step = episodes_per_step
         self.max_chars = max_chars
 

@@ -36,10 +36,7 @@ class PredictionTable(GrowingTable):
     )  # fmt: skip
 
     def __init__(self, rows_per_step: int = 16, max_chars: int = 500) -> None:
-        super().__init__()
-        for name, value in (("rows_per_step", rows_per_step), ("max_chars", max_chars)):
-            if value < 1:
-                raise ValueError(f"PredictionTable: {name} is {value}; it must be at least 1")
+        super().__init__(rows_per_step=rows_per_step, max_chars=max_chars)
         self.rows_per_step = rows_per_step
         self.max_chars = max_chars
 

@@ -21,12 +21,21 @@ class GrowingTable(L.Callback):
     The table grows by an increment of new rows, not by being sent again. A long run sends several steps at once, so that
     all of them can be seen. Checkpoints hold the rows so far: a resumed run loses none, whether W&B knows the rows
     already (online) or gets them in another folder (offline).
+
+    Args:
+        **limits: Settings of a subclass that must be at least 1.
+
+    Raises:
+        ValueError: One of them is below 1.
     """
 
     name: ClassVar[str]
     columns: ClassVar[tuple[str, ...]]
 
-    def __init__(self) -> None:
+    def __init__(self, **limits: int) -> None:
+        for name, value in limits.items():
+            if value < 1:
+                raise ValueError(f"{type(self).__name__}: {name} is {value}; it must be at least 1")
         self._rows: list[list[Any]] = []
         self._num_logged = 0
         self._table: Any = None
