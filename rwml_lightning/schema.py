@@ -46,6 +46,7 @@ class Episode:
         success: Whether the task was solved; ``None`` where the environment does not say.
         truncated: Whether a limit ended the episode before the environment did.
         kind: What sort of task it was, for evaluation by kind; empty where the environment does not say.
+        measures: Numbers that the environment gives with it, by name, for evaluation.
     """
 
     episode_id: str
@@ -58,6 +59,7 @@ class Episode:
     success: bool | None = None
     truncated: bool = False
     kind: str = ""
+    measures: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def episode_return(self) -> float:

@@ -12,8 +12,8 @@ from rich.progress import track
 from rwml_lightning.audit.measure import audit_reward
 from rwml_lightning.audit.plot import plot_audit
 from rwml_lightning.audit.report import print_audit, write_audit
+from rwml_lightning.data.floors import floors_for
 from rwml_lightning.data.transitions import read_transitions
-from rwml_lightning.envs.alfworld.floors import FLOORS
 from rwml_lightning.rewards.base import NextStateReward
 from rwml_lightning.seeds import derive_seed
 
@@ -58,7 +58,7 @@ def run_audit(
         )
     progress = Console(stderr=True)
     audit = audit_reward(
-        reward, chosen, pool, FLOORS, seed,
+        reward, chosen, pool, floors_for(chosen, [t for t in pool if t.split == "train"]), seed,
         lambda starts: track(starts, f"{type(reward).__name__} on {len(chosen)} transitions", console=progress),
     )  # fmt: skip
     output = folder()

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from rwml_lightning.data.action_prompts import ActionPrompt, parse_action
+from rwml_lightning.data.action_prompts import ActionPrompt
 from rwml_lightning.data.episodes import EpisodeState
 from rwml_lightning.generation import Generator
 from rwml_lightning.schema import Sampling
@@ -74,12 +74,15 @@ class RandomBehaviour:
 class ModelBehaviour:
     """The policy plays, at temperature 1 as in the paper; an answer without an action is played as it stands.
 
+    An episode whose prompt no longer fits the context does nothing any more: its actions are empty.
+
     Args:
         generator: Writes the actions.
         tokenizer: The policy's.
         sampling: Temperature and limits.
         seed: The run's seed.
         prompt: Template.
+        context: Most tokens of a prompt and its completion together; ``None`` for no limit.
     """
 
     def __init__(
@@ -89,26 +92,45 @@ class ModelBehaviour:
         sampling: Sampling,
         seed: int,
         prompt: ActionPrompt = ActionPrompt(),  # noqa: B008
+        context: int | None = None,
     ) -> None:
         self.generator = generator
         self.tokenizer = tokenizer
         self.sampling = sampling
         self.seed = seed
         self.prompt = prompt
+        self.context = context
+        self._so_far: dict[str, tuple[int, ...]] = {}
 
     def act(self, states: Sequence[EpisodeState]) -> list[tuple[str, str]]:
-        prompts = [
-            self.prompt.encode(
-                self.tokenizer, state.task, state.turns, state.observation, sorted(state.admissible)
-            )
-            for state in states
+        # Of episodes that are over nothing is kept; one that begins, perhaps again, has no tokens so far.
+        self._so_far = {
+            s.episode_id: self._so_far[s.episode_id]
+            for s in states
+            if s.turns and s.episode_id in self._so_far
+        }
+        prompts = {
+            place: self.prompt.encode(self.tokenizer, state.view, self._so_far.get(state.episode_id))
+            for place, state in enumerate(states)
+        }
+        if self.context is not None:
+            room = self.context - self.sampling.max_tokens
+            prompts = {place: prompt for place, prompt in prompts.items() if len(prompt) <= room}
+        answers = [("", "")] * len(states)
+        if not prompts:
+            return answers
+        seeds = [
+            [derive_seed(self.seed, "act", states[place].episode_id, len(states[place].turns))]
+            for place in prompts
         ]
-        seeds = [[derive_seed(self.seed, "act", state.episode_id, len(state.turns))] for state in states]
-        completions = self.generator.generate(prompts, self.sampling, seeds)
+        completions = self.generator.generate(list(prompts.values()), self.sampling, seeds)
         texts = self.tokenizer.batch_decode(
             [list(c[0].token_ids) for c in completions], skip_special_tokens=True
         )
-        return [parse_action(text) for text in texts]
+        for (place, prompt), (completion,), text in zip(prompts.items(), completions, texts, strict=True):
+            self._so_far[states[place].episode_id] = prompt + completion.token_ids
+            answers[place] = self.prompt.parse(text)
+        return answers
 
 
 def make_behaviour(
@@ -119,8 +141,10 @@ def make_behaviour(
     seed: int,
     generator: Generator,
     tokenizer: Callable[[], Any],
+    prompt: ActionPrompt,
 ) -> Behaviour:
     """The player that a config names; the tokenizer is loaded for a model alone."""
     if name == "random":
         return RandomBehaviour(expert_share, invalid_share, seed)
-    return ModelBehaviour(generator, tokenizer(), Sampling(max_tokens), seed)
+    context = generator.max_model_len
+    return ModelBehaviour(generator, tokenizer(), Sampling(max_tokens), seed, prompt, context)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeGuard, TypeVar
 
-from rwml_lightning.data.episodes import EpisodeState
+from rwml_lightning.data.episodes import EpisodeState, View
 from rwml_lightning.envs import EnvironmentPool, Failure
 from rwml_lightning.schema import Episode, Transition
 from rwml_lightning.seeds import derive_seed
@@ -38,10 +38,10 @@ class ExpertGame:
 
 @dataclass(frozen=True)
 class ExpertStep:
-    """What the expert did, what was admissible, and what some other actions would have done in its place."""
+    """What the expert did, what it saw before, and what some other actions would have done in its place."""
 
     transition: Transition
-    admissible: tuple[str, ...]
+    view: View
     alternatives: tuple[Transition, ...] = ()
 
 
@@ -127,14 +127,14 @@ def _follow(
             if not _came(answer, games[slot].episode_id):
                 del plans[slot]
                 continue
-            admissible = tuple(live[slot].admissible)
+            view = live[slot].view
             transition = live[slot].advance(
                 acting[slot], answer, environment, history_turns=history_turns, split=games[slot].split
             )
-            steps[slot].append(ExpertStep(transition, admissible))
+            steps[slot].append(ExpertStep(transition, view))
             if answer.info.get("won", answer.reward > 0):
                 game = games[slot]
-                episode = live[slot].finish(environment, game.task, game.seed, answer)
+                episode = live[slot].finish(environment, game.task, game.seed)
                 played[slot] = ExpertEpisode(episode, tuple(steps[slot]))
             if answer.done:
                 del plans[slot]
@@ -142,7 +142,7 @@ def _follow(
 
 
 def _other_actions(step: ExpertStep, count: int, seed: int) -> list[str]:
-    others = sorted(set(step.admissible) - {step.transition.action})
+    others = sorted(set(step.view.admissible) - {step.transition.action})
     rng = random.Random(derive_seed(seed, "alternatives", step.transition.transition_id))
     return rng.sample(others, min(count, len(others)))
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from rwml_lightning.data.action_prompts import ActionPrompt
 from rwml_lightning.data.behaviour import Behaviour, make_behaviour
 from rwml_lightning.data.branches import ExpertGame, follow_expert, transitions_of
 from rwml_lightning.data.episodes import EpisodeState, episode_name, episode_seed
@@ -42,6 +43,7 @@ class Collection:
         invalid_share: For ``random``: share of steps that try an action which is not admissible now.
         num_alternatives: For ``branches``: other actions at each step.
         max_new_tokens: For ``model``: limit of thinking and action.
+        prompt: For ``model``: what it reads before it acts.
         history_turns: Earlier turns stored with each transition; prompts may show fewer.
         validation_share: Share of games for validation where the environment has no validation split (paper: 10 %).
         splits: Splits of the environment that are collected; ``null`` for all.
@@ -58,6 +60,7 @@ class Collection:
     invalid_share: float = 0.0
     num_alternatives: int = 3
     max_new_tokens: int = 256
+    prompt: ActionPrompt = ActionPrompt()  # noqa: RUF009 - frozen
     history_turns: int = 8
     validation_share: float = 0.1
     splits: list[str] | None = None
@@ -136,6 +139,7 @@ def collect(
             seed,
             generator,
             tokenizer,
+            collection.prompt,
         )
     size = collection.num_environments
     chunks = [jobs[i : i + size] for i in range(0, len(jobs), size)]
@@ -339,7 +343,7 @@ def _play_once(
             if action and transition.next_state.strip():
                 transitions[slot].append(transition)
             if result.done or step + 1 == collection.max_steps:
-                episode = state.finish(environment, job.game, episode_seed(seed, job.episode_id), result)
+                episode = state.finish(environment, job.game, episode_seed(seed, job.episode_id))
                 played[slot] = Played(episode, transitions[slot])
                 del live[slot]
     return played

@@ -14,6 +14,7 @@ from typing_extensions import override
 from rwml_lightning.data.batches import Label, LabelledBatch, StepLoader, draw_played, label_transitions
 from rwml_lightning.data.collection import Collection, collect
 from rwml_lightning.data.demonstrations import Demonstrations, collect_demonstrations, in_parts, read_labels
+from rwml_lightning.data.floors import floors_for
 from rwml_lightning.data.games import GameSource, Play
 from rwml_lightning.data.generated_games import GeneratedGames
 from rwml_lightning.data.play import Game
@@ -22,7 +23,6 @@ from rwml_lightning.data.rollouts import WorldModelRollouts
 from rwml_lightning.data.selection import Validation, draw, those_that_fit
 from rwml_lightning.data.transitions import read_transitions
 from rwml_lightning.envs import EnvironmentSpec
-from rwml_lightning.envs.alfworld.floors import FLOORS
 from rwml_lightning.evaluation import Measured, Result, evaluate_floors, measure_groups
 from rwml_lightning.generation import Generator
 from rwml_lightning.models import context_tokens
@@ -351,11 +351,11 @@ class RolloutDataModule(L.LightningDataModule):
 
     def measure(self, groups: Sequence[Group]) -> list[Measured]:
         """Held-out predictions, measured transition by transition."""
-        return measure_groups(groups, self.evaluator.success_similarity)
+        return measure_groups(groups, self.evaluator)
 
     def evaluate_floors(self, transitions: Sequence[Transition]) -> list[Result]:
         """What predictors without a model score on the same transitions."""
-        return evaluate_floors(transitions, self.evaluator, FLOORS)
+        return evaluate_floors(transitions, self.evaluator, floors_for(transitions, self.train_transitions))
 
     @contextmanager
     def as_labels(self, num_transitions: int, batch_size: int, num_passes: int) -> Iterator[None]:

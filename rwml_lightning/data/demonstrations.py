@@ -139,13 +139,10 @@ def _expert_labels(
         labels: list[Label] = []
         so_far: tuple[int, ...] | None = None
         for step in episode.steps:
-            known = step.transition
-            prompt = player.prompt.encode(
-                player.tokenizer, known.task, known.history, known.observation, step.admissible, so_far
-            )
-            answer = player.prompt.answer.format(action=known.action, thinking=next(thoughts))
+            prompt = player.prompt.encode(player.tokenizer, step.view, so_far)
+            answer = player.prompt.answer.format(action=step.transition.action, thinking=next(thoughts))
             answer_ids = encode_label(player.tokenizer, answer)
-            labels.append(Label(known.transition_id, prompt, answer_ids))
+            labels.append(Label(step.transition.transition_id, prompt, answer_ids))
             so_far = prompt + answer_ids
         yield labels
 

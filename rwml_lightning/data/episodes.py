@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-from rwml_lightning.envs import Observation
+from rwml_lightning.envs import Message, Observation
 from rwml_lightning.schema import Episode, Transition, Turn
 from rwml_lightning.seeds import derive_seed
+
+
+@dataclass(frozen=True)
+class View:
+    """What a policy can see when it is to act.
+
+    Args:
+        task: Task text.
+        history: All earlier turns.
+        observation: Current state text.
+        admissible: Actions that the environment names; empty where it names none.
+        messages: The current state as chat messages; at the beginning there may be none.
+        instructions: How it is to behave, where the environment has rules.
+        tools: Schemas of the tools that it can call, as chat templates take them.
+    """
+
+    task: str
+    history: tuple[Turn, ...] = ()
+    observation: str = ""
+    admissible: tuple[str, ...] = ()
+    messages: tuple[Message, ...] = ()
+    instructions: str = ""
+    tools: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass
@@ -17,18 +40,16 @@ class EpisodeState:
 
     Args:
         episode_id: Game and number of the episode; the player's randomness derives from it.
-        task: Task text.
-        observation: Current state text.
-        admissible: Actions that the environment names; empty where it names none.
+        first: What the environment answered to the reset; its ``info`` names what holds for the whole episode.
+        last: What it answered last.
         walkthrough: Expert actions, if the collection may use them.
         turns: What happened so far.
         known_actions: Every action that was admissible at some time.
     """
 
     episode_id: str
-    task: str
-    observation: str
-    admissible: Sequence[str]
+    first: Observation
+    last: Observation
     walkthrough: Sequence[str] = ()
     turns: list[Turn] = field(default_factory=list)
     known_actions: set[str] = field(default_factory=set)
@@ -36,9 +57,33 @@ class EpisodeState:
     @classmethod
     def begin(cls, episode_id: str, first: Observation, walkthrough: Sequence[str] = ()) -> EpisodeState:
         """The state after a reset."""
-        admissible = first.info.get("admissible_actions", ())
-        task = str(first.info.get("task", ""))
-        return cls(episode_id, task, str(first.obs), admissible, walkthrough, known_actions=set(admissible))
+        state = cls(episode_id, first, first, walkthrough)
+        state.known_actions.update(state.admissible)
+        return state
+
+    @property
+    def task(self) -> str:
+        """Task text."""
+        return str(self.first.info.get("task", ""))
+
+    @property
+    def observation(self) -> str:
+        """Current state text."""
+        return self.last.text
+
+    @property
+    def admissible(self) -> tuple[str, ...]:
+        """Actions that the environment names; empty where it names none."""
+        return tuple(self.last.info.get("admissible_actions", ()))
+
+    @property
+    def view(self) -> View:
+        """What a policy can see of it."""
+        info = self.first.info
+        return View(
+            self.task, tuple(self.turns), self.observation, self.admissible, self.last.messages,
+            str(info.get("instructions", "")), tuple(info.get("tools", ())),
+        )  # fmt: skip
 
     def advance(
         self,
@@ -51,6 +96,10 @@ class EpisodeState:
     ) -> Transition:
         """Go on to what the environment answered.
 
+        Of the answer's ``info``, ``kind``, ``valid`` and ``knowable`` are those of the transition; ``action`` and ``next_state``
+        take the place of what was done and what was answered, where the environment has a normal form of them. ``background`` in
+        the reset's takes the place of the task for whoever foresees.
+
         Args:
             action: What was done.
             answer: What came of it.
@@ -62,34 +111,35 @@ class EpisodeState:
         Returns:
             The step as a sample; its ``transition_id`` is ``<episode_id>/<turn>``.
         """
-        next_state, info = str(answer.obs), answer.info
+        info = answer.info
+        action = str(info.get("action", action))
         transition = Transition(
             transition_id=f"{self.episode_id}/{len(self.turns)}",
             environment=environment,
             game=game_of(self.episode_id) or self.episode_id,
-            task=self.task,
+            task=str(self.first.info.get("background", self.task)),
             history=tuple(self.turns[-history_turns:] if history_turns else ()),
             observation=self.observation,
             action=action,
-            next_state=next_state,
+            next_state=str(info.get("next_state", answer.text)),
             kind=str(info.get("kind", "other")),
             valid=bool(info.get("valid", not self.admissible or action in self.admissible)),
             knowable=bool(info.get("knowable", True)),
             split=split,
         )
         self.turns.append(Turn(self.observation, action, transition.valid, answer.reward, thinking))
-        self.observation = next_state
-        self.admissible = info.get("admissible_actions", ())
+        self.last = answer
         self.known_actions.update(self.admissible)
         return transition
 
-    def finish(self, environment: str, game: str, seed: int, last: Observation) -> Episode:
-        """The whole episode; ``last`` is the answer to its last action."""
-        won = last.info.get("won")
+    def finish(self, environment: str, game: str, seed: int) -> Episode:
+        """The whole episode, which ends where it is now."""
+        info = self.last.info
+        won = info.get("won")
         return Episode(
             self.episode_id, environment, game, self.task, seed, tuple(self.turns), self.observation,
-            success=None if won is None else bool(won), truncated=not last.terminated,
-            kind=str(last.info.get("task_type", "")),
+            success=None if won is None else bool(won), truncated=not self.last.terminated,
+            kind=str(info.get("task_type", "")), measures=dict(info.get("measures", {})),
         )  # fmt: skip
 
 

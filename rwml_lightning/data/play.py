@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from rwml_lightning.data.action_prompts import ActionPrompt, parse_action
+from rwml_lightning.data.action_prompts import ActionPrompt
 from rwml_lightning.data.episodes import EpisodeState, episode_name
 from rwml_lightning.envs import EnvironmentPool, Failure, Observation
 from rwml_lightning.generation.base import Generator
@@ -50,7 +50,6 @@ class _Running:
     """An episode under way."""
 
     state: EpisodeState
-    last: Observation
     samples: list[ActionSample] = field(default_factory=list)
     transitions: list[Transition] = field(default_factory=list)
     so_far: tuple[int, ...] | None = None
@@ -170,14 +169,12 @@ class EpisodePlayer:
             if isinstance(result, Failure):
                 log.warning("episode %s: %s", name, result.error)
             else:
-                live[slot] = _Running(EpisodeState.begin(name, result), result)
+                live[slot] = _Running(EpisodeState.begin(name, result))
         played: dict[tuple[int, int], Playthrough] = {}
 
         def end(slot: int, truncated: bool) -> None:
             running, (place, _) = live.pop(slot), slots[slot]
-            episode = running.state.finish(
-                self.environment, games[place].task, games[place].seed, running.last
-            )
+            episode = running.state.finish(self.environment, games[place].task, games[place].seed)
             played[slots[slot]] = Playthrough(
                 replace(episode, truncated=truncated), tuple(running.samples), tuple(running.transitions)
             )
@@ -196,7 +193,7 @@ class EpisodePlayer:
             texts = self.tokenizer.batch_decode(
                 [list(one.token_ids) for one in completions.values()], skip_special_tokens=True
             )
-            actions = {slot: parse_action(text) for slot, text in zip(completions, texts, strict=True)}
+            actions = {slot: self.prompt.parse(text) for slot, text in zip(completions, texts, strict=True)}
             seconds["generate"] += time.perf_counter() - start
             acting = {slot: action for slot, (action, _) in actions.items()}
             results = self._timed(seconds, lambda acting=acting: self.pool.step_many(acting))  # type: ignore[misc]
@@ -228,10 +225,7 @@ class EpisodePlayer:
         }
 
     def _encode(self, running: _Running) -> tuple[int, ...]:
-        state = running.state
-        return self.prompt.encode(
-            self.tokenizer, state.task, state.turns, state.observation, state.admissible, running.so_far
-        )
+        return self.prompt.encode(self.tokenizer, running.state.view, running.so_far)
 
     def _advance(
         self,
@@ -247,7 +241,6 @@ class EpisodePlayer:
         running.transitions.append(transition)
         running.samples.append(ActionSample(prompt, completion, paid))
         running.so_far = prompt + completion.token_ids
-        running.last = result
 
     def _sample_seed(
         self, position: tuple[str, int], games: Sequence[Game], key: tuple[int, int], turn: int

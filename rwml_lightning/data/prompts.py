@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rwml_lightning.rewards.extraction import format_answer
 from rwml_lightning.schema import Transition, Turn
@@ -28,12 +28,34 @@ def render_history(turns: Sequence[Turn]) -> str:
 
 
 def encode_chat(tokenizer: PreTrainedTokenizerBase, system: str, user: str) -> tuple[int, ...]:
-    """Token ids up to where the model begins to write; plain text for a tokenizer without a chat template."""
+    """Token ids up to where the model begins to write; see :func:`encode_messages`."""
+    return encode_messages(tokenizer, system, [{"role": "user", "content": user}])
+
+
+def encode_messages(
+    tokenizer: PreTrainedTokenizerBase,
+    system: str,
+    messages: Sequence[Mapping[str, str]],
+    tools: Sequence[Mapping[str, Any]] = (),
+) -> tuple[int, ...]:
+    """Token ids up to where the model begins to write; plain text for a tokenizer without a chat template.
+
+    Args:
+        tokenizer: The policy's.
+        system: System message; empty for none.
+        messages: Chat messages after it.
+        tools: Schemas of tools, for a chat template that takes them.
+    """
     if tokenizer.chat_template is None:
-        return tuple(tokenizer.encode(f"{system}\n\n{user}\n" if system else user))
-    messages = [{"role": "system", "content": system}] if system else []
-    messages.append({"role": "user", "content": user})
-    return tuple(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
+        text = "\n\n".join(message["content"] for message in messages)
+        return tuple(tokenizer.encode(f"{system}\n\n{text}\n" if system else text))
+    chat = [{"role": "system", "content": system}] if system else []
+    chat += [dict(message) for message in messages]
+    schemas: Any = list(tools) or None
+    ids: Any = tokenizer.apply_chat_template(
+        chat, tools=schemas, add_generation_prompt=True, return_dict=False
+    )
+    return tuple(ids)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import gymnasium
 
+from rwml_lightning.envs.chat import Message, as_messages, as_text
 from rwml_lightning.envs.make import EnvironmentSpec
 from rwml_lightning.envs.worker import Worker, WorkerError, collect
 
@@ -20,7 +21,7 @@ class Observation:
     """What an environment answered.
 
     Args:
-        obs: Text (or chat messages).
+        obs: Text, or chat messages with ``role`` and ``content``.
         reward: Reward of the step; 0 after a reset.
         terminated: Whether the environment ended the episode.
         truncated: Whether a limit ended it.
@@ -37,6 +38,16 @@ class Observation:
     def done(self) -> bool:
         """Whether the episode is over."""
         return self.terminated or self.truncated
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """As chat messages; none where it is empty."""
+        return as_messages(self.obs) if self.obs else ()
+
+    @property
+    def text(self) -> str:
+        """As one text."""
+        return as_text(self.messages) if self.messages else ""
 
 
 @dataclass(frozen=True, slots=True)

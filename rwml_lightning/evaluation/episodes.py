@@ -9,6 +9,7 @@ from statistics import fmean
 
 import numpy as np
 from rich import box
+from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
@@ -17,6 +18,7 @@ from rwml_lightning.schema import EpisodeGroup, Playthrough
 
 EPISODE_MEASURES: Mapping[str, str] = {
     "success": "success",
+    "do_nothing": "do\nnothing",
     "steps_to_success": "steps to\nsuccess",
     "turns": "turns",
     "invalid_actions": "invalid\nactions",
@@ -24,7 +26,10 @@ EPISODE_MEASURES: Mapping[str, str] = {
     "truncated": "cut off",
     "completion_tokens": "tokens\na turn",
 }
-"""Measures and what a table calls them; see :func:`measure_game`. ``pass@k`` is measured where a game is played k times."""
+"""Measures and what a table calls them; see :func:`measure_game`. ``pass@k`` and ``pass^k`` are measured where a game is played
+k times; ``do_nothing``, what an agent earns that ends the episode at once, where the environment says so."""
+
+_SHARES = {"success", "do_nothing", "invalid_actions", "repeated_actions", "truncated", "invalid_tool_calls"}
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,8 @@ def measure_game(group: EpisodeGroup) -> dict[str, float]:
     ``steps_to_success`` the mean number of turns of those, ``invalid_actions`` and ``repeated_actions`` shares of turns: what
     the environment did not accept, and what was done in the same episode in answer to the same observation before.
     ``truncated`` is the share of episodes that a limit cut off. ``pass@k`` is the chance that at least one of k episodes is
-    solved, unbiased (arXiv 2107.03374, equation 1), for powers of 2 up to the number of episodes.
+    solved, unbiased (arXiv 2107.03374, equation 1), ``pass^k`` that all of them are (arXiv 2406.12045, section 4), for powers of
+    2 up to the number of episodes. What the environment itself measured (``info["measures"]``) is there by its own names.
     """
     members = group.members
     solved = [is_solved(member) for member in members]
@@ -75,7 +81,13 @@ def measure_game(group: EpisodeGroup) -> dict[str, float]:
     k = 2
     while k <= len(members):
         values[f"pass@{k}"] = pass_at_k(len(members), sum(solved), k)
+        values[f"pass^{k}"] = pass_all_k(len(members), sum(solved), k)
         k *= 2
+    own = {name for member in members for name in member.episode.measures}
+    for name in own - values.keys():
+        values[name] = fmean(
+            member.episode.measures[name] for member in members if name in member.episode.measures
+        )
     return values
 
 
@@ -94,6 +106,11 @@ def num_repeated(member: Playthrough) -> int:
 def pass_at_k(num_episodes: int, num_solved: int, k: int) -> float:
     """Chance that k of the episodes, drawn without replacement, have a solved one among them."""
     return 1 - comb(num_episodes - num_solved, k) / comb(num_episodes, k)
+
+
+def pass_all_k(num_episodes: int, num_solved: int, k: int) -> float:
+    """Chance that k of the episodes, drawn without replacement, are all solved."""
+    return comb(num_solved, k) / comb(num_episodes, k)
 
 
 def summarise_episodes(groups: Sequence[EpisodeGroup]) -> list[EpisodeResult]:
@@ -133,28 +150,41 @@ def success_metrics(results: Iterable[EpisodeResult], prefix: str) -> dict[str, 
     return metrics
 
 
-def render_episodes(title: str, rows: Mapping[str, EpisodeResult]) -> Table:
+def render_episodes(title: str, rows: Mapping[str, EpisodeResult]) -> RenderableType:
     """A row a result under the name that it is given; a column a measure, behind ± half the width of its 95 % interval.
 
-    Of pass@k the largest k alone is shown, so that a terminal of 80 columns is wide enough.
+    Of pass@k the largest k alone is shown, so that a terminal of 80 columns is wide enough. What the environment itself measured
+    comes in a table below, with pass^k.
     """
-    known = {measure for result in rows.values() for measure in result.values}
-    measures = dict(EPISODE_MEASURES)
-    success, *others = measures
-    chances = sorted((m for m in known if m.startswith("pass@")), key=lambda m: int(m[5:]))
-    order = [success, *chances[-1:], *others]
-    shown = [measure for measure in order if measure in known]
+    known = list(dict.fromkeys(measure for result in rows.values() for measure in result.values))
+    success, *others = EPISODE_MEASURES
+    main = [success, *_largest(known, "pass@"), *others]
+    own = [name for name in known if name not in EPISODE_MEASURES and not name.startswith("pass")]
+    tables = [_table(title, rows, [name for name in main if name in known])]
+    if own:
+        tables.append(
+            _table("As the environment measures them", rows, [*_largest(known, "pass^"), *sorted(own)])
+        )
+    return Group(*tables)
+
+
+def _largest(measures: Iterable[str], prefix: str) -> list[str]:
+    return sorted((m for m in measures if m.startswith(prefix)), key=lambda m: int(m[len(prefix) :]))[-1:]
+
+
+def _table(title: str, rows: Mapping[str, EpisodeResult], measures: Sequence[str]) -> Table:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
-    for number, column in enumerate(["", "games", "n", *(measures.get(m, m) for m in shown)]):
+    names = (EPISODE_MEASURES.get(measure, measure.replace("_", "\n")) for measure in measures)
+    for number, column in enumerate(["", "games", "n", *names]):
         table.add_column(escape(column), justify="right" if number else "left", overflow="fold")
     for name, result in rows.items():
         cells = [
             _cell(
-                result.values.get(m),
-                result.intervals.get(m),
-                m in ("steps_to_success", "turns", "completion_tokens"),
+                result.values.get(measure),
+                result.intervals.get(measure),
+                measure not in _SHARES and not measure.startswith("pass"),
             )
-            for m in shown
+            for measure in measures
         ]
         table.add_row(
             escape(name), str(result.num_games), str(result.count), *cells, end_section=name == "all"

@@ -9,6 +9,7 @@ from itertools import combinations
 from statistics import fmean
 from typing import Any
 
+from rwml_lightning.rewards.base import NextStateReward, success_similarity
 from rwml_lightning.schema import Group, Score, Transition
 
 MEASURES: Mapping[str, str] = {
@@ -45,12 +46,12 @@ def measure(
     transition: Transition,
     predictions: Sequence[str | None],
     scores: Sequence[Score],
-    success_similarity: float,
+    threshold: float,
 ) -> Measured:
     """Measure the predictions for one transition.
 
     A missing prediction counts as 0 in every measure. White space is normalised before texts are compared.
-    ``similarity`` is the scores' own, ``accuracy`` the share above ``success_similarity``, ``exact`` the share equal to
+    ``similarity`` is the scores' own, ``accuracy`` the share above ``threshold``, ``exact`` the share equal to
     the real next state, ``rouge_l`` the F-measure over the longest common subsequence of words, ``well_formed`` the share
     with a non-empty ``<next_state>``, and ``agreement`` the share of pairs of predictions that are equal, for K above 1.
 
@@ -58,14 +59,14 @@ def measure(
         transition: What really happened.
         predictions: K predicted next states, at least one.
         scores: Of each prediction.
-        success_similarity: Similarity above which a prediction counts as right.
+        threshold: Similarity above which a prediction counts as right.
     """
     real = _normalise(transition.next_state)
     texts = [None if prediction is None else _normalise(prediction) for prediction in predictions]
     similarities = [score.similarity for score in scores]
     values = {
         "similarity": fmean(s or 0.0 for s in similarities),
-        "accuracy": fmean(s is not None and s > success_similarity for s in similarities),
+        "accuracy": fmean(s is not None and s > threshold for s in similarities),
         "exact": fmean(text == real for text in texts),
         "rouge_l": fmean(0.0 if text is None else rouge_l(text, real) for text in texts),
         "well_formed": fmean(score.well_formed for score in scores),
@@ -75,14 +76,14 @@ def measure(
     return Measured(transition.transition_id, transition.kind, transition.knowable, len(texts), values)
 
 
-def measure_groups(groups: Iterable[Group], success_similarity: float) -> list[Measured]:
-    """Measure groups by the scores that their predictions carry."""
+def measure_groups(groups: Iterable[Group], reward: NextStateReward) -> list[Measured]:
+    """Measure groups by the scores that their predictions carry, which ``reward`` gave."""
     return [
         measure(
             group.transition,
             [prediction.next_state for prediction in group.predictions],
             [prediction.score for prediction in group.predictions],
-            success_similarity,
+            success_similarity(reward, group.transition),
         )
         for group in groups
     ]

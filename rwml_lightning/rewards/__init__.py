@@ -1,6 +1,7 @@
 """Rewards for predicted next states."""
 
 from rwml_lightning.rewards.base import NextStateReward
+from rwml_lightning.rewards.by_kind import RewardByKind
 from rwml_lightning.rewards.content import ContentReward
 from rwml_lightning.rewards.contrastive import ContrastiveReward
 from rwml_lightning.rewards.embedding import EmbeddingReward
@@ -18,6 +19,7 @@ __all__ = [
     "ExactMatchReward",
     "JudgeReward",
     "NextStateReward",
+    "RewardByKind",
     "RougeReward",
     "Server",
     "ServerError",

@@ -36,6 +36,12 @@ class NextStateReward(Protocol):
         ...
 
 
+def success_similarity(reward: NextStateReward, transition: Transition) -> float:
+    """Similarity above which a prediction of this transition counts as right; a reward may have another for each."""
+    choose = getattr(reward, "reward_for", None)
+    return reward.success_similarity if choose is None else success_similarity(choose(transition), transition)
+
+
 def score_each(
     transitions: Sequence[Transition], predictions: Sequence[str | None], score: Callable[[str, str], Score]
 ) -> list[Score | None]:

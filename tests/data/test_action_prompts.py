@@ -8,11 +8,16 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
 from rwml_lightning.data.action_prompts import ActionPrompt, parse_action, reply_ids
+from rwml_lightning.data.episodes import View
 from rwml_lightning.data.prompts import encode_label
 from rwml_lightning.models import load_tokenizer
 from rwml_lightning.schema import Turn
 
 CONVERSATION = ActionPrompt(layout="conversation")
+
+
+def see(task: str, observation: str, *admissible: str) -> View:
+    return View(task, (), observation, admissible)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +33,7 @@ def test_a_conversation_is_what_the_chat_template_makes_of_its_messages(
     messages = [{"role": "system", "content": CONVERSATION.system}]
     ids: tuple[int, ...] | None = None
     for turn, observation in enumerate(observations):
-        ids = CONVERSATION.encode(tokenizer, "tidy up", [], observation, ["look", "wait"], ids)
+        ids = CONVERSATION.encode(tokenizer, see("tidy up", observation, "look", "wait"), ids)
         first = "Task: tidy up\n" if turn == 0 else ""
         text = f"{first}Current observation: {observation}\nAdmissible actions: look, wait"
         messages.append({"role": "user", "content": text})
@@ -46,18 +51,18 @@ def test_sampled_tokens_stay_as_they_are(
     tokenizer: PreTrainedTokenizerBase, answer: list[int], cut: bool, observation: str
 ) -> None:
     assert tokenizer.eos_token_id is not None
-    prompt = CONVERSATION.encode(tokenizer, "t", [], "o", ["a"])
+    prompt = CONVERSATION.encode(tokenizer, see("t", "o", "a"))
     completion = tuple(answer) if cut else (*answer, tokenizer.eos_token_id)
-    following = CONVERSATION.encode(tokenizer, "t", [], observation, ["a"], prompt + completion)
+    following = CONVERSATION.encode(tokenizer, see("t", observation, "a"), prompt + completion)
     assert following[: len(prompt) + len(answer)] == prompt + tuple(answer)
     assert following[len(prompt) + len(answer)] == tokenizer.eos_token_id  # once, whoever wrote it
     assert following[len(prompt) + len(answer) + 1] != tokenizer.eos_token_id
 
 
 def test_a_window_shows_the_last_turns_alone(tokenizer: PreTrainedTokenizerBase) -> None:
-    turns = [Turn(f"state {n}", f"act {n}") for n in range(4)]
+    turns = tuple(Turn(f"state {n}", f"act {n}") for n in range(4))
     prompt = ActionPrompt(history_turns=2)
-    text = tokenizer.decode(list(prompt.encode(tokenizer, "t", turns, "now", ["a"], so_far=(1, 2))))
+    text = tokenizer.decode(list(prompt.encode(tokenizer, View("t", turns, "now", ("a",)), so_far=(1, 2))))
     assert "state 1" not in text
     assert text.index("state 2") < text.index("act 3") < text.index("Current observation: now")
 
@@ -65,8 +70,8 @@ def test_a_window_shows_the_last_turns_alone(tokenizer: PreTrainedTokenizerBase)
 def test_without_a_chat_template_a_conversation_is_plain_text(
     tiny_tokenizer: PreTrainedTokenizerBase,
 ) -> None:
-    first = CONVERSATION.encode(tiny_tokenizer, "t", [], "o", [])
-    second = CONVERSATION.encode(tiny_tokenizer, "t", [], "p", ["a"], (*first, 70, 71))
+    first = CONVERSATION.encode(tiny_tokenizer, see("t", "o"))
+    second = CONVERSATION.encode(tiny_tokenizer, see("t", "p", "a"), (*first, 70, 71))
     assert tiny_tokenizer.decode(list(second[len(first) + 2 :])) == (
         "\n\nCurrent observation: p\nAdmissible actions: a\n"
     )
@@ -77,7 +82,7 @@ def test_a_template_that_hides_what_the_assistant_wrote_is_refused(
 ) -> None:
     monkeypatch.setattr(tokenizer, "chat_template", "{% for m in messages %}{{ m.role }}{% endfor %}")
     with pytest.raises(ValueError, match=r"set prompt\.layout to 'window'"):
-        reply_ids(tokenizer, "x")
+        reply_ids(tokenizer, [{"role": "user", "content": "x"}])
 
 
 @pytest.mark.parametrize(
@@ -85,6 +90,7 @@ def test_a_template_that_hides_what_the_assistant_wrote_is_refused(
     [
         ({"reply": "{history}"}, r"prompt\.reply asks for \{history\}"),
         ({"answer": "{act}"}, r"prompt\.answer asks for \{act\}"),
+        ({"system": "{rules}"}, r"prompt\.system asks for \{rules\}"),
     ],
 )
 def test_unknown_fields_are_named(field: dict[str, str], message: str) -> None:
@@ -96,3 +102,55 @@ def test_unknown_fields_are_named(field: dict[str, str], message: str) -> None:
 def test_labels_are_read_back(action: str) -> None:
     wanted = " ".join(action.split())
     assert parse_action(ActionPrompt().answer.format(action=wanted, thinking="")) == (wanted, "")
+
+
+TOOLS = ({"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}},)
+CHAT = ActionPrompt(layout="chat", system="{instructions}\n{task}", user="Begin.", max_observation_chars=40)
+
+
+def hear(*messages: tuple[str, str]) -> View:
+    said = tuple({"role": role, "content": content} for role, content in messages)
+    return View("the task", messages=said, instructions="Be kind.", tools=TOOLS)
+
+
+def test_a_chat_is_the_environments_own_messages(tokenizer: PreTrainedTokenizerBase) -> None:
+    first = CHAT.encode(tokenizer, hear(("user", "Hello?")))
+    text = tokenizer.decode(list(first))
+    system, _, rest = text.partition("<|im_end|>")
+    assert system.startswith("<|im_start|>system\nBe kind.\nthe task\n\nYou can call these tools:\n")
+    assert '"name": "look_up"' in system  # this template has no place for tools
+    assert '{"name": NAME, "arguments": {...}}' in system
+    assert rest == "\n<|im_start|>user\nHello?<|im_end|>\n<|im_start|>assistant\n"
+    answer = encode_label(tokenizer, "Hi.")
+    second = CHAT.encode(tokenizer, hear(("tool", "x" * 60), ("user", "And?")), first + answer)
+    assert second[: len(first) + len(answer)] == first + answer
+    assert tokenizer.decode(list(second[len(first) + len(answer) :])) == (
+        f"\n<|im_start|>tool\n{'x' * 26} ... {'x' * 14}<|im_end|>\n<|im_start|>user\nAnd?<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_a_chat_that_nobody_began_begins_with_the_user_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    text = tokenizer.decode(list(CHAT.encode(tokenizer, hear())))
+    assert text.endswith("<|im_start|>user\nBegin.<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_a_template_with_tools_gets_their_schemas(
+    tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    template = "{% for t in tools %}[{{ t.function.name }}]{% endfor %}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    monkeypatch.setattr(tokenizer, "chat_template", template)
+    text = tokenizer.decode(list(CHAT.encode(tokenizer, hear(("user", "Hello?")))))
+    assert text == "[look_up]system: Be kind.\nthe task\nuser: Hello?\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "action", "thinking"),
+    [
+        ("<think>hm</think>\n\nTwo lines\nof text. ", "Two lines\nof text.", "hm"),
+        ("x" * 900, "x" * 900, ""),
+        ("<think>hm</think>", "", "hm"),
+    ],
+)
+def test_an_answer_in_a_chat_is_the_action_as_it_stands(text: str, action: str, thinking: str) -> None:
+    assert CHAT.parse(text) == (action, thinking)
+    assert ActionPrompt().parse("<action>go</action>") == ("go", "")

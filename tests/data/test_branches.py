@@ -38,7 +38,7 @@ def test_the_expert_is_followed_and_what_else_could_be_done_is_known(pool: Envir
     first, second = follow(pool, "a b", count=2)
     assert [step.transition.action for step in first.steps] == ["go on"] * 3
     assert first.episode.final_observation.startswith("Room 3 of a")
-    assert [step.admissible for step in first.steps] == [
+    assert [step.view.admissible for step in first.steps] == [
         ("go on", "wait"),
         *[("go on", "wait", "go back")] * 2,
     ]

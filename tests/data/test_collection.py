@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,12 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from rwml_lightning.data import collection as collecting
-from rwml_lightning.data.action_prompts import parse_action
+from rwml_lightning.data.action_prompts import ActionPrompt, parse_action
 from rwml_lightning.data.behaviour import ModelBehaviour, RandomBehaviour
 from rwml_lightning.data.collection import Collection, collect, list_jobs
 from rwml_lightning.data.episodes import EpisodeState
 from rwml_lightning.data.transitions import read_metadata, read_transitions
-from rwml_lightning.envs import EnvironmentSpec
+from rwml_lightning.envs import EnvironmentSpec, Observation
 from rwml_lightning.generation import Generator
 from rwml_lightning.schema import Completion, Episode, Sampling, Turn
 
@@ -214,15 +215,9 @@ def test_splits_are_the_environments_own_or_drawn_by_game(tmp_path: Path) -> Non
         jobs_of(spec, splits=["test"])
 
 
-def make_state(turns: int = 0, **changes: Any) -> EpisodeState:
-    fields: dict[str, Any] = {
-        "episode_id": "g#0",
-        "task": "win",
-        "observation": "here",
-        "admissible": ["go on", "wait"],
-        "turns": [Turn("o", "a")] * turns,
-    }
-    return EpisodeState(**{**fields, **changes})
+def make_state(turns: int = 0, admissible: Sequence[str] = ("go on", "wait"), **changes: Any) -> EpisodeState:
+    seen = Observation("here", info={"task": "win", "admissible_actions": admissible})
+    return EpisodeState("g#0", seen, seen, turns=[Turn("o", "a")] * turns, **changes)
 
 
 def test_random_actions_follow_from_seed_and_place() -> None:
@@ -268,6 +263,8 @@ def test_actions_are_read_from_answers(text: str, action: str, thinking: str) ->
 class ScriptedGenerator:
     """Answers every prompt with the same text."""
 
+    max_model_len: int | None = None
+
     policy_version = 0
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, text: str) -> None:
@@ -287,6 +284,33 @@ def test_the_model_plays_at_temperature_one(tiny_tokenizer: PreTrainedTokenizerB
     assert sampling == Sampling(32, temperature=1.0)
     assert seeds[0] != seeds[1]
     assert "Admissible actions: go on, wait" in tiny_tokenizer.decode(prompts[0])
+
+
+def test_a_model_that_plays_a_conversation_goes_on_with_its_own_tokens(
+    tiny_tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    generator = ScriptedGenerator(tiny_tokenizer, "<action>wait</action>")
+    prompt = ActionPrompt(layout="conversation")
+    player = ModelBehaviour(generator, tiny_tokenizer, Sampling(32), 0, prompt)  # type: ignore[arg-type]
+    states = [make_state(), make_state(1), make_state(2)]
+    for state in states:
+        player.act([state])
+    first, second, third = (tuple(prompts[0]) for prompts, _, _ in generator.calls)
+    assert second[: len(first) + len(generator.ids)] == first + tuple(generator.ids)
+    assert third[: len(second)] == second
+    player.act([make_state()])  # played again from its start
+    assert tuple(generator.calls[-1][0][0]) == first
+
+
+def test_an_episode_that_no_longer_fits_does_nothing(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
+    generator = ScriptedGenerator(tiny_tokenizer, "<action>wait</action>")
+    player = ModelBehaviour(generator, tiny_tokenizer, Sampling(32), 0, context=600)  # type: ignore[arg-type]
+    long = make_state()
+    long.last = Observation("x" * 900)
+    assert player.act([long, make_state()]) == [("", ""), ("wait", "")]
+    assert len(generator.calls[0][0]) == 1
+    assert player.act([long]) == [("", "")]
+    assert len(generator.calls) == 1
 
 
 def test_the_model_collects(tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerBase) -> None:

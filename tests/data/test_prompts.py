@@ -11,6 +11,7 @@ from rwml_testing import make_transition
 from transformers import PreTrainedTokenizerBase
 
 from rwml_lightning.data.action_prompts import ActionPrompt
+from rwml_lightning.data.episodes import View
 from rwml_lightning.data.prompts import WorldModelPrompt, encode_answer, encode_chat, shorten
 from rwml_lightning.rewards import extract_answer
 from rwml_lightning.schema import Turn
@@ -86,7 +87,7 @@ def test_the_label_is_an_answer_and_an_end(tiny_tokenizer: PreTrainedTokenizerBa
 
 
 def test_action_prompts_list_what_is_admissible(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
-    ids = ActionPrompt(history_turns=1).encode(tiny_tokenizer, "win", HISTORY, "here", ["go", "stay"])
+    ids = ActionPrompt(history_turns=1).encode(tiny_tokenizer, View("win", HISTORY, "here", ("go", "stay")))
     text = tiny_tokenizer.decode(ids)
     assert text.endswith(
         "Task: win\nPast observation: saw 3\nPast action: did 3\nCurrent observation: here\n"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from itertools import combinations
 from math import comb
 
 import pytest
@@ -18,7 +19,7 @@ from rwml_lightning.evaluation import (
     success_metrics,
     summarise_episodes,
 )
-from rwml_lightning.evaluation.episodes import pass_at_k
+from rwml_lightning.evaluation.episodes import pass_all_k, pass_at_k
 from rwml_lightning.schema import ActionSample, Completion, Episode, EpisodeGroup, Playthrough, Turn
 
 
@@ -42,6 +43,7 @@ def test_one_game_by_hand() -> None:
             "completion_tokens": 2,
             "steps_to_success": 3,
             "pass@2": 1.0,
+            "pass^2": 0.0,
         }
     )
 
@@ -63,6 +65,33 @@ def test_pass_at_k_is_the_share_of_draws_with_a_success(count: int, data: st.Dat
         1 for mask in range(1 << count) if bin(mask).count("1") == k and not mask & ((1 << solved) - 1)
     )
     assert pass_at_k(count, solved, k) == pytest.approx(1 - none / comb(count, k))
+
+
+@given(count=st.integers(1, 8), data=st.data())
+def test_pass_all_k_is_the_share_of_draws_of_successes_alone(count: int, data: st.DataObject) -> None:
+    solved, k = data.draw(st.integers(0, count)), data.draw(st.integers(1, count))
+    draws = list(combinations([True] * solved + [False] * (count - solved), k))
+    assert pass_all_k(count, solved, k) == pytest.approx(sum(map(all, draws)) / len(draws))
+
+
+def test_what_the_environment_measures_is_averaged_and_shown() -> None:
+    def member(won: bool, **measures: float) -> Playthrough:
+        played = make_member("AB", won)
+        return replace(played, episode=replace(played.episode, measures=measures))
+
+    group = EpisodeGroup(
+        "a", "", (member(True, hops=4, do_nothing=0), member(False, hops=7, do_nothing=0, wrong=0.5))
+    )
+    values = measure_game(group)
+    assert (values["hops"], values["do_nothing"], values["wrong"]) == (5.5, 0, 0.5)
+    assert (values["pass@2"], values["pass^2"]) == (1.0, 0.0)
+    console = Console(width=100, record=True)
+    console.print(render_episodes("Held-out games", {row.name: row for row in summarise_episodes([group])}))
+    above, below = console.export_text().split("As the environment measures them")
+    assert "nothing" in above
+    assert "pass^2" in below
+    assert "hops" in below
+    assert "hops" not in above
 
 
 def test_rows_by_split_and_kind() -> None:

@@ -28,6 +28,7 @@ from rwml_lightning.evaluation import (
     summarise_by_kind,
 )
 from rwml_lightning.evaluation.measures import rouge_l
+from rwml_lightning.rewards import RougeReward
 from rwml_lightning.schema import Completion, Group, Prediction, Score, Transition
 
 
@@ -48,7 +49,7 @@ GROUPS = [
     make_group(make_transition(1, kind="look", knowable=False), ("far", 0.8), ("near", 0.81)),
     make_group(make_transition(2, kind="look"), ("You stand at door 2.", 0.9), ("other", 0.1)),
 ]
-MEASURED = measure_groups(GROUPS, success_similarity=0.8)
+MEASURED = measure_groups(GROUPS, RougeReward(success_similarity=0.8))
 
 
 def render(*tables: Table) -> list[str]:
@@ -83,7 +84,10 @@ def test_samples_of_a_transition_stay_together() -> None:
     """A hundred equal samples of two transitions know no more than one sample of each."""
     one = [make_group(make_transition(n), ("x", float(n))) for n in range(2)]
     many = [make_group(make_transition(n), *[("x", float(n))] * 100) for n in range(2)]
-    first, second = (summarise("all", measure_groups(groups, 0.5)) for groups in (one, many))
+    first, second = (
+        summarise("all", measure_groups(groups, RougeReward(success_similarity=0.5)))
+        for groups in (one, many)
+    )
     assert first.accuracy == second.accuracy == 0.5
     assert first.intervals["accuracy"] == second.intervals["accuracy"] == [0.0, 1.0]
     assert (first.count, second.count, first.num_transitions, second.num_transitions) == (2, 200, 2, 2)
@@ -155,16 +159,20 @@ def test_metrics_are_flat_and_named_by_scope() -> None:
 
 
 def test_what_is_not_measured_is_no_metric() -> None:
-    single = measure_groups([make_group(make_transition(0), ("x", 1.0))], 0.5)
+    single = measure_groups([make_group(make_transition(0), ("x", 1.0))], RougeReward(success_similarity=0.5))
     metrics = as_metrics(summarise_by_kind(single), "val")
     assert not any(name.endswith(("agreement", "accuracy_low")) for name in metrics)
 
 
 def test_a_paired_difference_is_surer_than_the_means_it_comes_from() -> None:
     """One model is right where the other is, and once more in ten: the spread between transitions cancels out."""
-    base = measure_groups([make_group(make_transition(n), ("x", float(n % 2))) for n in range(40)], 0.5)
+    base = measure_groups(
+        [make_group(make_transition(n), ("x", float(n % 2))) for n in range(40)],
+        RougeReward(success_similarity=0.5),
+    )
     better = measure_groups(
-        [make_group(make_transition(n), ("x", float(n % 2 or n % 10 == 0))) for n in reversed(range(50))], 0.5
+        [make_group(make_transition(n), ("x", float(n % 2 or n % 10 == 0))) for n in reversed(range(50))],
+        RougeReward(success_similarity=0.5),
     )
     found = paired_difference(better, base)
     assert found.num_transitions == 40
@@ -218,7 +226,7 @@ def test_a_comparison_fits_a_hundred_columns() -> None:
         for name in ("copy_observation", "nothing_happens")
     ]
     models = {"runs/quickstart/export": rows[0], "package:smollm2-135m-instruct": rows[1]}
-    difference = paired_difference(measure_groups(GROUPS, 0.85), MEASURED)
+    difference = paired_difference(measure_groups(GROUPS, RougeReward(success_similarity=0.85)), MEASURED)
     lines = render(render_comparison("Held-out", models, {"package:smollm2-135m-instruct": difference}, rows))
     assert max(map(len, lines)) <= 100
     assert "…" not in "".join(lines)

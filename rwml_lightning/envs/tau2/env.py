@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium
 
+from rwml_lightning.envs.chat import as_text
 from rwml_lightning.envs.tau2.extra import import_engine
 from rwml_lightning.envs.tau2.messages import (
     STOP,
     Action,
     CallFormat,
-    as_text,
     read_action,
     shorten,
     write_action,
@@ -33,11 +33,11 @@ class Tau2Env(gymnasium.Env[Messages, str]):
     ``user`` and ``tool``, at the beginning also of ``assistant``. What the user does in private is not among them. An action is a
     text or a chat message (:func:`rwml_lightning.envs.tau2.messages.read_action`).
 
-    ``info`` after ``reset`` and ``step`` holds ``task`` (the ticket of solo mode, else empty), ``instructions`` (the domain's
-    policy), ``tools`` (their schemas), ``background`` (for who foresees the user, never for the agent: domain and who the user is,
-    not what they want), ``game`` (task id), ``task_type`` (domain), ``won``, ``measures`` (numbers of the episode so far, see
-    below) and, in solo mode, ``admissible_actions`` (calls that need no arguments but what their schemas list). After
-    ``step`` also, of the last action: ``action`` (its text in one fixed form), ``valid`` (it was read, and no call of it failed),
+    ``info`` after ``reset`` holds ``task`` (the ticket of solo mode, else empty), ``instructions`` (the domain's policy), ``tools``
+    (their schemas) and ``background`` (for who foresees the user, never for the agent: domain and who the user is, not what they
+    want). After ``reset`` and ``step`` there are ``game`` (task id), ``task_type`` (domain), ``won``, ``measures`` (numbers of the
+    episode so far, see below) and, in solo mode, ``admissible_actions`` (calls that need no arguments but what their schemas
+    list). After ``step`` also, of the last action: ``action`` (its text in one fixed form), ``valid`` (it was read, and no call of it failed),
     ``kind`` (``tool`` or ``user``: whose answer the next state is; ``end`` without one), ``knowable`` (there is an answer) and
     ``next_state`` (the answer as a world model should foresee it: tools' JSON as its schema). When the episode is over ``ended`` says why, as the benchmark names it.
 
@@ -164,7 +164,14 @@ class Tau2Env(gymnasium.Env[Messages, str]):
             domain, self._task, self.user, user_seed, self.max_steps, self.max_errors
         )
         self._num_calls = self._num_errors = 0
-        return self._conversation.begin().messages, self._info()
+        messages = self._conversation.begin().messages
+        info = self._info() | {
+            "task": (self._task.ticket or "").strip() if self.solo else "",
+            "instructions": self._conversation.policy,
+            "tools": self._conversation.tools,
+            "background": self._engine.background(domain, self._task, self.solo),
+        }
+        return messages, info
 
     def step(self, action: str | Mapping[str, Any]) -> tuple[Messages, float, bool, bool, dict[str, Any]]:
         """Say something or call tools, and hear the answer."""
@@ -215,10 +222,6 @@ class Tau2Env(gymnasium.Env[Messages, str]):
         conversation = self._conversation
         assert conversation is not None
         info = {
-            "task": (self._task.ticket or "").strip() if self.solo else "",
-            "instructions": conversation.policy,
-            "tools": conversation.tools,
-            "background": self._engine.background(self._domain, self._task, self.solo),
             "game": self._game,
             "task_type": self._domain,
             "won": reward > 0,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -126,10 +126,3 @@ def shorten(text: str, max_chars: int) -> str:
     head = max_chars * 2 // 3
     tail = max_chars - head
     return f"{text[:head]} [... {len(text) - max_chars} characters ...] {text[len(text) - tail :]}"
-
-
-def as_text(messages: Sequence[Mapping[str, str]]) -> str:
-    """Messages as one text: a single one stands for itself, several are told apart by their roles."""
-    if len(messages) == 1:
-        return messages[0]["content"]
-    return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
