@@ -21,7 +21,7 @@ from tau2.environment.tool import Tool
 from tau2.orchestrator.orchestrator import Orchestrator, Role
 from tau2.user.user_simulator import DummyUser
 
-from rwml_lightning.envs.tau2.domains import done, make_environment, tool_schemas
+from rwml_lightning.envs.tau2.domains import done, make_environment, tool_schemas, user_tools
 from rwml_lightning.envs.tau2.messages import STOP, Action, Call, write_action
 from rwml_lightning.envs.tau2.reward import reward_of
 from rwml_lightning.envs.tau2.users import ScriptedUser, ServedUser, UserModel
@@ -104,7 +104,7 @@ class Conversation:
     def _make_user(self, user: UserModel | str | None) -> DummyUser | ServedUser | ScriptedUser:
         if user is None:
             return DummyUser()
-        tools = self.environment.get_user_tools() if self.environment.user_tools is not None else None
+        tools = user_tools(self.domain)
         if isinstance(user, UserModel):
             return ServedUser(user, tools, self.task.user_scenario)
         return ScriptedUser(tools, self.task.user_scenario)

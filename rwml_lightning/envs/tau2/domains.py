@@ -8,7 +8,7 @@ from typing import Any
 
 from tau2.data_model.tasks import RewardType, Task
 from tau2.environment.environment import Environment
-from tau2.environment.tool import as_tool
+from tau2.environment.tool import Tool, as_tool
 from tau2.registry import registry
 
 from rwml_lightning.envs.tau2.databases import isolate
@@ -50,12 +50,20 @@ def databases(domain: str) -> tuple[Any, Any]:
 
 @cache
 def tool_schemas(domain: str, solo: bool) -> tuple[dict[str, Any], ...]:
+    """What the agent can call; alone also what the user could, and what ends the episode."""
     environment = make_environment(domain, solo)
     tools = environment.get_tools()
     if solo:
         tools += environment.get_user_tools() if environment.user_tools is not None else []
         tools.append(as_tool(done))
     return tuple(tool.openai_schema for tool in tools)
+
+
+@cache
+def user_tools(domain: str) -> list[Tool] | None:
+    """What the user can call, as a user model is told; calls themselves go to the episode's environment."""
+    environment = make_environment(domain)
+    return None if environment.user_tools is None else environment.get_user_tools()
 
 
 def make_environment(domain: str, solo: bool = False) -> Environment:
@@ -67,7 +75,17 @@ def make_environment(domain: str, solo: bool = False) -> Environment:
         for name, base in zip(("db", "user_db"), databases(domain), strict=True)
         if base is not None and name in accepted
     }
-    return constructor(solo_mode=solo, **given)
+    environment = constructor(**given)
+    if solo:
+        # What set_solo_mode does, without comparing the names of all tools at every reset.
+        environment.solo_mode = True
+        environment.policy = _solo_policy(domain)
+    return environment
+
+
+@cache
+def _solo_policy(domain: str) -> str:
+    return registry.get_env_constructor(domain)(solo_mode=True).get_policy()
 
 
 def can_play(domain: str, task_id: str, solo: bool) -> bool:
