@@ -7,7 +7,7 @@ it most of the reward.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from copy import deepcopy
 from typing import Any, TypeVar
 
@@ -40,9 +40,23 @@ class CopyOnAccess(dict[str, Any]):
         self._own.add(key)
         super().__setitem__(key, value)
 
-    # As the abstract mapping has them, by way of the two above; keys, length and membership stay the dict's own.
+    def __iter__(self) -> Iterator[str]:
+        # With an iterator of its own, dict(table) and {**table} ask for the records too, where they would take the base's.
+        return iter(self.keys())
+
+    def copy(self) -> dict[str, Any]:
+        return dict(self)
+
+    def pop(self, key: str, *default: Any) -> Any:
+        if key not in self and default:
+            return default[0]
+        value = self[key]
+        del self[key]
+        return value
+
+    # As the abstract mapping has them, by way of those above; keys, length and membership stay the dict's own.
     get, values, items = MutableMapping.get, MutableMapping.values, MutableMapping.items  # type: ignore[assignment]
-    pop, popitem = MutableMapping.pop, MutableMapping.popitem
+    popitem = MutableMapping.popitem
     update, setdefault = MutableMapping.update, MutableMapping.setdefault
 
     def changes(self) -> Changes:

@@ -30,7 +30,8 @@ class Tau2Env(gymnasium.Env[Messages, str]):
     """Customer service with tools (tau2-bench, arXiv 2506.07982) on its real engine, one conversation an episode.
 
     An observation is what is new to the agent since its last action: chat messages ``{"role": ..., "content": ...}`` of the roles
-    ``user`` and ``tool``, at the beginning also of ``assistant``. What the user does in private is not among them. An action is a
+    ``user`` and ``tool``, at the beginning also of ``assistant``; alone it begins with the ticket. What the user does in private
+    is not among them. An action is a
     text or a chat message (:func:`rwml_lightning.envs.tau2.messages.read_action`).
 
     ``info`` after ``reset`` holds ``task`` (the ticket of solo mode, else empty), ``instructions`` (the domain's policy), ``tools``
@@ -141,7 +142,7 @@ class Tau2Env(gymnasium.Env[Messages, str]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Messages, dict[str, Any]]:
-        """Begin a conversation; with a user, the user speaks first.
+        """Begin a conversation; with a user, the user speaks first, else there is a ticket.
 
         Args:
             seed: Of the user model, and of the draw of a task where ``options`` names none.
@@ -165,8 +166,11 @@ class Tau2Env(gymnasium.Env[Messages, str]):
         )
         self._num_calls = self._num_errors = 0
         messages = self._conversation.begin().messages
+        ticket = (self._task.ticket or "").strip() if self.solo else ""
+        if ticket:
+            messages = ({"role": "user", "content": ticket},)
         info = self._info() | {
-            "task": (self._task.ticket or "").strip() if self.solo else "",
+            "task": ticket,
             "instructions": self._conversation.policy,
             "tools": self._conversation.tools,
             "background": self._engine.background(domain, self._task, self.solo),
