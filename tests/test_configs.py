@@ -16,14 +16,19 @@ from rwml_lightning.cli import RWMLCLI
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(
     path.relative_to(ROOT).as_posix()
-    for path in (ROOT / "configs").rglob("*.yaml")
+    for path in [*(ROOT / "configs").rglob("*.yaml"), ROOT / "examples" / "taxi.yaml"]
     if not {"sweeps", "baselines"} & set(path.relative_to(ROOT).parts)
+    and not path.name.startswith("evaluation_")
 )
 BASELINES = sorted(path.stem for path in (ROOT / "configs" / "alfworld" / "baselines").glob("*.yaml"))
 
-POLICY_COMMANDS = re.findall(
-    r"^\S*python -m rwml_lightning .*$", (ROOT / "docs" / "policy.md").read_text(), re.MULTILINE
-)
+COMMANDS = [
+    command
+    for page in ("policy", "tau2", "environments")
+    for command in re.findall(
+        r"^\S*python -m rwml_lightning .*$", (ROOT / "docs" / f"{page}.md").read_text(), re.MULTILINE
+    )
+]
 
 
 class Parsed(Exception):
@@ -43,7 +48,7 @@ class ParsingCLI(RWMLCLI):
 def test_configs_are_found() -> None:
     assert "configs/quickstart.yaml" in CONFIGS
     assert BASELINES == ["imitation", "iwm", "rft", "self_reflection"]
-    assert len(POLICY_COMMANDS) == 7
+    assert len(COMMANDS) == 7 + 3 + 1
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -66,8 +71,19 @@ def test_a_baseline_is_understood_on_top_of_a_policy_config(
         ParsingCLI()
 
 
-@pytest.mark.parametrize("command", POLICY_COMMANDS)
-def test_a_command_of_the_policy_page_is_understood(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("evaluation", ["official", "paper"])
+def test_an_evaluation_of_tau2_bench_is_understood(
+    evaluation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = [f"{ROOT}/configs/tau2/{name}.yaml" for name in ("policy_grpo", f"evaluation_{evaluation}")]
+    monkeypatch.setattr(sys, "argv", ["rwml_lightning", "test", "--config", files[0], "--config", files[1]])
+    with pytest.raises(Parsed):
+        ParsingCLI()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_of_the_docs_is_understood(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", shlex.split(command)[2:])
     with pytest.raises(Parsed):

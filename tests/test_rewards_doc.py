@@ -16,7 +16,14 @@ FRAGMENTS = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "rewards.md").read
 
 def test_every_reward_has_its_fragment() -> None:
     named = {yaml.safe_load(text)["data"]["reward"]["class_path"].rsplit(".")[-1] for text in FRAGMENTS}
-    assert named == {"EmbeddingReward", "RougeReward", "ExactMatchReward", "JudgeReward", "WeightedReward"}
+    assert named == {
+        "EmbeddingReward",
+        "RougeReward",
+        "ExactMatchReward",
+        "JudgeReward",
+        "RewardByKind",
+        "WeightedReward",
+    }
 
 
 @pytest.mark.parametrize("fragment", FRAGMENTS)

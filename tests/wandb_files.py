@@ -40,11 +40,15 @@ class OfflineRun:
     def __init__(self, folder: Path) -> None:
         (file,) = folder.glob("run-*.wandb")
         self.folder = folder
-        self.records = list(read_records(file))
         until = time.monotonic() + _PATIENCE_S
-        while self.records[-1].WhichOneof("record_type") != "exit" and time.monotonic() < until:
-            time.sleep(0.1)  # W&B's own process may still be writing; one that was killed wrote no end
-            self.records = list(read_records(file))
+        # W&B's own process may still be writing, or not have begun; one that was killed wrote no end
+        while not self._has_ended(records := list(read_records(file))) and time.monotonic() < until:
+            time.sleep(0.1)
+        self.records = records
+
+    @staticmethod
+    def _has_ended(records: list[Any]) -> bool:
+        return bool(records) and records[-1].WhichOneof("record_type") == "exit"
 
     @property
     def run(self) -> Any:
