@@ -244,7 +244,7 @@ def print_played(module: PlayingModule) -> None:
 
     from rwml_lightning.evaluation import render_results
 
-    Console().print(render_episodes("Held-out games", {row.name: row for row in module.results}))
+    Console().print(render_episodes("Evaluation games", {row.name: row for row in module.results}))
     if module.probe_groups:
         Console().print(render_results("Held-out transitions", module.probe_results))
 

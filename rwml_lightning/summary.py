@@ -33,7 +33,7 @@ def print_summary(folder: RunFolder, num_samples: int = 3) -> None:
                 name: EpisodeResult(**evaluation.result["results"][0]) for name, evaluation in rows.items()
             }
             console.print()
-            console.print(render_episodes("Held-out games", found))
+            console.print(render_episodes("Evaluation games", found))
         if evaluations:
             print_predictions(console, reader, evaluations, num_samples)
     console.print(f"Run folder: {folder.path}", highlight=False)

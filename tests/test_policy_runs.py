@@ -52,7 +52,7 @@ def test_imitation_then_grpo_then_test(
     config = write_config(tmp_path, tiny_model, warm_up=warm_up)
     main(["fit", "--config", str(config)])
     printed = capsys.readouterr()
-    for words in ("Held-out games", "success", "before", "end", "pass@2"):
+    for words in ("Evaluation games", "success", "before", "end", "pass@2"):
         assert words in printed.out
     assert "8 turns of 4 solved episodes, of 4 games" in printed.err
     run = tmp_path / "runs" / "r"
@@ -75,9 +75,9 @@ def test_imitation_then_grpo_then_test(
     capsys.readouterr()
     exported = ["--model.init_args.init_from", str(run / "export")]
     main(["test", "--config", str(config), *exported])
-    assert "Held-out games" in capsys.readouterr().out
+    assert "Evaluation games" in capsys.readouterr().out
     main(["validate", "--config", str(config), *exported])
-    assert "Held-out games" in capsys.readouterr().out
+    assert "Evaluation games" in capsys.readouterr().out
     checkpoint = next((run / "checkpoints").glob("*.ckpt"), None)
     assert checkpoint is None  # the run is shorter than checkpoint_every
 
@@ -118,7 +118,7 @@ def test_own_successes_are_imitated(
     main(arguments)
     printed = capsys.readouterr()
     assert "solved episodes, of 4 games" in printed.err
-    assert "Held-out games" in printed.out
+    assert "Evaluation games" in printed.out
 
 
 @pytest.mark.slow
@@ -135,7 +135,7 @@ def test_what_the_policy_foresees_is_measured_and_kept_beside_its_episodes(
         ]
     )  # fmt: skip
     printed = capsys.readouterr().out
-    assert "Held-out games" in printed
+    assert "Evaluation games" in printed
     assert "Held-out predictions" in printed
     run = tmp_path / "runs" / "r"
     with TraceReader(run / "trace.db") as reader:
@@ -174,7 +174,7 @@ def test_iwm_learns_what_others_would_have_done_then_imitates(
     export = str(tmp_path / "runs" / "iwm" / "export")
     imitation = str(write_config(tmp_path, tiny_model, "PolicySFT"))
     main(["fit", "--config", imitation, "--model.init_args.init_from", export])
-    assert "Held-out games" in capsys.readouterr().out
+    assert "Evaluation games" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -200,7 +200,7 @@ def test_a_policy_reflects_with_the_weights_that_it_starts_from(
     second = read_labels(tmp_path / "second.parquet", load_tokenizer(str(tiny_model)))
     assert [label.name for label in first] == [label.name for label in second]
     assert [label.answer_ids for label in first] != [label.answer_ids for label in second]
-    assert "Held-out games" in capsys.readouterr().out
+    assert "Evaluation games" in capsys.readouterr().out
 
 
 def test_what_cannot_be_played_is_one_line(

@@ -34,6 +34,7 @@ To call one, answer with nothing but
 {{"name": NAME, "arguments": {{...}}}}
 </tool_call>"""
 _ACTION = re.compile(r"<action>(.*?)</action>", re.DOTALL)
+_MAX_ACTION_CHARS = 1000  # more is babble, which an environment might quote back into the prompt
 _MARK = "\u241f-completion-\u241f"
 
 
@@ -148,4 +149,4 @@ def parse_action(text: str) -> tuple[str, str]:
     found = _ACTION.search(answer)
     lines = [line.strip() for line in answer.splitlines() if line.strip()]
     action = found.group(1).strip() if found else (lines[-1] if lines else "")
-    return " ".join(action.split())[:200], thinking
+    return " ".join(action.split())[:_MAX_ACTION_CHARS], thinking

@@ -253,7 +253,7 @@ def test_random_play_needs_admissible_actions() -> None:
         ("so\nwait", "wait", ""),
         ("", "", ""),
         ("<think>never ends", "<think>never ends", ""),
-        ("x" * 900, "x" * 200, ""),
+        ("x" * 1900, "x" * 1000, ""),
     ],
 )
 def test_actions_are_read_from_answers(text: str, action: str, thinking: str) -> None:

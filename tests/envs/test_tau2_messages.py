@@ -25,16 +25,14 @@ CALLS = st.builds(Call, NAMES, st.dictionaries(NAMES, VALUES, max_size=3))
 
 @given(calls=st.lists(CALLS, min_size=1, max_size=3))
 def test_calls_are_read_back_from_tags(calls: list[Call]) -> None:
-    texts = [write_action(Action(calls=tuple(calls)), "json")]
-    assert "</tool_call>" not in "".join(str(call.arguments) for call in calls) or len(texts) == 1
     if not any("tool_call>" in str(call.arguments) for call in calls):
-        assert read_action(texts[0]) == Action(calls=tuple(calls))
+        assert read_action(write_action(Action(calls=tuple(calls)), "json")) == Action(calls=tuple(calls))
 
 
-@given(call=CALLS)
-def test_a_call_is_read_back_from_python(call: Call) -> None:
-    if "<tool_call>" not in str(call.arguments):
-        assert read_action(write_action(Action(calls=(call,)), "python")) == Action(calls=(call,))
+@given(calls=st.lists(CALLS, min_size=1, max_size=3))
+def test_calls_are_read_back_from_python(calls: list[Call]) -> None:
+    if "<tool_call>" not in str([call.arguments for call in calls]):
+        assert read_action(write_action(Action(calls=tuple(calls)), "python")) == Action(calls=tuple(calls))
 
 
 @given(text=st.text(max_size=80))
@@ -66,6 +64,14 @@ def test_forms_of_a_call(text: str, call: Call) -> None:
 
 @pytest.mark.parametrize(
     "text",
+    ["look(); listen(to='x')", "look()\nlisten(to='x')", "<tool_call>look(); listen(to='x')</tool_call>"],
+)
+def test_several_calls_in_one_message(text: str) -> None:
+    assert read_action(text) == Action(calls=(Call("look"), Call("listen", {"to": "x"})))
+
+
+@pytest.mark.parametrize(
+    "text",
     [
         "<tool_call>look</tool_call>",
         '<tool_call>{"name": "look", "arguments": {"id": 1}</tool_call>',
@@ -86,7 +92,16 @@ def test_a_call_that_cannot_be_read_is_one_of_a_tool_that_there_is_not(text: str
 
 @pytest.mark.parametrize(
     "text",
-    ["Could you help me (please)?", "Total (in USD): 3", "[1, 2]", "", "f(1) is not a call by name.", "f(1)"],
+    [
+        "Could you help me (please)?",
+        "Total (in USD): 3",
+        "[1, 2]",
+        "",
+        "f(1) is not a call by name.",
+        "f(1)",
+        "f(); g(1)",
+        "f(a=1, a=2)",
+    ],
 )
 def test_any_other_text_is_said(text: str) -> None:
     assert read_action(text) == Action(text)

@@ -86,7 +86,7 @@ def test_what_the_environment_measures_is_averaged_and_shown() -> None:
     assert (values["hops"], values["do_nothing"], values["wrong"]) == (5.5, 0, 0.5)
     assert (values["pass@2"], values["pass^2"]) == (1.0, 0.0)
     console = Console(width=100, record=True)
-    console.print(render_episodes("Held-out games", {row.name: row for row in summarise_episodes([group])}))
+    console.print(render_episodes("Evaluation games", {row.name: row for row in summarise_episodes([group])}))
     above, below = console.export_text().split("As the environment measures them")
     assert "nothing" in above
     assert "pass^2" in below
@@ -117,7 +117,7 @@ def test_rows_by_split_and_kind() -> None:
     assert metrics["val/cool/success"] == 0.5
     assert metrics["val/success_low"] == low
     console = Console(width=100, record=True)
-    console.print(render_episodes("Held-out games", {row.name: row for row in rows}))
+    console.print(render_episodes("Evaluation games", {row.name: row for row in rows}))
     text = console.export_text()
     for words in ("games", "success", "steps to", "0.67 ±", "2.5", "unseen"):
         assert words in text

@@ -14,7 +14,7 @@ MALFORMED = "malformed_tool_call"
 """Name of the tool that a call without a readable name and arguments asks for; there is none, and the engine says so."""
 STOP = "###STOP###"
 _TAGGED = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
-_PYTHON_CALL = re.compile(r"\w+\s*\(.*\)", re.DOTALL)
+_PYTHON_CALLS = re.compile(r"\w+\s*\(.*\)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ def read_action(action: str | Mapping[str, Any]) -> Action:
 
     A text calls tools when it holds ``<tool_call>{"name": ..., "arguments": {...}}</tool_call>`` (any number of them; what
     stands around them is dropped, since a message of tau2-bench is either text or calls), or when the whole of it is such a
-    JSON object or a call as in Python, ``name(key="value")``. Any other text is said to the user.
+    JSON object or calls as in Python, ``name(key="value"); other()``. Any other text is said to the user.
 
     Args:
         action: A text, or a chat message ``{"content": text}`` or ``{"tool_calls": [{"name": ..., "arguments": ...}]}``, where a
@@ -53,20 +53,24 @@ def read_action(action: str | Mapping[str, Any]) -> Action:
     text = action.strip()
     tagged = _TAGGED.findall(text)
     if tagged:
-        return Action(calls=tuple(_read_call(call.strip()) for call in tagged))
-    call = _read_call(text)
-    return Action(calls=(call,)) if call.readable else Action(text)
+        return Action(calls=tuple(call for content in tagged for call in _read_calls(content.strip())))
+    calls = _read_calls(text)
+    return Action(calls=calls) if all(call.readable for call in calls) else Action(text)
 
 
-def _read_call(text: str) -> Call:
+def _read_calls(text: str) -> tuple[Call, ...]:
     if text.startswith("{"):
         try:
-            return _from_json(json.loads(text))
+            return (_from_json(json.loads(text)),)
         except json.JSONDecodeError as error:
-            return Call(MALFORMED, {"error": f"no JSON: {error}"}, readable=False)
-    if _PYTHON_CALL.fullmatch(text):
+            return (_malformed(f"no JSON: {error}"),)
+    if _PYTHON_CALLS.fullmatch(text):
         return _from_python(text)
-    return Call(MALFORMED, {"error": "neither JSON nor a call"}, readable=False)
+    return (_malformed("neither JSON nor a call"),)
+
+
+def _malformed(error: str) -> Call:
+    return Call(MALFORMED, {"error": error}, readable=False)
 
 
 def _from_json(call: Any) -> Call:
@@ -78,23 +82,26 @@ def _from_json(call: Any) -> Call:
         except json.JSONDecodeError:
             arguments = None
     if not isinstance(name, str) or not isinstance(arguments, dict):
-        return Call(MALFORMED, {"error": "needs a name and an object of arguments"}, readable=False)
+        return _malformed("needs a name and an object of arguments")
     return Call(name, arguments)
 
 
-def _from_python(text: str) -> Call:
+def _from_python(text: str) -> tuple[Call, ...]:
     try:
-        expression = ast.parse(text, mode="eval").body
-        if isinstance(expression, ast.Call) and isinstance(expression.func, ast.Name) and not expression.args:
-            arguments = {
-                keyword.arg: ast.literal_eval(keyword.value) for keyword in expression.keywords if keyword.arg
-            }
-            if len(arguments) == len(expression.keywords):
-                json.dumps(arguments)
-                return Call(expression.func.id, arguments)
+        return tuple(map(_from_statement, ast.parse(text).body))
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
-        pass
-    return Call(MALFORMED, {"error": "no call with named constants"}, readable=False)
+        return (_malformed("no call with named constants"),)
+
+
+def _from_statement(statement: ast.stmt) -> Call:
+    call = statement.value if isinstance(statement, ast.Expr) else None
+    if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)) or call.args:
+        raise ValueError("no call with named arguments")
+    arguments = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords if keyword.arg}
+    if len(arguments) < len(call.keywords):
+        raise ValueError("arguments without a name, or with the same")
+    json.dumps(arguments)
+    return Call(call.func.id, arguments)
 
 
 def write_action(action: Action, calls: CallFormat) -> str:
@@ -102,19 +109,22 @@ def write_action(action: Action, calls: CallFormat) -> str:
 
     Args:
         action: What is done.
-        calls: ``json`` writes tool calls in the tags that chat templates use, ``python`` as ``name(key='value')``; several in one
-            message are always in tags, since lines of Python could not be told from text.
+        calls: ``json`` writes tool calls in the tags that chat templates use, ``python`` as ``name(key='value'); other()``, unless
+            one of them could not be read.
     """
     if not action.calls:
         return action.text
-    alone = calls == "python" and len(action.calls) == 1
-    return "\n".join(_write_call(call, alone) for call in action.calls)
+    if calls == "python" and all(call.readable for call in action.calls):
+        return "; ".join(map(_as_python, action.calls))
+    return "\n".join(map(_as_json, action.calls))
 
 
-def _write_call(call: Call, as_python: bool) -> str:
-    if as_python and call.readable:
-        arguments = ", ".join(f"{name}={value!r}" for name, value in sorted(call.arguments.items()))
-        return f"{call.name}({arguments})"
+def _as_python(call: Call) -> str:
+    arguments = ", ".join(f"{name}={value!r}" for name, value in sorted(call.arguments.items()))
+    return f"{call.name}({arguments})"
+
+
+def _as_json(call: Call) -> str:
     content = json.dumps({"name": call.name, "arguments": call.arguments}, ensure_ascii=False)
     return f"<tool_call>\n{content}\n</tool_call>"
 
