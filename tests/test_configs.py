@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from rwml_lightning.cli import RWMLCLI
+from rwml_lightning.envs.tau2 import Tau2Env
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(
@@ -78,8 +79,22 @@ def test_an_evaluation_of_tau2_bench_is_understood(
     monkeypatch.chdir(tmp_path)
     files = [f"{ROOT}/configs/tau2/{name}.yaml" for name in ("policy_grpo", f"evaluation_{evaluation}")]
     monkeypatch.setattr(sys, "argv", ["rwml_lightning", "test", "--config", files[0], "--config", files[1]])
+    seen: list[Any] = []
+
+    class Keeping(ParsingCLI):
+        def instantiate_trainer(self, **_: Any) -> Any:
+            seen.append(self.datamodule.environment)
+            raise Parsed
+
     with pytest.raises(Parsed):
-        ParsingCLI()
+        Keeping()
+    pytest.importorskip("tau2", reason="the real engine")
+    env = Tau2Env(**seen[0].kwargs)
+    assert env.domains == ("airline", "retail", "telecom")
+    assert env.user.model == "Qwen/Qwen3-235B-A22B"
+    assert env.max_steps == {"official": 100, "paper": 30}[evaluation]
+    split, number = {"official": ("base", 278), "paper": ("test", 100)}[evaluation]
+    assert len(env.tasks[split]) == number
 
 
 @pytest.mark.parametrize("command", COMMANDS)

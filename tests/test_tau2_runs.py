@@ -57,7 +57,7 @@ def test_both_quickstarts(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_policy_talks_to_a_user_in_its_chat_template(capsys: pytest.CaptureFixture[str]) -> None:
     chat = '--data.play.prompt.layout chat --data.play.prompt.system "{instructions}" --data.play.validation.episodes_per_game 2'
     rwml(
-        f"fit --config {ROOT}/configs/tau2/policy_quickstart.yaml {PLAY} {chat} --model.init_args.init_from null --run.name chat"
+        f"fit --config {ROOT}/configs/tau2/policy_quickstart.yaml {PLAY} {chat} --model.init_args.init_from null --warm_up null --run.name chat"
     )
     out = capsys.readouterr().out
     for words in ("Evaluation games", "pass@2", "pass^2", "user", "calls"):

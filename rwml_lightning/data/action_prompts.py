@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rwml_lightning.data.episodes import View
 from rwml_lightning.data.prompts import check_fields, encode_chat, encode_messages, render_history, shorten
+from rwml_lightning.envs.chat import without_thinking
 from rwml_lightning.rewards.extraction import extract_answer
 
 if TYPE_CHECKING:
@@ -110,7 +111,9 @@ class ActionPrompt:
     def parse(self, text: str) -> tuple[str, str]:
         """(action, thinking) of an answer."""
         if self.layout == "chat":
-            return text.split("</think>")[-1].strip(), extract_answer(text).thinking
+            said = without_thinking(text)
+            found = _ACTION.search(said)
+            return (found.group(1) if found else said).strip(), extract_answer(text).thinking
         return parse_action(text)
 
 
@@ -145,7 +148,7 @@ def reply_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str
 def parse_action(text: str) -> tuple[str, str]:
     """(action, thinking) of an answer; without ``<action>`` tags the last line is the action."""
     thinking = extract_answer(text).thinking
-    answer = text.split("</think>")[-1]
+    answer = without_thinking(text)
     found = _ACTION.search(answer)
     lines = [line.strip() for line in answer.splitlines() if line.strip()]
     action = found.group(1).strip() if found else (lines[-1] if lines else "")

@@ -81,7 +81,7 @@ class EnvironmentPool:
         spec: What to make; each slot has its own environment, kept from episode to episode while all goes well.
         num_workers: Worker processes.
         step_timeout_s: Most seconds for a step or a call.
-        reset_timeout_s: Most seconds for a reset (which may make the environment and load a game).
+        reset_timeout_s: Most seconds for a reset (which may make the environment and load a game); at least those for a step.
         max_episodes_per_worker: Episodes after which a worker is replaced (against leaks in native code).
         start_timeout_s: Most seconds until a worker process is there.
 
@@ -110,7 +110,7 @@ class EnvironmentPool:
                 raise ValueError(f"{name}: {value} is not positive")
         self.spec = spec
         self.step_timeout_s = step_timeout_s
-        self.reset_timeout_s = reset_timeout_s
+        self.reset_timeout_s = max(reset_timeout_s, step_timeout_s)
         self.max_episodes_per_worker = max_episodes_per_worker
         self.start_timeout_s = start_timeout_s
         self.num_replaced = 0

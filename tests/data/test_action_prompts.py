@@ -149,8 +149,11 @@ def test_a_template_with_tools_gets_their_schemas(
         ("<think>hm</think>\n\nTwo lines\nof text. ", "Two lines\nof text.", "hm"),
         ("x" * 900, "x" * 900, ""),
         ("<think>hm</think>", "", "hm"),
+        ("<think>should I <tool_call>{}</tool_call>", "", ""),
+        ("<think>hm</think>\n<action>Two lines\nof text.</action>", "Two lines\nof text.", "hm"),
     ],
 )
 def test_an_answer_in_a_chat_is_the_action_as_it_stands(text: str, action: str, thinking: str) -> None:
     assert CHAT.parse(text) == (action, thinking)
     assert ActionPrompt().parse("<action>go</action>") == ("go", "")
+    assert ActionPrompt().parse("<think>or <action>go</action>") == ("", "")

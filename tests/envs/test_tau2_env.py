@@ -289,17 +289,63 @@ def test_a_served_user_is_asked_with_the_episodes_seed_and_counted(serve: Callab
     assert fake.requests[-1][1]["seed"] != body["seed"]
 
 
-@pytest.mark.parametrize("content", [answer(""), answer(None), b"nonsense", {"choices": []}])
-def test_a_user_that_answers_nonsense_is_a_failure_of_its_own(
-    serve: Callable[..., FakeServer], content: Any
+def calling(arguments: str) -> dict[str, Any]:
+    body = answer(None)
+    call = {"id": "c", "type": "function", "function": {"name": "look", "arguments": arguments}}
+    body["choices"][0]["message"]["tool_calls"] = [call]
+    return body
+
+
+NONSENSE = [
+    (200, answer("")),
+    (200, answer(None)),
+    (200, b"nonsense"),
+    (200, {"choices": []}),
+    (200, answer("<think>My secret is 42, so")),
+    (200, calling("{")),
+    (200, calling("[]")),
+    (500, {}),
+]
+
+
+@pytest.mark.parametrize(("status", "content"), NONSENSE)
+def test_a_user_that_answers_nonsense_is_asked_again_and_then_a_failure_of_its_own(
+    serve: Callable[..., FakeServer], status: int, content: Any
 ) -> None:
-    fake = serve(lambda number, body: (200, content))
+    fake = serve(lambda number, body: (status, content))
     env = Tau2Env("mock", user=served(fake.url, retries=1))
     with pytest.raises(
-        RuntimeError,
-        match=r"user model 'someone' at http://127\.0\.0\.1:\d+/v1 (gave no answer|wrote nothing)",
+        RuntimeError, match=r"user model 'someone' at http://127\.0\.0\.1:\d+/v1 gave no answer"
     ):
         env.reset(seed=0, options={"task": "mock/create_task_1"})
+    assert len(fake.requests) == 2
+    first, second = (body["seed"] for _, body, _ in fake.requests)
+    assert first != second
+
+
+def test_a_user_that_recovers_is_heard_without_its_thinking(serve: Callable[..., FakeServer]) -> None:
+    answers = [(503, {}), (200, answer("<think>My secret is 42.</think>\n\nHello."))]
+    fake = serve(lambda number, body: answers[min(number, 1)])
+    body = {"chat_template_kwargs": {"enable_thinking": False}}
+    env = Tau2Env("mock", user=served(fake.url, model="Some/Model-1B", retries=1, extra_body=body))
+    messages, info = env.reset(seed=0, options={"task": "mock/create_task_1"})
+    assert messages[-1] == {"role": "user", "content": "Hello."}
+    assert info["measures"]["user_calls"] == 2
+    _, request, _ = fake.requests[1]
+    assert request["model"] == "Some/Model-1B"
+    assert request["chat_template_kwargs"] == {"enable_thinking": False}
+    messages, *_ = env.step("Hello!")
+    assert "secret" not in str(fake.requests[-1][1]["messages"])
+    assert fake.requests[-1][1]["seed"] == fake.requests[0][1]["seed"]
+
+
+@pytest.mark.parametrize("action", ["###STOP###", "done()", '{"name": "done", "arguments": {}}'])
+def test_with_a_user_only_the_user_ends_the_conversation(action: str) -> None:
+    env = Tau2Env("airline")
+    env.reset(options={"task": "airline/1"})
+    _, reward, terminated, truncated, info = env.step(action)
+    assert (reward, terminated, truncated) == (0, False, False)
+    assert info["valid"] == (action == "###STOP###")
 
 
 def test_a_dead_user_is_reported_and_never_scored(serve: Callable[..., FakeServer]) -> None:

@@ -51,7 +51,9 @@ def prompts(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
 def generator(request: pytest.FixtureRequest) -> Iterator[Generator]:
     if request.param == "vllm":
         pytest.importorskip("vllm")
-        made: Generator = VLLMGenerator(MODEL, max_model_len=512, kv_cache_gib=0.5, max_num_seqs=16)
+        made: Generator = VLLMGenerator(
+            MODEL, max_model_len=512, kv_cache_gib=0.5, max_num_seqs=16, enforce_eager=True
+        )
     else:
         made = HFGenerator(MODEL)
     made.start()

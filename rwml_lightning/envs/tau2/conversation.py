@@ -32,8 +32,9 @@ _ENDED_WELL = (TerminationReason.AGENT_STOP, TerminationReason.USER_STOP)
 class GymAgent(LocalAgent[list[Message]]):
     """Says what it was given; the engine lets an agent of this class name alone play without a user."""
 
-    def __init__(self, tools: list[Tool], domain_policy: str) -> None:
+    def __init__(self, tools: list[Tool], domain_policy: str, solo: bool) -> None:
         super().__init__(tools, domain_policy)
+        self.solo = solo
         self.next_message: AssistantMessage | None = None
 
     def get_init_state(self, message_history: list[Message] | None = None) -> list[Message]:
@@ -46,9 +47,9 @@ class GymAgent(LocalAgent[list[Message]]):
         assert said is not None, "the agent has been given nothing to say"
         return said, state
 
-    @classmethod
-    def is_stop(cls, message: AssistantMessage) -> bool:
-        return STOP in (message.content or "")
+    def is_stop(self, message: AssistantMessage) -> bool:
+        """With a user it is the user who ends the conversation, so that leaving at once earns nothing."""
+        return self.solo and STOP in (message.content or "")
 
     def set_seed(self, seed: int) -> None:
         """Nothing here is random."""
@@ -94,7 +95,7 @@ class Conversation:
         self.task = task
         self.solo = user is None
         self.environment = make_environment(domain, self.solo)
-        self.agent = GymAgent([], self.environment.get_policy())
+        self.agent = GymAgent([], self.environment.get_policy(), self.solo)
         self.user = self._make_user(user)
         self.orchestrator = Orchestrator(
             domain, self.agent, self.user, self.environment, task, max_steps, max_errors, seed, self.solo
@@ -133,14 +134,16 @@ class Conversation:
         """Set up the task and let the user speak first.
 
         Raises:
-            RuntimeError: The user ended the conversation before the agent had said anything.
+            RuntimeError: The user or the limit ended the conversation before the agent had said anything.
         """
         if self.solo:  # the engine asks for the first action while it sets up, so that waits for the action
             return Reply(())
         self.orchestrator.initialize()
         self._go_on()
-        if self.orchestrator.done:
-            raise RuntimeError(f"task {self.task.id!r}: the user ended the conversation before it began")
+        if self.ended is not None:
+            raise RuntimeError(
+                f"task {self.task.id!r}: over before the agent had said anything ({self.ended.value})"
+            )
         return Reply(tuple(visible(self._new())))
 
     def act(self, action: Action) -> Reply:
@@ -169,7 +172,7 @@ class Conversation:
         return reward_of(self.domain, self.task, self.environment, self.orchestrator.trajectory)
 
     def _message(self, action: Action) -> AssistantMessage:
-        if any(call.name == done.__name__ for call in action.calls):
+        if self.solo and any(call.name == done.__name__ for call in action.calls):
             return AssistantMessage(role="assistant", content=STOP, cost=0.0)
         if not action.calls:
             return AssistantMessage(role="assistant", content=action.text, cost=0.0)

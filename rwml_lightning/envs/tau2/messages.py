@@ -62,7 +62,7 @@ def _read_calls(text: str) -> tuple[Call, ...]:
     if text.startswith("{"):
         try:
             return (_from_json(json.loads(text)),)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             return (_malformed(f"no JSON: {error}"),)
     if _PYTHON_CALLS.fullmatch(text):
         return _from_python(text)
@@ -79,11 +79,20 @@ def _from_json(call: Any) -> Call:
     if isinstance(arguments, str):  # chat servers send them as text
         try:
             arguments = json.loads(arguments)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             arguments = None
     if not isinstance(name, str) or not isinstance(arguments, dict):
         return _malformed("needs a name and an object of arguments")
-    return Call(name, arguments)
+    return _checked(Call(name, arguments))
+
+
+def _checked(call: Call) -> Call:
+    """The call, unless it cannot be sent: half characters, too deep, no JSON."""
+    try:
+        json.dumps((call.name, call.arguments), ensure_ascii=False).encode()
+    except (ValueError, TypeError, RecursionError) as error:
+        return _malformed(f"cannot be written as JSON: {type(error).__name__}")
+    return call
 
 
 def _from_python(text: str) -> tuple[Call, ...]:
@@ -100,8 +109,7 @@ def _from_statement(statement: ast.stmt) -> Call:
     arguments = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords if keyword.arg}
     if len(arguments) < len(call.keywords):
         raise ValueError("arguments without a name, or with the same")
-    json.dumps(arguments)
-    return Call(call.func.id, arguments)
+    return _checked(Call(call.func.id, arguments))
 
 
 def write_action(action: Action, calls: CallFormat) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from tau2.environment.tool import Tool
 from tau2.user.base import STOP, UserState, ValidUserInputMessage
 from tau2.user.user_simulator import UserSimulator
 
+from rwml_lightning.envs.chat import without_thinking
 from rwml_lightning.envs.tau2.messages import read_action
 
 GOODBYE = "goodbye"
@@ -26,13 +28,15 @@ class UserModel:
     """A language model that plays the user, asked through litellm.
 
     Args:
-        model: Name under which it is served; with a provider in front (``openai/...``) as litellm has them.
+        model: Name under which it is served; without a ``base_url`` with a provider in front (``openai/...``), as litellm has them.
         base_url: Address of an OpenAI-compatible server, up to and with ``/v1``; ``None`` for a provider's own.
         api_key_env: Name of the environment variable that holds the key; the key itself belongs in no config.
         temperature: Of sampling; tau2-bench takes 0.
         max_tokens: Most tokens of a message.
-        timeout_s: Most seconds for an answer.
-        retries: How often a request is sent again that failed or was answered with nothing.
+        timeout_s: Seconds of silence after which a request has failed.
+        retries: How often it is asked again after a request that failed, or an answer that is empty, cannot be read or ends in its
+            thinking; each time after a longer pause and with another seed.
+        extra_body: Further keys of the request, for example ``{chat_template_kwargs: {enable_thinking: false}}``.
     """
 
     model: str
@@ -42,6 +46,7 @@ class UserModel:
     max_tokens: int = 512
     timeout_s: float = 60.0
     retries: int = 3
+    extra_body: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.timeout_s <= 0 or self.retries < 0 or self.max_tokens < 1:
@@ -57,8 +62,11 @@ class UserModel:
             "temperature": self.temperature,
             "max_tokens": self.max_tokens,
             "timeout": self.timeout_s,
-            "num_retries": self.retries,
+            "num_retries": 0,  # of litellm
+            "max_retries": 0,  # of the client under it
         }
+        if self.extra_body is not None:
+            arguments["extra_body"] = self.extra_body
         if self.base_url is not None:
             arguments |= {"api_base": self.base_url, "api_key": "none"}
         if self.api_key_env is not None:
@@ -68,7 +76,7 @@ class UserModel:
     @property
     def name(self) -> str:
         """The model as litellm names it."""
-        return f"openai/{self.model}" if self.base_url is not None and "/" not in self.model else self.model
+        return self.model if self.base_url is None else f"openai/{self.model.removeprefix('openai/')}"
 
 
 class ServedUser(UserSimulator):
@@ -86,19 +94,34 @@ class ServedUser(UserSimulator):
     def generate_next_message(
         self, message: ValidUserInputMessage, state: UserState
     ) -> tuple[UserMessage, UserState]:
-        where = f"user model {self.model.model!r} at {self.model.base_url or 'its provider'}"
+        num_heard, seed = len(state.messages), self.llm_args.get("seed")
+        for attempt in range(self.model.retries + 1):
+            if attempt:
+                time.sleep(0.5 * 2**attempt)
+                self.llm_args["seed"] = None if seed is None else seed + attempt
+            try:
+                answer = self._ask(message, state)
+                break
+            except Exception as error:  # litellm raises whatever its providers do
+                del state.messages[num_heard:]
+                last = error
+        else:
+            where = f"user model {self.model.model!r} at {self.model.base_url or 'its provider'}"
+            first = (str(last).splitlines() or [""])[0][:300]
+            raise UserModelError(f"{where} gave no answer: {type(last).__name__}: {first}") from last
+        self.llm_args["seed"] = seed
+        return answer, state
+
+    def _ask(self, message: ValidUserInputMessage, state: UserState) -> UserMessage:
         self.calls += 1
-        try:
-            answer, state = super().generate_next_message(message, state)
-        except Exception as error:  # litellm raises whatever its providers do
-            first = (str(error).splitlines() or [""])[0][:300]
-            raise UserModelError(f"{where} gave no answer: {type(error).__name__}: {first}") from error
+        answer, _ = super().generate_next_message(message, state)
         usage = answer.usage or {}
         self.prompt_tokens += usage.get("prompt_tokens") or 0
         self.completion_tokens += usage.get("completion_tokens") or 0
-        if not answer.has_text_content() and not answer.is_tool_call():
-            raise UserModelError(f"{where} wrote nothing, {self.model.retries + 1} times")
-        return answer, state
+        answer.content = without_thinking(answer.content or "").strip() or None
+        if not answer.content and not answer.is_tool_call():
+            raise ValueError("it wrote nothing, or nothing after its thinking")
+        return answer
 
 
 class ScriptedUser(UserSimulator):
