@@ -81,7 +81,8 @@ class EnvironmentPool:
         spec: What to make; each slot has its own environment, kept from episode to episode while all goes well.
         num_workers: Worker processes.
         step_timeout_s: Most seconds for a step or a call.
-        reset_timeout_s: Most seconds for a reset (which may make the environment and load a game); at least those for a step.
+        reset_timeout_s: Most seconds for a reset (which may make the environment and load a game); by default
+            120, or those for a step where they are more.
         max_episodes_per_worker: Episodes after which a worker is replaced (against leaks in native code).
         start_timeout_s: Most seconds until a worker process is there.
 
@@ -95,9 +96,11 @@ class EnvironmentPool:
         num_workers: int = 2,
         step_timeout_s: float = 30.0,
         max_episodes_per_worker: int = 500,
-        reset_timeout_s: float = 120.0,
+        reset_timeout_s: float | None = None,
         start_timeout_s: float = 120.0,
     ) -> None:
+        if reset_timeout_s is None:
+            reset_timeout_s = max(120.0, step_timeout_s)
         limits = {
             "num_workers": num_workers,
             "step_timeout_s": step_timeout_s,
@@ -110,7 +113,7 @@ class EnvironmentPool:
                 raise ValueError(f"{name}: {value} is not positive")
         self.spec = spec
         self.step_timeout_s = step_timeout_s
-        self.reset_timeout_s = max(reset_timeout_s, step_timeout_s)
+        self.reset_timeout_s = reset_timeout_s
         self.max_episodes_per_worker = max_episodes_per_worker
         self.start_timeout_s = start_timeout_s
         self.num_replaced = 0
