@@ -46,7 +46,7 @@ class Tau2Env(gymnasium.Env[Messages, str]):
     (share of them that failed), ``user_calls`` and ``user_tokens`` (what the user model cost), ``do_nothing`` (the reward of
     ending the episode at once).
 
-    The reward comes at the end and is 0 or 1. ``terminated``: agent or user ended the conversation, the agent broke its rules (an
+    The reward comes at the end and is 0 or 1. ``terminated``: the user, or alone the agent, ended the conversation, the agent broke its rules (an
     empty message; text in solo mode) or made too many failing calls. ``truncated``: ``max_steps`` was reached. A user model that is
     down or answers nothing raises, since that is nobody's reward.
 

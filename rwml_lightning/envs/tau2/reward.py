@@ -6,6 +6,7 @@ are compared. ``benchmarks/tau2_engine.py`` holds both against each other.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from functools import cache
 
@@ -17,6 +18,8 @@ from tau2.evaluator.evaluator_communicate import CommunicateEvaluator
 
 from rwml_lightning.envs.tau2.databases import Changes, changes
 from rwml_lightning.envs.tau2.domains import databases, make_environment, tasks_of
+
+log = logging.getLogger(__name__)
 
 
 def reward_of(domain: str, task: Task, environment: Environment, messages: Sequence[Message]) -> float:
@@ -69,8 +72,10 @@ def _wanted_changes(domain: str, task_id: str) -> tuple[Changes, Changes]:
     for action in (task.evaluation_criteria and task.evaluation_criteria.actions) or ():
         try:
             environment.make_tool_call(action.name, action.requestor, **action.arguments)
-        except Exception:  # the benchmark's own evaluator goes on too: some references hold a call that fails
-            continue
+        except (
+            Exception
+        ) as error:  # the benchmark's own evaluator goes on too: some references hold a call that fails
+            log.debug("%s/%s: the reference's call of %s fails: %s", domain, task_id, action.name, error)
     return _changes(domain, environment)
 
 
