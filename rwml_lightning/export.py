@@ -7,7 +7,8 @@ from pathlib import Path
 from jsonargparse import auto_cli
 
 from rwml_lightning.models import load_tokenizer
-from rwml_lightning.modules.policy import checkpoint_policy, export_policy, load_policy
+from rwml_lightning.modules.exporting import export_policy
+from rwml_lightning.modules.loading import checkpoint_policy, load_policy
 
 
 def export(ckpt_path: str, output: str) -> None:

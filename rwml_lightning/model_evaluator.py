@@ -13,7 +13,7 @@ from rwml_lightning.data.datamodule import RolloutDataModule
 from rwml_lightning.evaluation import ModelResult
 from rwml_lightning.generation import Generator, HFGenerator
 from rwml_lightning.models import end_token_ids, resolve_model
-from rwml_lightning.modules.policy import Dtype, checkpoint_policy
+from rwml_lightning.modules.loading import Dtype, checkpoint_policy
 from rwml_lightning.modules.wm_sft import WorldModelSFT
 
 

@@ -95,6 +95,15 @@ def load_causal_lm(name: str | Path, dtype: str | torch.dtype = "float32") -> Pr
     )
 
 
+def load_skeleton(name: str | Path) -> PreTrainedModel:
+    """Causal language model without values (on the meta device), which knows how its files spell its tensors."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(
+        resolve_model(name), device_map="meta", use_safetensors=True, trust_remote_code=False
+    )
+
+
 def end_token_ids(name: str | Path) -> tuple[int, ...]:
     """Tokens that end a completion: those of the generation config together with the tokenizer's own.
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import lightning as L
 
 from rwml_lightning.data.datamodule import RolloutDataModule
+from rwml_lightning.modules.adapters import LoRA
 from rwml_lightning.modules.base import PolicyModule
+from rwml_lightning.modules.exporting import export_policy
 from rwml_lightning.modules.playing import PlayingModule
-from rwml_lightning.modules.policy import LoRA, export_policy
 from rwml_lightning.modules.policy_sft import PolicySFT
 from rwml_lightning.modules.wm_sft import WorldModelSFT
 from rwml_lightning.run import RunFolder

@@ -13,10 +13,11 @@ from jsonargparse import auto_cli
 from rich.console import Console
 from rich.table import Table
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from rwml_lightning.functional import count_changed
 from rwml_lightning.models import resolve_model
+from rwml_lightning.weights import checkpoint_tensors
 
 _LAYER = re.compile(r"\.(\d+)\.")
 _MODULES = {
@@ -71,8 +72,13 @@ class SafetensorsFolder(Mapping[str, Tensor]):
         return len(self._files)
 
 
-def starting_weights(model: str, init_from: str | None) -> Mapping[str, Tensor]:
-    """Weights that a stage starts from, as :func:`rwml_lightning.modules.policy.load_policy` finds them.
+def starting_weights(model: str, init_from: str | None, policy: nn.Module) -> Mapping[str, Tensor]:
+    """Weights that a stage starts from, as :func:`rwml_lightning.modules.loading.load_policy` finds them.
+
+    Args:
+        model: Of the stage.
+        init_from: Of the stage.
+        policy: The model that was made from them; tells how a checkpoint's weights are spelt in a folder.
 
     Raises:
         ValueError: The stage starts from a checkpoint with adapters, whose merged weights lie nowhere.
@@ -85,7 +91,8 @@ def starting_weights(model: str, init_from: str | None) -> Mapping[str, Tensor]:
             f"model.init_from names {init_from}, a checkpoint with adapters, with which no weights can be compared: turn it "
             "into a folder by python -m rwml_lightning export, and name that"
         )
-    return {name.removeprefix("policy."): tensor for name, tensor in state.items()}
+    named = ((name.removeprefix("policy."), state[name]) for name in state if name.startswith("policy."))
+    return dict(checkpoint_tensors(policy, named))
 
 
 def compare_weights(

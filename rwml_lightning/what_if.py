@@ -25,7 +25,7 @@ from rwml_lightning.data.transitions import read_metadata, read_transitions
 from rwml_lightning.envs import EnvironmentPool, Failure
 from rwml_lightning.generation import HFGenerator
 from rwml_lightning.model_evaluator import load_module
-from rwml_lightning.modules.policy import Dtype
+from rwml_lightning.modules.loading import Dtype
 from rwml_lightning.modules.wm_sft import WorldModelSFT
 from rwml_lightning.rewards import ServerError
 from rwml_lightning.run import CONFIG_FILE, RunFolder

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rwml_lightning.cli import main
+from rwml_lightning.models import load_skeleton
 from rwml_lightning.weight_change import (
     Change,
     SafetensorsFolder,
@@ -95,13 +96,14 @@ def test_a_folder_gives_every_weight_of_every_file(tiny_model: Path, tmp_path: P
 
 def test_a_stage_starts_from_a_folder_or_a_checkpoint(tiny_model: Path, tmp_path: Path) -> None:
     checkpoint = str(tmp_path / "x.ckpt")
-    torch.save({"state_dict": {"policy.a.weight": torch.ones(2), "loss": torch.ones(1)}}, checkpoint)
-    assert torch.equal(starting_weights("unused", checkpoint)["a.weight"], torch.ones(2))
+    policy = load_skeleton(tiny_model)
+    torch.save({"state_dict": {"policy.model.norm.weight": torch.ones(2), "loss": torch.ones(1)}}, checkpoint)
+    assert torch.equal(starting_weights("unused", checkpoint, policy)["model.norm.weight"], torch.ones(2))
     torch.save({"state_dict": {"policy.a.lora_A.weight": torch.ones(2)}}, checkpoint)
     with pytest.raises(ValueError, match=r"model\.init_from names .*x\.ckpt, a checkpoint with adapters"):
-        starting_weights("unused", checkpoint)
+        starting_weights("unused", checkpoint, policy)
     for names in ((str(tiny_model), None), ("unused", str(tiny_model))):
-        assert len(starting_weights(*names)) == len(load_file(tiny_model / "model.safetensors"))
+        assert len(starting_weights(*names, policy)) == len(load_file(tiny_model / "model.safetensors"))
 
 
 def test_the_command_compares_two_folders(

@@ -20,6 +20,7 @@ from rwml_lightning.weight_change import (
     render_changes,
     starting_weights,
 )
+from rwml_lightning.weights import checkpoint_tensors
 
 
 class WeightChange(Analysis):
@@ -53,8 +54,10 @@ class WeightChange(Analysis):
     @override
     def measure(self, trainer: L.Trainer, module: PolicyModule) -> Measurement:
         if self._start is None:
-            self._start = starting_weights(module.model, module.init_from)
-        changes = compare_weights(self._start, module.generator_tensors(), self.tolerance)
+            self._start = starting_weights(module.model, module.init_from, module.policy)
+        changes = compare_weights(
+            self._start, checkpoint_tensors(module.policy, module.generator_tensors()), self.tolerance
+        )
         metrics = {f"change/{name}": share for name, share in change_shares(changes).items()}
         return Measurement(metrics, [asdict(change) for change in changes])
 

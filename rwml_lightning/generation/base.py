@@ -55,8 +55,8 @@ class Generator(Protocol):
         """Replace the weights.
 
         Args:
-            named_tensors: All weights under the names of the Hugging Face checkpoint, adapters merged; a tied
-                ``lm_head.weight`` may be left out.
+            named_tensors: All parameters and persistent buffers, adapters merged, under the names that the model has in
+                transformers (:func:`rwml_lightning.weights.model_tensors`); of tied ones, one.
             version: Stamped on every completion from now on.
         """
 

@@ -116,12 +116,12 @@ class HFGenerator:
             missing = {tensor.data_ptr(): name for name, tensor in weights.items()}
             for name, tensor in named_tensors:
                 if name not in weights:
-                    raise ValueError(f"weight update: the model has no weight {name!r}")
+                    raise ValueError(f"weight update: the model has no tensor {name!r}")
                 weights[name].copy_(tensor)
                 missing.pop(weights[name].data_ptr(), None)
             if missing:
                 raise ValueError(
-                    f"weight update: {len(missing)} weights are missing, {next(iter(missing.values()))!r} first"
+                    f"weight update: {len(missing)} tensors are missing, {next(iter(missing.values()))!r} first"
                 )
         self.policy_version = version
 

@@ -158,8 +158,10 @@ class VLLMGenerator:
         try:
             with ExitStack() as files:
                 paths = write_weight_files(named_tensors, files)
+                folder = str(resolve_model(self._model_name()))
                 self._call(
-                    "update_weights", lambda llm: llm.collective_rpc("load_weight_files", args=(paths,))
+                    "update_weights",
+                    lambda llm: llm.collective_rpc("load_weight_files", args=(folder, paths)),
                 )
         except BaseException:
             self.close()  # some of its weights may be new and some old

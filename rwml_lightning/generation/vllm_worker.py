@@ -7,11 +7,15 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import psutil
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
+
+from rwml_lightning.models import load_skeleton
+from rwml_lightning.weights import checkpoint_tensors
 
 PARENT_CHECK_S = 2.0
 
@@ -22,17 +26,22 @@ class WorkerExtension:
     reload_weights: Callable[..., None]  # vLLM's own, as the next
     get_model: Callable[[], Any]
 
-    def load_weight_files(self, paths: list[str]) -> None:
-        """Replace the weights by those in safetensors files; each worker takes its own shard of every tensor."""
+    def load_weight_files(self, folder: str, paths: list[str]) -> None:
+        """Replace the weights by those in safetensors files; each worker takes its own shard of every tensor.
+
+        Args:
+            folder: Of the model; tells how its checkpoint spells the tensors, which is what vLLM's loaders know.
+            paths: Files of tensors as the model in transformers spells them.
+        """
 
         def tensors() -> Iterator[tuple[str, Tensor]]:
             for path in paths:
                 with safe_open(path, framework="pt") as file:
-                    for name in file.keys():  # noqa: SIM118 (not a mapping)
+                    for name in sorted(file.keys()):  # so that a layer's tensors stand together
                         yield name, file.get_tensor(name)
 
         # Not model.load_weights: CPU kernels keep packed copies, which only a reload rebuilds.
-        self.reload_weights(weights_iterator=tensors())
+        self.reload_weights(weights_iterator=checkpoint_tensors(_skeleton(folder), tensors()))
         renew_tied_head(self.get_model())
 
     def end_with(self, trainer_pid: int, engine_pid: int) -> None:
@@ -45,6 +54,11 @@ class WorkerExtension:
             os._exit(1)
 
         threading.Thread(target=watch, daemon=True).start()
+
+
+@cache
+def _skeleton(folder: str) -> nn.Module:
+    return load_skeleton(folder)
 
 
 def renew_tied_head(model: Any) -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
+from rwml_lightning.weights import by_layer
+
 SHARED_MEMORY = Path("/dev/shm")
 FILE_BYTES = 1 << 30
 
@@ -21,7 +23,7 @@ def write_weight_files(
     """Write tensors to safetensors files, which are deleted when ``files`` is closed.
 
     Tensors are taken from the iterable one by one, so that a caller may gather or merge them as they are asked for;
-    at most one file's worth is held at a time.
+    at most one file's worth and a layer are held at a time, and a layer is never split between files.
 
     Args:
         named_tensors: Names and values; may share memory (tied embeddings).
@@ -35,10 +37,11 @@ def write_weight_files(
     paths: list[str] = []
     held: dict[str, Tensor] = {}
     size = 0
-    for name, tensor in named_tensors:
-        # A copy on the CPU, which also separates tensors that share memory: safetensors would refuse those.
-        held[name] = tensor.detach().cpu().contiguous().clone()
-        size += held[name].nbytes
+    for layer in by_layer(named_tensors):
+        for name, tensor in layer:
+            # A copy on the CPU, which also separates tensors that share memory: safetensors would refuse those.
+            held[name] = tensor.detach().cpu().contiguous().clone()
+            size += held[name].nbytes
         if size >= file_bytes:
             paths.append(_write(held, size, files))
             held, size = {}, 0

@@ -1,6 +1,6 @@
 """LightningModules, one per stage."""
 
-from rwml_lightning.modules.policy import LoRA
+from rwml_lightning.modules.adapters import LoRA
 from rwml_lightning.modules.policy_grpo import PolicyGRPO
 from rwml_lightning.modules.policy_sft import PolicySFT
 from rwml_lightning.modules.wm_grpo import WorldModelGRPO

@@ -21,7 +21,9 @@ from rwml_lightning.functional import (
     token_weights,
 )
 from rwml_lightning.models import load_tokenizer
-from rwml_lightning.modules.policy import Dtype, LoRA, generator_tensors, load_policy
+from rwml_lightning.modules.adapters import LoRA
+from rwml_lightning.modules.loading import Dtype, load_policy
+from rwml_lightning.weights import model_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -235,8 +237,8 @@ class PolicyModule(L.LightningModule):
         return total
 
     def generator_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Weights as a generator wants them; see :func:`rwml_lightning.modules.policy.generator_tensors`."""
-        return generator_tensors(self.policy)
+        """The policy's tensors for a generator; see :func:`rwml_lightning.weights.model_tensors`."""
+        return model_tensors(self.policy)
 
     def of_all_ranks(self, items: list[Item]) -> list[Item]:
         """Every rank's items on every rank: an interval is one of all of them, not a mean of the ranks' own."""

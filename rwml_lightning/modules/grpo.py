@@ -19,8 +19,9 @@ from rwml_lightning.functional import (
     token_weights,
     truncated_importance_weights,
 )
+from rwml_lightning.modules.adapters import reference_mode
 from rwml_lightning.modules.base import PolicyModule
-from rwml_lightning.modules.policy import load_policy, reference_mode
+from rwml_lightning.modules.loading import load_policy
 from rwml_lightning.schema import Completion
 
 if TYPE_CHECKING:

@@ -17,8 +17,7 @@ from rwml_callbacks.instruction_checks import CHECKS
 from test_callbacks import fit, one_thread, rows_of, write  # noqa: F401
 
 from rwml_lightning.generation import HFGenerator
-from rwml_lightning.modules import WorldModelGRPO
-from rwml_lightning.modules.policy import LoRA
+from rwml_lightning.modules import LoRA, WorldModelGRPO
 from rwml_lightning.run import RunFolder
 from rwml_lightning.summary import print_summary
 from rwml_lightning.trace import TraceReader

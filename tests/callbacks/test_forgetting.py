@@ -15,7 +15,7 @@ from rwml_callbacks.forgetting import PAPER_TASKS, task_manager
 from test_analyses import Clean, records, run
 from test_callbacks import one_thread, rows_of  # noqa: F401
 
-from rwml_lightning.modules.policy import LoRA
+from rwml_lightning.modules import LoRA
 
 CHOICE = """\
 task: tiny_choice

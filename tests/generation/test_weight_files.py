@@ -20,13 +20,15 @@ def test_tensors_come_back_and_files_go(monkeypatch, tmp_path: Path, shared_memo
     embedding = torch.nn.Parameter(torch.randn(6, 4))
     named = {
         "embed": embedding,
-        "tied": embedding,
-        "view": torch.arange(12.0).reshape(3, 4).T,
+        "layers.0.tied": embedding,
+        "layers.0.view": torch.arange(12.0).reshape(3, 4).T,
         "last": torch.ones(2),
     }
     with ExitStack() as files:
         paths = weight_files.write_weight_files(named.items(), files, file_bytes=150)
         assert len(paths) == 2
+        (whole,) = (names for path in paths if "layers.0.view" in (names := load_file(path)))
+        assert "layers.0.tied" in whole  # what a checkpoint may keep in one tensor is not torn apart
         assert all(("shm" in path) == shared_memory for path in paths)
         read = {name: tensor for path in paths for name, tensor in load_file(path).items()}
     assert read.keys() == named.keys()

@@ -18,8 +18,10 @@ from rwml_lightning.functional import Checkpointing
 from rwml_lightning.generation import HFGenerator
 from rwml_lightning.models import load_causal_lm
 from rwml_lightning.modules import LoRA, WorldModelGRPO, WorldModelSFT
-from rwml_lightning.modules.policy import export_policy, generator_tensors, load_policy
+from rwml_lightning.modules.exporting import export_policy
+from rwml_lightning.modules.loading import load_policy
 from rwml_lightning.schema import Sampling
+from rwml_lightning.weights import model_tensors
 
 IDS = torch.tensor([[5, 9, 40, 41, 7, 100]])
 LORA = LoRA(rank=4, alpha=8)
@@ -54,7 +56,7 @@ def test_fresh_adapters_change_nothing_and_alone_are_trained(tiny_model: Path) -
 def test_generator_gets_adapters_merged(tiny_model: Path, target_modules: str | list[str]) -> None:
     policy = shaken_adapters(tiny_model, target_modules)
     before = {name: p.clone() for name, p in policy.named_parameters()}
-    ours = dict(generator_tensors(policy))
+    ours = dict(model_tensors(policy))
     assert all(torch.equal(p, before[name]) for name, p in policy.named_parameters())  # left as it was
     merged = dict(copy.deepcopy(policy).merge_and_unload().named_parameters())
     assert ours.keys() == merged.keys() == dict(load_causal_lm(tiny_model).named_parameters()).keys()
@@ -66,7 +68,7 @@ def test_generator_gets_adapters_merged(tiny_model: Path, target_modules: str | 
 def test_a_generator_with_these_weights_is_the_policy(tiny_model: Path) -> None:
     policy = shaken_adapters(tiny_model)
     generator = HFGenerator(str(tiny_model), device="cpu")
-    generator.update_weights(generator_tensors(policy), version=3)
+    generator.update_weights(model_tensors(policy), version=3)
     attached = HFGenerator()
     attached.attach(policy)
     answers = [g.generate([[5, 9, 40]], Sampling(8), [[1]])[0][0] for g in (generator, attached)]

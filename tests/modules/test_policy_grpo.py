@@ -13,7 +13,7 @@ from rwml_testing import fit
 from rwml_lightning.data.batches import Label
 from rwml_lightning.functional import plain_logprobs
 from rwml_lightning.modules import PolicyGRPO
-from rwml_lightning.modules.policy import load_policy
+from rwml_lightning.modules.loading import load_policy
 from rwml_lightning.schema import (
     ActionSample,
     Completion,

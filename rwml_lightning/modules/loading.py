@@ -1,17 +1,13 @@
-"""The language model under training: loading, LoRA, and its weights as a generator wants them."""
+"""Loading the language model under training."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch import nn
 
 from rwml_lightning.functional import (
     Checkpointing,
@@ -19,26 +15,11 @@ from rwml_lightning.functional import (
     use_tree_attention,
     verify_packing,
 )
-from rwml_lightning.models import load_causal_lm, resolve_model
+from rwml_lightning.models import load_causal_lm
+from rwml_lightning.modules.adapters import LoRA, add_lora
+from rwml_lightning.weights import base_name
 
 Dtype = Literal["float32", "bfloat16", "float16"]
-
-
-@dataclass(frozen=True)
-class LoRA:
-    """Low-rank adapters instead of full fine-tuning.
-
-    Args:
-        rank: Rank r.
-        alpha: Scale; the adapter is multiplied by alpha / r.
-        dropout: Dropout before the adapter. Above 0 the trainer's log-probabilities are not the generator's.
-        target_modules: Module names, or ``all-linear``.
-    """
-
-    rank: int = 16
-    alpha: int = 32
-    dropout: float = 0.0
-    target_modules: str | list[str] = "all-linear"
 
 
 def load_policy(
@@ -88,23 +69,11 @@ def load_policy(
 
 def check_weights(policy: nn.Module, source: str | Path) -> None:
     """Raise ValueError, naming where the weights come from, when one of them holds NaN or infinity."""
-    broken = [name for name, weight in policy.named_parameters() if not torch.isfinite(weight).all()]
+    broken = [
+        base_name(name) for name, weight in policy.state_dict().items() if not torch.isfinite(weight).all()
+    ]
     if broken:
         raise ValueError(f"{source}: {len(broken)} weights hold NaN or infinity, for example {broken[0]}")
-
-
-def add_lora(policy: Any, lora: LoRA) -> nn.Module:
-    """Wrap a model in fresh adapters, which change nothing until they are trained."""
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=lora.target_modules,
-        task_type="CAUSAL_LM",
-    )
-    return get_peft_model(policy, config)
 
 
 def load_checkpoint_weights(policy: nn.Module, checkpoint: Path) -> None:
@@ -135,53 +104,3 @@ def checkpoint_policy(checkpoint: Path) -> dict[str, Any]:
         return {"model": saved["model"], "dtype": saved["dtype"], "lora": lora}
     except (RuntimeError, UnpicklingError, EOFError, LookupError, TypeError) as error:
         raise ValueError(f"{checkpoint} is no checkpoint of rwml-lightning, or not a whole one") from error
-
-
-def generator_tensors(policy: Any) -> Iterator[tuple[str, Tensor]]:
-    """Named weights as the base Hugging Face model spells them, adapters merged, shards gathered; tied ones once.
-
-    The policy itself is left as it is: merging in place and undoing it would add rounding at every step.
-    """
-    from peft.tuners.lora import LoraLayer
-
-    adapted = {
-        _base_name(name) + ".weight": module
-        for name, module in policy.named_modules()
-        if isinstance(module, LoraLayer)
-    }
-    for name, parameter in policy.named_parameters(remove_duplicate=True):
-        if "lora_" in name:
-            continue
-        weight = parameter.detach()
-        if isinstance(weight, DTensor):
-            weight = weight.full_tensor()
-        name = _base_name(name)
-        if name in adapted:
-            layer: Any = adapted[name]
-            for adapter in layer.active_adapters:
-                weight = weight + layer.get_delta_weight(adapter).detach().to(weight.dtype)
-        yield name, weight
-
-
-def _base_name(name: str) -> str:
-    return name.removeprefix("base_model.model.").replace(".base_layer", "")
-
-
-@contextlib.contextmanager
-def reference_mode(policy: Any) -> Iterator[None]:
-    """Within it a LoRA policy answers as the model it started from: the reference needs no second copy."""
-    with policy.disable_adapter():
-        yield
-
-
-def export_policy(policy: Any, tokenizer: Any, output: Path) -> None:
-    """Write a plain Hugging Face folder (safetensors, adapters merged) that transformers and vLLM load."""
-    base = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
-    state = {name: tensor.contiguous().cpu() for name, tensor in generator_tensors(policy)}
-    base.save_pretrained(output, state_dict=state, safe_serialization=True)
-    tokenizer.save_pretrained(output)
-
-
-def resolve(model: str) -> str:
-    """Where the model lies; at once, before anything is loaded."""
-    return str(resolve_model(model))

@@ -1,0 +1,116 @@
+"""The whole model travels: buffers as well as parameters, adapters of every kind merged, under the names wanted."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
+
+from rwml_lightning.generation import HFGenerator
+from rwml_lightning.models import load_causal_lm, load_skeleton
+from rwml_lightning.modules import LoRA
+from rwml_lightning.modules.exporting import export_policy
+from rwml_lightning.modules.loading import load_policy
+from rwml_lightning.weights import checkpoint_tensors, model_tensors
+
+IDS = torch.tensor([[5, 9, 40, 41, 7, 60]])
+SHAPE = {
+    "vocab_size": 340,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "bos_token_id": 1,
+    "eos_token_id": 0,
+    "pad_token_id": 1,
+}
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "apertus": {},
+    "deepseek_v3": {
+        "n_routed_experts": 8, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1, "moe_intermediate_size": 16,
+        "first_k_dense_replace": 1, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 8, "v_head_dim": 16, "head_dim": 8, "num_key_value_heads": 4,
+    },
+    "gpt2": {"n_layer": 2, "n_embd": 32, "n_head": 4, "n_positions": 256},
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 8},
+}  # fmt: skip
+
+
+@pytest.fixture(params=list(ARCHITECTURES))
+def folder(request: pytest.FixtureRequest, tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerBase) -> Path:
+    """A model of random weights, every persistent buffer off its default."""
+    torch.manual_seed(0)
+    kept = (
+        SHAPE
+        if request.param != "gpt2"
+        else {k: SHAPE[k] for k in SHAPE if not k.startswith(("num_", "hid"))}
+    )
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(request.param, **{**kept, **ARCHITECTURES[request.param]})
+    )
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if name not in parameters:
+                tensor.add_(torch.rand_like(tensor) * 0.5)
+    model.save_pretrained(tmp_path / "model")
+    tiny_tokenizer.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def make_policy(folder: Path, lora: LoRA | None) -> Any:
+    """A policy whose tensors, or adapters, are not those that it began as."""
+    policy = load_policy(str(folder), lora=lora)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, tensor in policy.state_dict().items():
+            if lora is None or "lora_" in name:
+                tensor.add_(torch.randn_like(tensor) * 0.05)
+    return policy.eval()
+
+
+@torch.no_grad()
+def logits_of(model: Any) -> torch.Tensor:
+    return model.eval()(input_ids=IDS).logits
+
+
+@pytest.mark.parametrize("lora", [None, LoRA(4, 8)], ids=["full", "lora"])
+def test_export_and_copy_compute_what_the_policy_computes(
+    folder: Path, tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerBase, lora: LoRA | None
+) -> None:
+    policy = make_policy(folder, lora)
+    expected = logits_of(policy)
+    assert (expected - logits_of(load_causal_lm(folder))).abs().max() > 0.01
+    export_policy(policy, tiny_tokenizer, tmp_path / "out")
+    torch.testing.assert_close(logits_of(load_causal_lm(tmp_path / "out")), expected, atol=1e-5, rtol=1e-5)
+    generator = HFGenerator(str(folder), device="cpu")
+    generator.update_weights(model_tensors(policy), 1)
+    torch.testing.assert_close(logits_of(generator._started()), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_adapters_are_merged_as_peft_merges_them(folder: Path) -> None:
+    policy = make_policy(folder, LoRA(4, 8))
+    before = copy.deepcopy(policy.state_dict())
+    ours = dict(model_tensors(policy))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in policy.state_dict().items())
+    merged = copy.deepcopy(policy).merge_and_unload()
+    tied = set(merged.all_tied_weights_keys) & merged.state_dict().keys()
+    assert ours.keys() == merged.state_dict().keys() - tied
+    for name, tensor in ours.items():
+        torch.testing.assert_close(tensor, merged.state_dict()[name], atol=1e-6, rtol=1e-6)
+
+
+def test_names_are_those_of_the_files(folder: Path) -> None:
+    files = load_file(folder / "model.safetensors")
+    policy = load_policy(str(folder), lora=LoRA(4, 8))
+    for model in (policy, load_skeleton(folder)):
+        spelt = dict(checkpoint_tensors(model, model_tensors(policy)))
+        assert spelt.keys() == files.keys()
+        assert all(torch.equal(spelt[name], files[name]) for name in files)
