@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import combinations
 from statistics import fmean
-from typing import Any
 
 from rwml_lightning.rewards.base import NextStateReward, success_similarity
+from rwml_lightning.rewards.rouge import rouge
 from rwml_lightning.schema import Group, Score, Transition
 
 MEASURES: Mapping[str, str] = {
@@ -68,7 +67,7 @@ def measure(
         "similarity": fmean(s or 0.0 for s in similarities),
         "accuracy": fmean(s is not None and s > threshold for s in similarities),
         "exact": fmean(text == real for text in texts),
-        "rouge_l": fmean(0.0 if text is None else rouge_l(text, real) for text in texts),
+        "rouge_l": fmean(0.0 if text is None else rouge(text, real) for text in texts),
         "well_formed": fmean(score.well_formed for score in scores),
     }
     if len(texts) > 1:
@@ -87,18 +86,6 @@ def measure_groups(groups: Iterable[Group], reward: NextStateReward) -> list[Mea
         )
         for group in groups
     ]
-
-
-def rouge_l(prediction: str, real: str) -> float:
-    """ROUGE-L F-measure (Lin 2004) of lower-cased words of ASCII letters and digits, without stemming."""
-    return _rouge_scorer().score(real, prediction)["rougeL"].fmeasure
-
-
-@cache
-def _rouge_scorer() -> Any:
-    from rouge_score.rouge_scorer import RougeScorer  # brings nltk: half a second that only evaluations pay
-
-    return RougeScorer(["rougeL"])
 
 
 def _normalise(text: str) -> str:

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
-from typing import TYPE_CHECKING, Literal
 
 from rwml_lightning.rewards.base import score_each
+from rwml_lightning.rewards.rouge import RougeVariant, rouge
 from rwml_lightning.schema import Score, Transition
-
-if TYPE_CHECKING:
-    from rouge_score.rouge_scorer import RougeScorer
 
 
 class RougeReward:
     """F-measure of ROUGE between prediction and real next state; for tool replies (arXiv 2602.05842, section 4).
 
-    Words are runs of ASCII letters and digits, in lower case and not stemmed: punctuation does not count, nor does text
-    in other scripts. The paper rounds to steps of 0.2 and does not name the variant.
+    Words are runs of letters and digits of any script, in lower case and not stemmed; punctuation does not count. See
+    :func:`rwml_lightning.rewards.rouge.words`. The paper rounds to steps of 0.2 and does not name the variant.
 
     Args:
         variant: ``rouge1`` and ``rouge2`` count common words and pairs of words, ``rougeL`` the longest common
@@ -31,7 +27,7 @@ class RougeReward:
 
     def __init__(
         self,
-        variant: Literal["rouge1", "rouge2", "rougeL"] = "rougeL",
+        variant: RougeVariant = "rougeL",
         round_to: float | None = None,
         success_similarity: float = 0.8,
     ) -> None:
@@ -48,15 +44,9 @@ class RougeReward:
         return score_each(transitions, predictions, self._score)
 
     def _score(self, prediction: str, next_state: str) -> Score:
-        overlap = float(self._scorer.score(next_state, prediction)[self.variant].fmeasure)
+        overlap = rouge(prediction, next_state, self.variant)
         reward = overlap if self.round_to is None else round(overlap / self.round_to) * self.round_to
         return Score(reward, overlap, True, {self.variant: overlap})
-
-    @cached_property
-    def _scorer(self) -> RougeScorer:
-        from rouge_score.rouge_scorer import RougeScorer
-
-        return RougeScorer([self.variant])
 
 
 class ExactMatchReward:

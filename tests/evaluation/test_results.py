@@ -27,8 +27,8 @@ from rwml_lightning.evaluation import (
     summarise,
     summarise_by_kind,
 )
-from rwml_lightning.evaluation.measures import rouge_l
 from rwml_lightning.rewards import RougeReward
+from rwml_lightning.rewards.rouge import rouge
 from rwml_lightning.schema import Completion, Group, Prediction, Score, Transition
 
 
@@ -138,7 +138,7 @@ def test_measures_are_shares(texts: list[str | None]) -> None:
     ],
 )
 def test_rouge_l(prediction: str, value: float) -> None:
-    assert rouge_l(prediction, "You open the drawer 1.") == pytest.approx(value)
+    assert rouge(prediction, "You open the drawer 1.") == pytest.approx(value)
 
 
 def test_json_keeps_a_result() -> None:
