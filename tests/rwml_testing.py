@@ -155,8 +155,34 @@ def teach(
         optimizer.zero_grad()
 
 
+def write_tiny_embedder(
+    folder: Path, max_pieces: int = 16, default_prompt: str | None = None, normalised: bool = False
+) -> Path:
+    """Write an untrained sentence-transformers model of one piece a letter; its vectors have any length unless normalised."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Normalize, Pooling, Transformer
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    source = folder / "transformer"
+    letters = [chr(code) for code in range(33, 127)]
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
+    source.mkdir(parents=True)
+    (source / "vocab.txt").write_text("\n".join(pieces))
+    BertTokenizerFast(str(source / "vocab.txt"), do_lower_case=False).save_pretrained(source)
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = BertConfig(vocab_size=len(pieces), max_position_embeddings=64, initializer_range=1.0, **shape)
+    BertModel(config).save_pretrained(source)
+    modules = [Transformer(str(source), max_seq_length=max_pieces), Pooling(16), *[Normalize()] * normalised]
+    prompts = {} if default_prompt is None else {"prompts": {"p": default_prompt}, "default_prompt_name": "p"}
+    SentenceTransformer(modules=modules, device="cpu", **prompts).save(str(folder / "embedder"))
+    return folder / "embedder"
+
+
 class LetterEmbedder:
     """Embeds a text as the counts of its letters: enough like an embedder to be near for near texts."""
+
+    max_seq_length = None
 
     def __init__(self) -> None:
         self.embedded: list[str] = []

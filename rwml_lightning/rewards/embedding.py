@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from rwml_lightning.models import resolve_model
 from rwml_lightning.rewards.base import NO_PREDICTION
 from rwml_lightning.rewards.embedding_server import EmbeddingServer
+from rwml_lightning.rewards.sentence_embedder import Embedding, LongTexts, SentenceEmbedder
 from rwml_lightning.rewards.server import RefusedError, Server
 from rwml_lightning.schema import Score, Transition
 
@@ -33,9 +35,14 @@ class EmbeddingReward:
         cache_size: Most embeddings kept.
         server: Embeds by an OpenAI-compatible server in place of ``embedder``, for example vLLM's. A text that it refuses
             leaves its prediction without a score.
+        prompt: Stands before every text, for an embedder that was trained with one; a default prompt that the embedder's own
+            folder names is not used.
+        long_texts: A text of more pieces than the embedder reads (``max_seq_length``: 256 for the packaged one) is embedded by
+            its beginning alone with ``truncate``. ``windows`` splits it into parts of about equal length that fit and takes the
+            mean of their unit vectors. A server has its own way, such as vLLM's ``truncate_prompt_tokens``.
 
     Raises:
-        ValueError: ``tau_d`` outside (0, 2], or an unknown ``mode``.
+        ValueError: ``tau_d`` outside (0, 2], an unknown ``mode`` or ``long_texts``, or ``windows`` with a server.
     """
 
     def __init__(
@@ -47,6 +54,8 @@ class EmbeddingReward:
         device: str | None = None,
         cache_size: int = 100_000,
         server: Server | None = None,
+        prompt: str = "",
+        long_texts: LongTexts = "truncate",
     ) -> None:
         if not 0 < tau_d <= 2:
             raise ValueError(
@@ -54,6 +63,12 @@ class EmbeddingReward:
             )
         if mode not in ("threshold", "cosine"):
             raise ValueError(f"reward.mode is {mode!r}; it takes 'threshold' or 'cosine'")
+        if long_texts not in ("truncate", "windows"):
+            raise ValueError(f"reward.long_texts is {long_texts!r}; it takes 'truncate' or 'windows'")
+        if server is not None and long_texts == "windows":
+            raise ValueError(
+                "reward.long_texts is 'windows', but a server splits no texts; give reward.embedder in place of reward.server"
+            )
         self.embedder = embedder
         self.tau_d = tau_d
         self.mode = mode
@@ -61,24 +76,26 @@ class EmbeddingReward:
         self.device = device
         self.cache_size = cache_size
         self.success_similarity = 1 - tau_d
+        self.server = server
+        self.prompt = prompt
+        self.long_texts: LongTexts = long_texts
         self._server = None if server is None else EmbeddingServer(server, batch_size)
-        self._model: SentenceTransformer | None = None
-        self._cache: dict[str, np.ndarray | None] = {}
+        self._cache: dict[str, Embedding] = {}
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """Unit vectors of the texts, shape [texts, width]; each distinct text is embedded once and kept.
 
         Raises:
-            RefusedError: The server refuses one of the texts.
+            RefusedError: One of the texts gets no vector.
         """
-        vectors = [vector for vector in self._vectors(texts) if vector is not None]
+        vectors = [one.vector for one in self._embeddings(texts) if one.vector is not None]
         if len(vectors) < len(texts):
             raise RefusedError(
-                f"the embedding server refuses {len(texts) - len(vectors)} of {len(texts)} texts"
+                f"the embedder gives {len(texts) - len(vectors)} of {len(texts)} texts no vector"
             )
         return np.stack(vectors)
 
-    def _vectors(self, texts: Sequence[str]) -> list[np.ndarray | None]:
+    def _embeddings(self, texts: Sequence[str]) -> list[Embedding]:
         missing = [text for text in dict.fromkeys(texts) if text not in self._cache]
         if len(self._cache) + len(missing) > self.cache_size:
             self._cache = {text: self._cache[text] for text in dict.fromkeys(texts) if text in self._cache}
@@ -89,19 +106,24 @@ class EmbeddingReward:
     def score(
         self, transitions: Sequence[Transition], predictions: Sequence[str | None]
     ) -> list[Score | None]:
-        """See :class:`NextStateReward`."""
+        """See :class:`NextStateReward`; the parts hold ``distance`` and ``truncated_texts``.
+
+        ``truncated_texts`` says how many of the two texts, prediction and real next state, the embedder could not read to
+        their end. It is missing where a server embeds, which does not say.
+        """
         answered = [i for i, prediction in enumerate(predictions) if prediction is not None]
         scores: list[Score | None] = [NO_PREDICTION] * len(predictions)
         texts = [str(predictions[i]) for i in answered] + [transitions[i].next_state for i in answered]
-        vectors = self._vectors(texts)
-        for i, predicted, real in zip(
-            answered, vectors[: len(answered)], vectors[len(answered) :], strict=True
-        ):
-            if predicted is None or real is None:
+        found = self._embeddings(texts)
+        for i, predicted, real in zip(answered, found[: len(answered)], found[len(answered) :], strict=True):
+            if predicted.vector is None or real.vector is None:
                 scores[i] = None
                 continue
-            cosine = float((predicted * real).sum())
-            scores[i] = Score(self.reward(cosine), cosine, True, {"distance": 1 - cosine})
+            cosine = float((predicted.vector * real.vector).sum())
+            parts = {"distance": 1 - cosine}
+            if predicted.truncated is not None and real.truncated is not None:
+                parts["truncated_texts"] = float(predicted.truncated + real.truncated)
+            scores[i] = Score(self.reward(cosine), cosine, True, parts)
         return scores
 
     def reward(self, cosine: float) -> float:
@@ -110,17 +132,16 @@ class EmbeddingReward:
             return max(cosine, 0.0)
         return float(cosine > self.success_similarity)  # as evaluations have it, to the last bit
 
-    def _encode(self, texts: list[str]) -> Sequence[np.ndarray | None]:
-        if self._server is not None:
-            return self._server.encode(texts)
-        vectors = self._load().encode(
-            texts, batch_size=self.batch_size, normalize_embeddings=True, show_progress_bar=False
-        )
-        return list(np.asarray(vectors, dtype=np.float32))
+    def _encode(self, texts: list[str]) -> list[Embedding]:
+        if self._server is None:
+            return self._local.encode(texts)
+        return [Embedding(v, None) for v in self._server.encode([self.prompt + text for text in texts])]
+
+    @cached_property
+    def _local(self) -> SentenceEmbedder:
+        return SentenceEmbedder(self._load(), self.embedder, self.batch_size, self.prompt, self.long_texts)
 
     def _load(self) -> SentenceTransformer:
-        if self._model is None:
-            from sentence_transformers import SentenceTransformer
+        from sentence_transformers import SentenceTransformer
 
-            self._model = SentenceTransformer(str(resolve_model(self.embedder)), device=self.device)
-        return self._model
+        return SentenceTransformer(str(resolve_model(self.embedder)), device=self.device)

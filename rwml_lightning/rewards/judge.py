@@ -59,6 +59,7 @@ class JudgeReward:
         max_tokens: int = 1024,
         success_similarity: float = 0.5,
     ) -> None:
+        self.server = server
         self.scale: Literal["binary", "real"] = scale
         self.max_tokens = max_tokens
         self.success_similarity = success_similarity

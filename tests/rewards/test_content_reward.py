@@ -101,6 +101,8 @@ class LetterContrastive(ContrastiveReward):
 class PlaneReward(ContrastiveReward):
     """Real next state at 0 degrees, its one near miss at 60; a prediction is its angle."""
 
+    max_seq_length = None
+
     def contrasts(self, transition: Any) -> list[str]:
         return ["60"]
 

@@ -16,6 +16,8 @@ from rwml_lightning.schema import Score
 class AngleReward(EmbeddingReward):
     """Embeds a text that is a cosine so that its cosine with "1" is that number."""
 
+    max_seq_length = None
+
     def _load(self) -> Any:
         return self
 
