@@ -91,7 +91,7 @@ def held_out_transitions(template: PolicyModule, data: RolloutDataModule) -> lis
     if not data.path.exists():
         collecting = copy(data)
         collecting.generator = copy(data.generator)
-        collecting.collect(lambda: template.tokenizer)
+        collecting.collect(template)
         collecting.close()
     found = [t for t in read_transitions(data.path, data.on_broken) if t.split == "validation"]
     if not found:

@@ -30,7 +30,7 @@ class RWMLTrainer(L.Trainer):
                 f"{datamodule.path} is there already; name another file in data.transitions to collect anew"
             )
             return
-        datamodule.collect(lambda: model.tokenizer)
+        datamodule.collect(model)
 
     def audit(
         self,

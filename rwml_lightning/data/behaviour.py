@@ -21,8 +21,8 @@ _STRETCH_STEPS = 4
 class Behaviour(Protocol):
     """Chooses actions for all live episodes at once."""
 
-    def act(self, states: Sequence[EpisodeState]) -> list[tuple[str, str]]:
-        """Return one (action, thinking) a state."""
+    def act(self, states: Sequence[EpisodeState]) -> Sequence[tuple[str, str] | None]:
+        """Return one (action, thinking) a state; ``None`` ends its episode, which is then truncated."""
         ...
 
 
@@ -74,7 +74,7 @@ class RandomBehaviour:
 class ModelBehaviour:
     """The policy plays, at temperature 1 as in the paper; an answer without an action is played as it stands.
 
-    An episode whose prompt no longer fits the context does nothing any more: its actions are empty.
+    An episode whose prompt no longer fits the context ends there.
 
     Args:
         generator: Writes the actions.
@@ -102,7 +102,7 @@ class ModelBehaviour:
         self.context = context
         self._so_far: dict[str, tuple[int, ...]] = {}
 
-    def act(self, states: Sequence[EpisodeState]) -> list[tuple[str, str]]:
+    def act(self, states: Sequence[EpisodeState]) -> list[tuple[str, str] | None]:
         # Of episodes that are over nothing is kept; one that begins, perhaps again, has no tokens so far.
         self._so_far = {
             s.episode_id: self._so_far[s.episode_id]
@@ -116,7 +116,7 @@ class ModelBehaviour:
         if self.context is not None:
             room = self.context - self.sampling.max_tokens
             prompts = {place: prompt for place, prompt in prompts.items() if len(prompt) <= room}
-        answers = [("", "")] * len(states)
+        answers: list[tuple[str, str] | None] = [None] * len(states)
         if not prompts:
             return answers
         seeds = [
@@ -141,10 +141,10 @@ def make_behaviour(
     seed: int,
     generator: Generator,
     tokenizer: Callable[[], Any],
+    context: Callable[[], int | None],
     prompt: ActionPrompt,
 ) -> Behaviour:
-    """The player that a config names; the tokenizer is loaded for a model alone."""
+    """The player that a config names; tokenizer and context are looked up for a model alone."""
     if name == "random":
         return RandomBehaviour(expert_share, invalid_share, seed)
-    context = generator.max_model_len
-    return ModelBehaviour(generator, tokenizer(), Sampling(max_tokens), seed, prompt, context)
+    return ModelBehaviour(generator, tokenizer(), Sampling(max_tokens), seed, prompt, context())

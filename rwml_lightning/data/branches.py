@@ -69,7 +69,7 @@ def follow_expert(
     seed: int,
     num_alternatives: int = 0,
     history_turns: int = 8,
-) -> list[ExpertEpisode]:
+) -> tuple[list[ExpertEpisode], dict[str, str]]:
     """Play games by the walkthrough that the environment gives.
 
     An alternative is played out from the game's start, in an environment of its own: the expert's actions up to its turn, then
@@ -85,9 +85,10 @@ def follow_expert(
         history_turns: Most earlier turns of a transition.
 
     Returns:
-        Episodes in the order of the games, without those that were not solved; what failed is logged.
+        Episodes in the order of the games, without those that were not solved; and why they were not, by name.
     """
-    played = _follow(pool, environment, games, max_steps, history_turns)
+    failures: dict[str, str] = {}
+    played = _follow(pool, environment, games, max_steps, history_turns, failures)
     if num_alternatives:
         branches = [
             _Branch(number, turn, place, action)
@@ -100,22 +101,30 @@ def follow_expert(
             part = branches[start : start + _MOST_BRANCHES]
             done |= _branch_out(pool, environment, games, played, part, history_turns)
         played = {number: _with_branches(found, number, done) for number, found in played.items()}
-    return [played[number] for number in sorted(played)]
+    missing = [game.episode_id for number, game in enumerate(games) if number not in played]
+    unsolved = {name: failures.get(name, "its walkthrough does not solve it") for name in missing}
+    return [played[number] for number in sorted(played)], unsolved
 
 
 def _follow(
-    pool: EnvironmentPool, environment: str, games: Sequence[ExpertGame], max_steps: int, history_turns: int
+    pool: EnvironmentPool,
+    environment: str,
+    games: Sequence[ExpertGame],
+    max_steps: int,
+    history_turns: int,
+    failures: dict[str, str],
 ) -> dict[int, ExpertEpisode]:
+    """Solved episodes by place; ``failures`` gets the others whose environment failed."""
     begun = pool.reset_many((slot, game.seed, game.task or None) for slot, game in enumerate(games))
     live = {
         slot: EpisodeState.begin(games[slot].episode_id, first)
         for slot, first in begun.items()
-        if _came(first, games[slot].episode_id)
+        if _came(first, games[slot].episode_id, failures)
     }
     plans = {
         slot: list(plan)[:max_steps]
-        for slot, plan in pool.call_many(list(live), "walkthrough").items()
-        if _came(plan, games[slot].episode_id)
+        for slot, plan in pool.walkthrough_many(list(live)).items()
+        if _came(plan, games[slot].episode_id, failures)
     }
     steps: dict[int, list[ExpertStep]] = {slot: [] for slot in plans}
     played: dict[int, ExpertEpisode] = {}
@@ -124,7 +133,7 @@ def _follow(
         if not acting:
             break
         for slot, answer in pool.step_many(acting).items():
-            if not _came(answer, games[slot].episode_id):
+            if not _came(answer, games[slot].episode_id, failures):
                 del plans[slot]
                 continue
             view = live[slot].view
@@ -187,6 +196,8 @@ def _branch_out(
             )
             if branch.turn == turn:
                 found[branch] = transition
+            if answer.done:
+                del live[slot]
     return found
 
 
@@ -199,9 +210,12 @@ def _with_branches(expert: ExpertEpisode, game: int, done: Mapping[_Branch, Tran
     return replace(expert, steps=tuple(steps))
 
 
-def _came(answer: Answer | Failure, name: str) -> TypeGuard[Answer]:
+def _came(answer: Answer | Failure, name: str, failures: dict[str, str] | None = None) -> TypeGuard[Answer]:
+    """Whether it is an answer; a failure is logged, and noted in ``failures``."""
     if isinstance(answer, Failure):
         log.warning("episode %s: %s", name, answer.error)
+        if failures is not None:
+            failures[name] = answer.line
     return not isinstance(answer, Failure)
 
 

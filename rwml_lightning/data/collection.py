@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,8 +20,14 @@ from rwml_lightning.data.behaviour import Behaviour, make_behaviour
 from rwml_lightning.data.branches import ExpertGame, follow_expert, transitions_of
 from rwml_lightning.data.episodes import EpisodeState, episode_name, episode_seed
 from rwml_lightning.data.generated_games import GeneratedGames, make_games
-from rwml_lightning.data.transitions import read_metadata, read_transitions, split_of_game, write_transitions
-from rwml_lightning.envs import EnvironmentPool, EnvironmentSpec, Failure
+from rwml_lightning.data.transitions import (
+    is_sample,
+    read_metadata,
+    read_transitions,
+    split_of_game,
+    write_transitions,
+)
+from rwml_lightning.envs import EnvironmentPool, EnvironmentSpec, Failure, read_tasks
 from rwml_lightning.generation import Generator
 from rwml_lightning.schema import Episode, Transition
 from rwml_lightning.seeds import derive_seed
@@ -99,6 +105,7 @@ def collect(
     seed: int,
     generator: Generator,
     tokenizer: Callable[[], Any],
+    context: Callable[[], int | None],
     record: Callable[[int, int, list[Episode]], None] | None = None,
 ) -> None:
     """Collect transitions into ``path``; interrupted, it goes on where it was.
@@ -113,11 +120,12 @@ def collect(
         seed: The run's seed; an episode's actions follow from it and the episode's name.
         generator: For ``behaviour: model``.
         tokenizer: Gives the policy's tokenizer; for ``behaviour: model``.
+        context: Gives the most tokens of a prompt and its completion; for ``behaviour: model``.
         record: Called with (number of the batch from 1, how many there are, its episodes) after each.
 
     Raises:
         ValueError: Settings that do not fit, or parts collected with other settings.
-        RuntimeError: Too many episodes were lost to failures of the environment.
+        RuntimeError: Too many episodes were lost to failures of the environment; the message has the last reason.
     """
     if path.exists():
         return
@@ -139,11 +147,12 @@ def collect(
             seed,
             generator,
             tokenizer,
+            context,
             collection.prompt,
         )
     size = collection.num_environments
     chunks = [jobs[i : i + size] for i in range(0, len(jobs), size)]
-    dropped = 0
+    dropped: dict[str, str] = {}
     console = Console(stderr=True)
     columns = (
         TextColumn("collecting episodes"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
@@ -164,24 +173,31 @@ def collect(
                 write_transitions(part, (t for one in played for t in one.transitions), {"dropped": lost})
                 if record is not None:
                     record(number + 1, len(chunks), [one.episode for one in played])
-            dropped += len(read_metadata(part)["dropped"])
+            dropped |= read_metadata(part)["dropped"]
             finished = min((number + 1) * size, len(jobs))
-            if dropped > collection.max_dropped_share * finished and dropped > 1:
+            if len(dropped) > collection.max_dropped_share * finished and len(dropped) > 1:
                 raise RuntimeError(
-                    f"{dropped} of {finished} episodes were lost to failures of the environment, more than "
-                    f"data.collection.max_dropped_share ({collection.max_dropped_share}) allows; the log names them"
+                    f"{len(dropped)} of {finished} episodes were lost to failures of the environment, more than "
+                    f"data.collection.max_dropped_share ({collection.max_dropped_share}) allows{_last_reason(dropped)}"
                 )
-            progress.update(task, advance=len(chunk), description=f"{dropped} dropped" if dropped else "")
+            progress.update(
+                task, advance=len(chunk), description=f"{len(dropped)} dropped" if dropped else ""
+            )
     transitions = [
         t for number in range(len(chunks)) for t in read_transitions(parts / f"{number:05d}.parquet")
     ]
     if not transitions:
-        raise RuntimeError(f"no transitions came of {len(jobs)} episodes; the log says why")
-    write_transitions(path, transitions, {**settings, "dropped_episodes": dropped})
+        raise RuntimeError(f"no transitions came of {len(jobs)} episodes{_last_reason(dropped)}")
+    write_transitions(path, transitions, {**settings, "dropped_episodes": len(dropped)})
     for part in parts.iterdir():
         part.unlink()
     parts.rmdir()
-    console.print(collection_table(transitions, len(jobs), dropped))
+    console.print(collection_table(transitions, len(jobs), len(dropped)))
+
+
+def _last_reason(dropped: Mapping[str, str]) -> str:
+    """The end of a message about lost episodes: the last of them and why, where there is one."""
+    return "".join(f"; episode {name}: {reason}" for name, reason in [*dropped.items()][-1:])
 
 
 def check_settings(parts: Path, settings: dict[str, Any]) -> None:
@@ -199,16 +215,18 @@ def check_settings(parts: Path, settings: dict[str, Any]) -> None:
 
 
 def task_names(spec: EnvironmentSpec) -> dict[str, list[str]] | None:
-    """Task ids by split, or ``None`` for an environment without a ``tasks`` attribute."""
+    """Task ids by split, or ``None`` for an environment without a ``tasks`` attribute.
+
+    Raises:
+        ValueError: The environment cannot be made, or its ``tasks`` are not texts by split.
+    """
     environment = spec.make()
     tasks = getattr(environment.unwrapped, "tasks", None)
     environment.close()
-    if tasks is None:
-        return None
-    return {
-        split: list(names)
-        for split, names in (tasks if isinstance(tasks, dict) else {"train": tasks}).items()
-    }
+    try:
+        return None if tasks is None else read_tasks(tasks)
+    except ValueError as error:
+        raise ValueError(f"environment {spec.id!r}: {error}") from error
 
 
 def list_jobs(spec: EnvironmentSpec, collection: Collection, seed: int) -> Iterator[Job]:
@@ -232,6 +250,13 @@ def list_jobs(spec: EnvironmentSpec, collection: Collection, seed: int) -> Itera
         not is_validation(split) for split in chosen
     )
     games = [game for listed in chosen.values() for game in listed]
+    twice = next((game for game, times in Counter(games).items() if times > 1), None)
+    if twice is not None:
+        where = ", ".join(split for split, listed in chosen.items() if twice in listed)
+        raise ValueError(
+            f"the environment names the task {twice!r} twice (splits: {where}); name splits without it in "
+            "data.collection.splits"
+        )
     drawn = split_of_game(games, seed, collection.validation_share)
     jobs: list[Job] = []
     for split, listed in chosen.items():
@@ -258,33 +283,36 @@ def play(
     environment: str,
     seed: int,
     attempts: int = 2,
-) -> tuple[list[Played], list[str]]:
+) -> tuple[list[Played], dict[str, str]]:
     """Play some episodes at once; one that fails is tried again in a fresh environment, then dropped.
 
     Returns:
-        Episodes in the order of ``jobs``, and the names of those that were lost.
+        Episodes in the order of ``jobs``, and why the others were lost, by name.
     """
-    played: dict[int, Played] = {}
+    outcomes: dict[int, Played | Failure] = {}
     waiting = dict(enumerate(jobs))
     for attempt in range(attempts):
-        played |= _play_once(pool, waiting, behaviour, collection, environment, seed)
-        waiting = {slot: job for slot, job in waiting.items() if slot not in played}
+        outcomes |= _play_once(pool, waiting, behaviour, collection, environment, seed)
+        waiting = {slot: job for slot, job in waiting.items() if isinstance(outcomes[slot], Failure)}
         if not waiting:
             break
         fate = "is tried again" if attempt + 1 < attempts else "is dropped"
         for job in waiting.values():
             log.warning("episode %s failed and %s", job.episode_id, fate)
-    return [played[slot] for slot in sorted(played)], [job.episode_id for job in waiting.values()]
+    return (
+        [one for _, one in sorted(outcomes.items()) if isinstance(one, Played)],
+        {jobs[slot].episode_id: one.line for slot, one in outcomes.items() if isinstance(one, Failure)},
+    )
 
 
 def play_branches(
     pool: EnvironmentPool, jobs: Sequence[Job], collection: Collection, environment: str, seed: int
-) -> tuple[list[Played], list[str]]:
-    """Episodes of the expert with what other actions would have done, and the names of those that it did not solve."""
+) -> tuple[list[Played], dict[str, str]]:
+    """Episodes of the expert with what other actions would have done, and why there are no others, by name."""
     games = [
         ExpertGame(job.episode_id, job.game, episode_seed(seed, job.episode_id), job.split) for job in jobs
     ]
-    found = follow_expert(
+    found, unsolved = follow_expert(
         pool,
         environment,
         games,
@@ -294,11 +322,9 @@ def play_branches(
         collection.history_turns,
     )
     played = [
-        Played(expert.episode, [one for one in transitions_of(expert) if one.next_state.strip()])
-        for expert in found
+        Played(expert.episode, [one for one in transitions_of(expert) if is_sample(one)]) for expert in found
     ]
-    solved = {expert.episode.episode_id for expert in found}
-    return played, [game.episode_id for game in games if game.episode_id not in solved]
+    return played, unsolved
 
 
 def _play_once(
@@ -308,45 +334,57 @@ def _play_once(
     collection: Collection,
     environment: str,
     seed: int,
-) -> dict[int, Played]:
-    """Episodes by slot, of those that came to their end without a failure."""
+) -> dict[int, Played | Failure]:
+    """What became of each episode, by slot."""
     results = pool.reset_many(
         (slot, episode_seed(seed, job.episode_id), job.game or None) for slot, job in jobs.items()
     )
     begun = [slot for slot, result in results.items() if not isinstance(result, Failure)]
-    expert = pool.call_many(begun, "walkthrough") if collection.expert_share else {}
+    expert = pool.walkthrough_many(begun) if collection.expert_share else {}
     live: dict[int, EpisodeState] = {}
+    transitions: dict[int, list[Transition]] = {slot: [] for slot in jobs}
+    outcomes: dict[int, Played | Failure] = {}
+
+    def lose(slot: int, failure: Failure) -> None:
+        log.warning("episode %s: %s", jobs[slot].episode_id, failure.error)
+        live.pop(slot, None)
+        outcomes[slot] = failure
+
+    def end(slot: int) -> None:
+        job = jobs[slot]
+        episode = live.pop(slot).finish(environment, job.game, episode_seed(seed, job.episode_id))
+        outcomes[slot] = Played(episode, transitions[slot])
+
     for slot, result in results.items():
         walkthrough = expert.get(slot, ())
-        if isinstance(result, Failure) or isinstance(walkthrough, Failure):
-            failure = result if isinstance(result, Failure) else walkthrough
-            log.warning("episode %s: %s", jobs[slot].episode_id, failure.error)
-            continue
-        live[slot] = EpisodeState.begin(jobs[slot].episode_id, result, walkthrough)
-    transitions: dict[int, list[Transition]] = {slot: [] for slot in live}
-    played: dict[int, Played] = {}
-    for step in range(collection.max_steps):
-        if not live:
+        if isinstance(result, Failure):
+            lose(slot, result)
+        elif isinstance(walkthrough, Failure):
+            lose(slot, walkthrough)
+        else:
+            live[slot] = EpisodeState.begin(jobs[slot].episode_id, result, walkthrough)
+    for _ in range(collection.max_steps):
+        acts = dict(zip(live, behaviour.act(list(live.values())), strict=True))
+        for slot in [slot for slot, act in acts.items() if act is None]:
+            end(slot)
+        actions = {slot: act for slot, act in acts.items() if act is not None}
+        if not actions:
             break
-        actions = dict(zip(live, behaviour.act(list(live.values())), strict=True))
-        results = pool.step_many({slot: action for slot, (action, _) in actions.items()})
-        for slot, result in results.items():
-            state, job = live[slot], jobs[slot]
+        for slot, result in pool.step_many({slot: action for slot, (action, _) in actions.items()}).items():
             if isinstance(result, Failure):
-                log.warning("episode %s: %s", state.episode_id, result.error)
-                del live[slot]
+                lose(slot, result)
                 continue
             action, thinking = actions[slot]
-            transition = state.advance(
-                action, result, environment, thinking, collection.history_turns, job.split
+            transition = live[slot].advance(
+                action, result, environment, thinking, collection.history_turns, jobs[slot].split
             )
-            if action and transition.next_state.strip():
+            if is_sample(transition):
                 transitions[slot].append(transition)
-            if result.done or step + 1 == collection.max_steps:
-                episode = state.finish(environment, job.game, episode_seed(seed, job.episode_id))
-                played[slot] = Played(episode, transitions[slot])
-                del live[slot]
-    return played
+            if result.done:
+                end(slot)
+    for slot in list(live):
+        end(slot)
+    return outcomes
 
 
 def collection_table(transitions: Sequence[Transition], num_episodes: int, num_dropped: int) -> Table:

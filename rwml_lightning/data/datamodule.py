@@ -171,8 +171,11 @@ class RolloutDataModule(L.LightningDataModule):
 
     @property
     def _context(self) -> int | None:
+        return self._context_with(self.module)
+
+    def _context_with(self, module: PolicyModule) -> int | None:
         """Most tokens of a prompt and its completion, by generator and model."""
-        limits = (self.generator.max_model_len, context_tokens(self.module.model))
+        limits = (self.generator.max_model_len, context_tokens(module.model))
         return min((limit for limit in limits if limit is not None), default=None)
 
     def _make_rollouts(self, reward: NextStateReward, control: Control | None) -> WorldModelRollouts:
@@ -193,18 +196,22 @@ class RolloutDataModule(L.LightningDataModule):
             if self.module.reads == "actions":
                 self._prepare_demonstrations()
         if not self.path.exists() and (not self._plays or self.play.probe is not None):
-            self.collect(lambda: self.module.tokenizer)
+            self.collect(self.module)
 
-    def collect(self, tokenizer: Callable[[], Any]) -> None:
-        """Collect transitions into the file, or finish what an interrupted collection left."""
+    def collect(self, module: PolicyModule) -> None:
+        """Collect transitions into the file, or finish what an interrupted collection left.
+
+        Args:
+            module: The policy; its tokenizer and context are looked up only where the model plays.
+        """
         if self.environment is None or self.collection is None:
             raise ValueError(
                 f"data.transitions names {self.path}, which does not exist, and data.environment and data.collection do "
                 "not say how to collect it"
             )
         collect(
-            self.path, self.environment, self.games, self.collection, self.seed, self.generator, tokenizer,
-            self.record_episodes,
+            self.path, self.environment, self.games, self.collection, self.seed, self.generator,
+            lambda: module.tokenizer, lambda: self._context_with(module), self.record_episodes,
         )  # fmt: skip
 
     @override

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import track
 
 from rwml_lightning.data.batches import Label
-from rwml_lightning.data.branches import ExpertGame, follow_expert
+from rwml_lightning.data.branches import ExpertEpisode, ExpertGame, follow_expert
 from rwml_lightning.data.episodes import episode_name
 from rwml_lightning.data.games import Game
 from rwml_lightning.data.play import EpisodePlayer
@@ -79,6 +79,7 @@ def collect_demonstrations(
             "data.demonstrations.source is 'reflection', but data.play.prompt.answer has no place for {thinking}"
         )
     labels: list[Label] = []
+    unsolved: dict[str, str] = {}
     solved = 0
     chunks = [games[start : start + wanted.batch_size] for start in range(0, len(games), wanted.batch_size)]
     console = Console(stderr=True)
@@ -90,13 +91,16 @@ def collect_demonstrations(
                 _own_successes(wanted, player, number, chunk, Sampling(max_tokens, wanted.temperature))
             )
         else:
-            episodes = list(_expert_labels(wanted, player, chunk))
+            experts, missing = _follow_expert(wanted, player, chunk)
+            unsolved |= missing
+            episodes = list(_expert_labels(wanted, player, experts))
         solved += len(episodes)
         labels += [label for episode in episodes for label in episode]
     if not labels:
         raise ValueError(
             f"none of {len(games)} games was solved, so there is nothing to imitate; take easier games, more "
             "data.demonstrations.episodes_per_game, or data.demonstrations.source 'expert'"
+            + "".join(f"; {name}: {reason}" for name, reason in [*unsolved.items()][-1:])
         )
     write_labels(Path(wanted.path), labels, {**asdict(wanted), "tokenizer": fingerprint(player.tokenizer)})
     console.print(f"{len(labels)} turns of {solved} solved episodes, of {len(games)} games: {wanted.path}")
@@ -117,22 +121,26 @@ def _own_successes(
             ]
 
 
-def _expert_labels(
+def _follow_expert(
     wanted: Demonstrations, player: EpisodePlayer, games: Sequence[Game]
-) -> Iterator[list[Label]]:
-    """Labels of each game that its walkthrough solves in time."""
-    reflects = wanted.source == "reflection"
+) -> tuple[list[ExpertEpisode], dict[str, str]]:
     named = [
         ExpertGame(f"expert-{episode_name(game.task, 0)}", game.task, game.seed, "train") for game in games
     ]
-    episodes = follow_expert(
-        player.pool, player.environment, named, wanted.max_steps, player.seed,
-        num_alternatives=wanted.reflection.num_alternatives if reflects else 0, history_turns=wanted.max_steps,
+    num_alternatives = wanted.reflection.num_alternatives if wanted.source == "reflection" else 0
+    return follow_expert(
+        player.pool, player.environment, named, wanted.max_steps, player.seed, num_alternatives, wanted.max_steps
     )  # fmt: skip
+
+
+def _expert_labels(
+    wanted: Demonstrations, player: EpisodePlayer, episodes: Sequence[ExpertEpisode]
+) -> Iterator[list[Label]]:
+    """Labels of each episode, as far as they fit the context."""
     steps = [step for episode in episodes for step in episode.steps]
     thoughts = iter(
         write_reflections(wanted.reflection, steps, player.generator, player.tokenizer, player.seed)
-        if reflects
+        if wanted.source == "reflection"
         else [""] * len(steps)
     )
     for episode in episodes:
@@ -142,8 +150,11 @@ def _expert_labels(
             prompt = player.prompt.encode(player.tokenizer, step.view, so_far)
             answer = player.prompt.answer.format(action=step.transition.action, thinking=next(thoughts))
             answer_ids = encode_label(player.tokenizer, answer)
-            labels.append(Label(step.transition.transition_id, prompt, answer_ids))
             so_far = prompt + answer_ids
+            if player.context is None or len(so_far) <= player.context:
+                labels.append(Label(step.transition.transition_id, prompt, answer_ids))
+            else:
+                log.warning("%s does not fit the context and is left out", step.transition.transition_id)
         yield labels
 
 

@@ -101,6 +101,7 @@ class EpisodePlayer:
         self.invalid_penalty = invalid_penalty
         self.attempts = attempts
         self.max_dropped_share = max_dropped_share
+        self._last_failure = ""
         self._num_groups = 0
         self._num_dropped = 0
 
@@ -167,7 +168,7 @@ class EpisodePlayer:
             place, member = slots[slot]
             name = f"{position[0]}-{position[1]}-{place}-{episode_name(games[place].task, member)}"
             if isinstance(result, Failure):
-                log.warning("episode %s: %s", name, result.error)
+                self._note(name, result)
             else:
                 live[slot] = _Running(EpisodeState.begin(name, result))
         played: dict[tuple[int, int], Playthrough] = {}
@@ -199,7 +200,7 @@ class EpisodePlayer:
             results = self._timed(seconds, lambda acting=acting: self.pool.step_many(acting))  # type: ignore[misc]
             for slot, result in results.items():
                 if isinstance(result, Failure):
-                    log.warning("episode %s: %s", live.pop(slot).state.episode_id, result.error)
+                    self._note(live.pop(slot).state.episode_id, result)
                     continue
                 self._advance(live[slot], actions[slot], result, prompts[slot], completions[slot])
                 if result.done:
@@ -256,6 +257,10 @@ class EpisodePlayer:
         seconds["env"] += time.perf_counter() - start
         return results
 
+    def _note(self, name: str, failure: Failure) -> None:
+        log.warning("episode %s: %s", name, failure.error)
+        self._last_failure = f"episode {name}: {failure.line}"
+
     def _count(self, games: Sequence[Game], num_kept: int, lost: Sequence[tuple[int, int]]) -> None:
         self._num_groups += len(games)
         self._num_dropped += len(games) - num_kept
@@ -266,6 +271,6 @@ class EpisodePlayer:
         if self._num_dropped > 1 and self._num_dropped > self.max_dropped_share * self._num_groups:
             raise ValueError(
                 f"{self._num_dropped} of {self._num_groups} groups were lost to failures of the environment, more than "
-                f"data.max_dropped_share ({self.max_dropped_share}) allows; the log says why. The same command goes on "
-                "from the last checkpoint"
+                f"data.max_dropped_share ({self.max_dropped_share}) allows. The same command goes on from the last "
+                f"checkpoint. The last failure: {self._last_failure}"
             )

@@ -38,6 +38,11 @@ SCHEMA = pa.schema(
 _REQUIRED_TEXT = ("transition_id", "game", "observation", "action", "next_state")
 
 
+def is_sample(transition: Transition) -> bool:
+    """Whether there is something to predict and to predict it from; an environment may also be silent."""
+    return all(text.strip() for text in (transition.observation, transition.action, transition.next_state))
+
+
 def write_transitions(
     path: Path, transitions: Iterable[Transition], metadata: Mapping[str, Any] | None = None
 ) -> None:

@@ -5,12 +5,21 @@ Importing this registers ``rwml/ALFWorld-v0`` and ``rwml/Tau2-v0`` by name only:
 
 import gymnasium
 
+from rwml_lightning.envs.boundary import Observation, read_tasks, well_formed
 from rwml_lightning.envs.chat import Message
 from rwml_lightning.envs.make import EnvironmentSpec
-from rwml_lightning.envs.pool import EnvironmentPool, Failure, Observation
+from rwml_lightning.envs.pool import EnvironmentPool, Failure
 
 if "rwml/ALFWorld-v0" not in gymnasium.registry:
     gymnasium.register("rwml/ALFWorld-v0", entry_point="rwml_lightning.envs.alfworld.env:ALFWorldEnv")
     gymnasium.register("rwml/Tau2-v0", entry_point="rwml_lightning.envs.tau2.env:Tau2Env")
 
-__all__ = ["EnvironmentPool", "EnvironmentSpec", "Failure", "Message", "Observation"]
+__all__ = [
+    "EnvironmentPool",
+    "EnvironmentSpec",
+    "Failure",
+    "Message",
+    "Observation",
+    "read_tasks",
+    "well_formed",
+]

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 import gymnasium
+from gymnasium.envs.registration import ENV_ID_RE, find_highest_version, get_env_id, parse_env_id
+
+Factory = Callable[..., gymnasium.Env[Any, Any]]
 
 
 @dataclass(frozen=True)
 class EnvironmentSpec:
     """An environment that is yet to be made, here or in a worker process.
 
+    Nothing is called but what makes environments: the type is checked before the call. Importing a module runs its code, so a
+    config names modules that are trusted.
+
     Args:
-        id: Gymnasium id (``rwml/ALFWorld-v0``, or ``module:id`` with a module to import first), or the path of a
-            ``gymnasium.Env`` class or factory (``package.module:Class`` or ``package.module.Class``).
+        id: Gymnasium id (``rwml/ALFWorld-v0``, without its version for the newest, or ``module:id`` with a module to import
+            first), or the path of a ``gymnasium.Env`` class or of a function annotated to return one
+            (``package.module:Class`` or ``package.module.Class``).
         kwargs: Arguments of the environment.
 
     Example:
@@ -32,10 +39,9 @@ class EnvironmentSpec:
         Raises:
             ValueError: There is no such environment, or it does not take these arguments; the message names it.
         """
-        factory = _registered(self.id) or _import_attribute(self.id)
         try:
-            environment = factory(**self.kwargs)
-        except TypeError as error:
+            environment = _find(self.id)(**self.kwargs)
+        except (TypeError, gymnasium.error.Error) as error:
             raise ValueError(f"environment {self.id!r}: {error}") from error
         if not isinstance(environment, gymnasium.Env):
             made = type(environment).__name__
@@ -43,27 +49,58 @@ class EnvironmentSpec:
         return environment
 
 
-def _registered(name: str) -> Any:
-    """The factory of a registered environment, or ``None``."""
-    module, _, identifier = name.rpartition(":")
-    if identifier not in gymnasium.registry and module and "/" in name:
-        importlib.import_module(module)
+def _find(name: str) -> Factory:
+    """What makes the environment of this name; a module before the colon is imported first."""
+    module_name, colon, attribute = name.partition(":")
+    registered = None if colon else _registered(name)
+    if registered is not None:
+        return registered
+    if not colon:
+        module_name, _, attribute = name.rpartition(".")
+    if not attribute or not all(map(str.isidentifier, module_name.split("."))):
+        known = ", ".join(sorted(one for one in gymnasium.registry if one.startswith("rwml/")))
+        raise ValueError(
+            f"environment {name!r} is neither a registered Gymnasium id ({known}, ...) nor 'module:id' nor "
+            "'package.module:Class'"
+        )
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ValueError(f"environment {name!r}: {error}") from error
+    registered = _registered(attribute) if colon else None
+    if registered is not None:
+        return registered
+    factory = getattr(module, attribute, None)
+    if factory is None:
+        raise ValueError(
+            f"environment {name!r}: module {module_name!r} has no {attribute!r} and registers no such Gymnasium id"
+        )
+    if not _makes_environments(factory):
+        raise ValueError(
+            f"environment {name!r} is neither a gymnasium.Env class nor a function annotated to return one "
+            "('-> gymnasium.Env'), so it is not called"
+        )
+    return factory
+
+
+def _registered(identifier: str) -> Factory | None:
+    """The factory of a registered environment, of its newest version where none is named; or ``None``."""
+    if identifier not in gymnasium.registry and ENV_ID_RE.fullmatch(identifier):
+        namespace, name, version = parse_env_id(identifier)
+        newest = find_highest_version(namespace, name) if version is None else None
+        identifier = identifier if newest is None else get_env_id(namespace, name, newest)
     if identifier not in gymnasium.registry:
         return None
     # The passive checker warns of every text that its space does not list; time limits are the environment's own.
     return lambda **kwargs: gymnasium.make(identifier, disable_env_checker=True, **kwargs)
 
 
-def _import_attribute(path: str) -> Any:
-    module_name, _, attribute = path.partition(":") if ":" in path else path.rpartition(".")
-    if not module_name or not attribute:
-        known = ", ".join(sorted(name for name in gymnasium.registry if name.startswith("rwml/")))
-        raise ValueError(
-            f"environment {path!r} is neither a registered Gymnasium id ({known}, ...) nor 'package.module:Class'"
-        )
-    try:
-        return getattr(importlib.import_module(module_name), attribute)
-    except ModuleNotFoundError as error:
-        raise ValueError(f"environment {path!r}: {error}") from error
-    except AttributeError as error:
-        raise ValueError(f"environment {path!r}: module {module_name!r} has no {attribute!r}") from error
+def _makes_environments(factory: Any) -> bool:
+    made = factory
+    if not isinstance(factory, type):
+        try:
+            made = get_type_hints(factory).get("return")
+        except (TypeError, NameError, AttributeError):  # no function, or an annotation that says nothing here
+            return False
+    made = get_origin(made) or made
+    return isinstance(made, type) and issubclass(made, gymnasium.Env)

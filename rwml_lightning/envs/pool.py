@@ -6,48 +6,16 @@ Failures are records, never rewards: what raised, hung or died is reported for i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
 
 import gymnasium
 
-from rwml_lightning.envs.chat import Message, as_messages, as_text
+from rwml_lightning.envs.boundary import Observation, read_reset, read_step, read_walkthrough
 from rwml_lightning.envs.make import EnvironmentSpec
 from rwml_lightning.envs.worker import Worker, WorkerError, collect
 
-
-@dataclass(frozen=True, slots=True)
-class Observation:
-    """What an environment answered.
-
-    Args:
-        obs: Text, or chat messages with ``role`` and ``content``.
-        reward: Reward of the step; 0 after a reset.
-        terminated: Whether the environment ended the episode.
-        truncated: Whether a limit ended it.
-        info: What the environment adds.
-    """
-
-    obs: Any
-    reward: float = 0.0
-    terminated: bool = False
-    truncated: bool = False
-    info: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def done(self) -> bool:
-        """Whether the episode is over."""
-        return self.terminated or self.truncated
-
-    @property
-    def messages(self) -> tuple[Message, ...]:
-        """As chat messages; none where it is empty."""
-        return as_messages(self.obs) if self.obs else ()
-
-    @property
-    def text(self) -> str:
-        """As one text."""
-        return as_text(self.messages) if self.messages else ""
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +23,18 @@ class Failure:
     """A slot whose episode is lost; it must be reset, and the episode must not be scored.
 
     Args:
-        reason: ``raised``, ``timeout`` or ``died``: this environment failed. ``lost``: it shared a process with one that
-            did, and may be tried again without suspicion.
-        error: For people.
+        reason: ``raised`` (also what an environment may not answer), ``timeout`` or ``died``: this environment failed.
+            ``lost``: it shared a process with one that did, and may be tried again without suspicion.
+        error: For people; what went wrong is the first line.
     """
 
     reason: Literal["raised", "timeout", "died", "lost"]
     error: str
+
+    @property
+    def line(self) -> str:
+        """What went wrong, in one line."""
+        return self.error.splitlines()[0]
 
 
 Result = Observation | Failure
@@ -80,7 +53,7 @@ class EnvironmentPool:
     Args:
         spec: What to make; each slot has its own environment, kept from episode to episode while all goes well.
         num_workers: Worker processes.
-        step_timeout_s: Most seconds for a step or a call.
+        step_timeout_s: Most seconds for a step or a walkthrough.
         reset_timeout_s: Most seconds for a reset (which may make the environment and load a game); by default
             120, or those for a step where they are more.
         max_episodes_per_worker: Episodes after which a worker is replaced (against leaks in native code).
@@ -151,9 +124,9 @@ class EnvironmentPool:
             {slot: ("step", slot, action) for slot, action in actions.items()}, self.step_timeout_s
         )
 
-    def call_many(self, slots: Iterable[int], method: str) -> dict[int, Any]:
-        """Results of a method without arguments (such as ``walkthrough``) by slot, or a ``Failure``."""
-        return self._exchange({slot: ("call", slot, method) for slot in slots}, self.step_timeout_s)
+    def walkthrough_many(self, slots: Iterable[int]) -> dict[int, tuple[str, ...] | Failure]:
+        """The expert's actions by slot, from a fresh reset on."""
+        return self._exchange({slot: ("walkthrough", slot, None) for slot in slots}, self.step_timeout_s)
 
     def close(self) -> None:
         """End all processes. May be called twice."""
@@ -228,7 +201,7 @@ class EnvironmentPool:
 
 
 class EnvironmentServer:
-    """Worker's side: the environments of its slots.
+    """Worker's side: the environments of its slots, and the check of what they answer.
 
     Args:
         spec: What to make.
@@ -237,6 +210,8 @@ class EnvironmentServer:
     def __init__(self, spec: EnvironmentSpec) -> None:
         self._spec = spec
         self._environments: dict[int, gymnasium.Env[Any, Any]] = {}
+        self._episodes: dict[int, tuple[str | None, int]] = {}
+        self._num_steps: dict[int, int] = {}
 
     def __call__(self, request: tuple[str, int, Any]) -> Any:
         """Answer one request; an environment that raises is dropped, so that the next episode has a fresh one."""
@@ -244,7 +219,7 @@ class EnvironmentServer:
         handlers: dict[str, Callable[[int, Any], Any]] = {
             "reset": self._reset,
             "step": self._step,
-            "call": self._call,
+            "walkthrough": self._walkthrough,
         }
         try:
             return handlers[operation](slot, argument)
@@ -256,14 +231,23 @@ class EnvironmentServer:
         if slot not in self._environments:
             self._environments[slot] = self._spec.make()
         seed, task = argument
-        obs, info = self._environments[slot].reset(
-            seed=seed, options=None if task is None else {"task": task}
-        )
-        return Observation(obs, info=info)
+        self._episodes[slot], self._num_steps[slot] = (task, seed), 0
+        answer = self._environments[slot].reset(seed=seed, options=None if task is None else {"task": task})
+        return self._checked(slot, "reset", read_reset, answer)
 
     def _step(self, slot: int, action: str) -> Observation:
-        obs, reward, terminated, truncated, info = self._environments[slot].step(action)
-        return Observation(obs, float(reward), bool(terminated), bool(truncated), info)
+        self._num_steps[slot] += 1
+        answer = self._environments[slot].step(action)
+        return self._checked(slot, f"step {self._num_steps[slot]}", read_step, answer)
 
-    def _call(self, slot: int, method: str) -> Any:
-        return self._environments[slot].get_wrapper_attr(method)()
+    def _walkthrough(self, slot: int, _: None) -> tuple[str, ...]:
+        answer = self._environments[slot].get_wrapper_attr("walkthrough")()
+        return self._checked(slot, "walkthrough", read_walkthrough, answer)
+
+    def _checked(self, slot: int, where: str, read: Callable[[Any], Answer], answer: Any) -> Answer:
+        try:
+            return read(answer)
+        except ValueError as error:
+            task, seed = self._episodes[slot]
+            game = f"seed {seed}" if task is None else f"task {task!r}, seed {seed}"
+            raise ValueError(f"environment {self._spec.id!r} ({game}), {where}: {error}") from None

@@ -31,7 +31,9 @@ def follow(
     pool: EnvironmentPool, names: str, count: int, max_steps: int = 6, seed: int = 0
 ) -> list[ExpertEpisode]:
     games = [ExpertGame(f"{name}#0", name, 7) for name in names.split()]
-    return follow_expert(pool, "rooms", games, max_steps, seed, count)
+    found, unsolved = follow_expert(pool, "rooms", games, max_steps, seed, count)
+    assert len(found) + len(unsolved) == len(games)
+    return found
 
 
 def test_the_expert_is_followed_and_what_else_could_be_done_is_known(pool: EnvironmentPool) -> None:
@@ -82,7 +84,7 @@ def test_branches_are_a_transition_file(tmp_path: Path) -> None:
     )
     seen: list[Episode] = []
     collect(
-        path, make_spec(tmp_path), None, settings, 3, None, lambda: None,  # type: ignore[arg-type]
+        path, make_spec(tmp_path), None, settings, 3, None, lambda: None, lambda: None,  # type: ignore[arg-type]
         lambda number, total, episodes: seen.extend(episodes),
     )  # fmt: skip
     found = read_transitions(path)

@@ -39,7 +39,7 @@ def run(
 ) -> Path:
     path = folder / name
     collection = Collection(**{**RANDOM, **settings})
-    collect(path, make_spec(folder, games), None, collection, seed, None, lambda: None)  # type: ignore[arg-type]
+    collect(path, make_spec(folder, games), None, collection, seed, None, lambda: None, lambda: None)  # type: ignore[arg-type]
     return path
 
 
@@ -302,14 +302,14 @@ def test_a_model_that_plays_a_conversation_goes_on_with_its_own_tokens(
     assert tuple(generator.calls[-1][0][0]) == first
 
 
-def test_an_episode_that_no_longer_fits_does_nothing(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
+def test_an_episode_that_no_longer_fits_is_not_played_on(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
     generator = ScriptedGenerator(tiny_tokenizer, "<action>wait</action>")
     player = ModelBehaviour(generator, tiny_tokenizer, Sampling(32), 0, context=600)  # type: ignore[arg-type]
     long = make_state()
     long.last = Observation("x" * 900)
-    assert player.act([long, make_state()]) == [("", ""), ("wait", "")]
+    assert player.act([long, make_state()]) == [None, ("wait", "")]
     assert len(generator.calls[0][0]) == 1
-    assert player.act([long]) == [("", "")]
+    assert player.act([long]) == [None]
     assert len(generator.calls) == 1
 
 
@@ -317,14 +317,14 @@ def test_the_model_collects(tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerB
     generator: Generator = ScriptedGenerator(tiny_tokenizer, "<action>go on</action>")  # type: ignore[assignment]
     collection = Collection(behaviour="model", num_workers=1)
     path = tmp_path / "t.parquet"
-    collect(path, make_spec(tmp_path), None, collection, 0, generator, lambda: tiny_tokenizer)
+    collect(path, make_spec(tmp_path), None, collection, 0, generator, lambda: tiny_tokenizer, lambda: None)
     assert Counter(t.action for t in read_transitions(path)) == {"go on": 12}
 
 
 def test_whole_episodes_are_recorded_batch_by_batch(tmp_path: Path) -> None:
     seen: list[tuple[int, int, list[Episode]]] = []
     collection = Collection(**{**RANDOM, "max_steps": 3})
-    arguments = (tmp_path / "t.parquet", make_spec(tmp_path), None, collection, 0, None, lambda: None)
+    arguments = (tmp_path / "t.parquet", make_spec(tmp_path), None, collection, 0, None, lambda: None, lambda: None)
     collect(*arguments, record=lambda *batch: seen.append(batch))  # type: ignore[arg-type]
     assert [(number, total) for number, total, _ in seen] == [(1, 2), (2, 2)]
     episodes = [episode for _, _, batch in seen for episode in batch]

@@ -58,7 +58,7 @@ def play(
     tasks = spec.make().unwrapped.tasks  # type: ignore[attr-defined]
     games = [ExpertGame(f"{task}#0", task, 0) for split in splits for task in tasks[split]]
     with EnvironmentPool(spec, num_workers=2, step_timeout_s=300) as pool:  # the planner takes seconds
-        experts = follow_expert(pool, "alfworld", games, 50, 0)
+        experts, _ = follow_expert(pool, "alfworld", games, 50, 0)
     plans = {begin(one.episode): [step.transition.action for step in one.steps] for one in experts}
     assert len(plans) == len(games)  # all are solved, and no two begin alike
     longest = max(map(len, plans.values()))

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from rwml_lightning.envs import EnvironmentPool, EnvironmentSpec, Failure, Observation
+from rwml_lightning.envs.boundary import read_reset
 
 SCRIPTED = EnvironmentSpec("fake_text_envs:ScriptedEnv", {"greeting": "hi"})
 
@@ -42,7 +43,7 @@ def test_reset_step_and_call_answer_by_slot() -> None:
         )
         assert second[0].done
         assert not second[5].done
-        assert pool.call_many([1], "walkthrough") == {1: ("win",)}
+        assert pool.walkthrough_many([1]) == {1: ("win",)}
         assert pool.num_replaced == 0
 
 
@@ -154,11 +155,9 @@ def test_real_games_in_the_pool(games: Path) -> None:
     tasks = environment.get_wrapper_attr("tasks")["train"]
     with EnvironmentPool(spec, num_workers=2) as pool:
         results = pool.reset_many([(slot, slot, tasks[slot]) for slot in range(4)])
-        plans = pool.call_many(range(4), "walkthrough")
+        plans = pool.walkthrough_many(range(4))
         for slot in range(4):
-            expected, info = environment.reset(options={"task": tasks[slot]})
-            assert results[slot].obs == expected
-            assert results[slot].info == info
+            assert results[slot] == read_reset(environment.reset(options={"task": tasks[slot]}))
         for step in range(max(map(len, plans.values()))):
             actions = {slot: plan[step] for slot, plan in plans.items() if step < len(plan)}
             results.update(pool.step_many(actions))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import gymnasium
 import pytest
@@ -23,8 +25,57 @@ def test_a_users_environment_by_its_gymnasium_id() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "greeting"),
+    [
+        ("registering_envs:Plain-v0", "Plain-v0"),
+        ("registering_envs:Plain", "Plain-v1"),  # the newest version
+        ("registering_envs:spaced/Named-v2", "spaced/Named-v2"),
+        ("registering_envs:spaced/Named", "spaced/Named-v2"),
+        ("registering_envs:Own", "hello"),
+        ("registering_envs.Own", "hello"),
+        ("fake_text_envs:make_scripted", "made"),
+    ],
+)
+def test_a_module_and_what_it_registers_or_holds(name: str, greeting: str) -> None:
+    assert EnvironmentSpec(name).make().reset()[0] == f"{greeting} None"
+
+
+@pytest.mark.parametrize("sign", [".", ":"])
+@pytest.mark.parametrize(
+    ("module", "attribute", "kwargs"),
+    [
+        ("os", "system", {"command": "touch MARK"}),
+        ("subprocess", "Popen", {"args": ["touch", "MARK"]}),
+        ("pathlib", "Path", {}),
+        ("fake_text_envs", "make_unsaid", {"mark": "MARK"}),
+    ],
+)
+def test_what_is_no_environment_is_not_called(
+    tmp_path: Path, sign: str, module: str, attribute: str, kwargs: dict[str, Any]
+) -> None:
+    mark = tmp_path / "called"
+    given = {
+        name: [one.replace("MARK", str(mark)) for one in value]
+        if isinstance(value, list)
+        else value.replace("MARK", str(mark))
+        for name, value in kwargs.items()
+    }
+    with pytest.raises(
+        ValueError, match=r"is neither a gymnasium\.Env class nor a function annotated to return one"
+    ):
+        EnvironmentSpec(f"{module}{sign}{attribute}", given).make()
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
     ("name", "kwargs", "message"),
     [
+        (
+            "registering_envs:Plain-v7",
+            {},
+            "'registering_envs' has no 'Plain-v7' and registers no such Gymnasium id",
+        ),
+        (".relative:Env", {}, "neither a registered"),
         ("nonsense", {}, "neither a registered Gymnasium id \\(rwml/ALFWorld-v0"),
         ("no_such_module:Env", {}, "No module named 'no_such_module'"),
         ("fake_text_envs:Nothing", {}, "has no 'Nothing'"),

@@ -1,0 +1,227 @@
+"""What an environment may answer: checked, and put into plain types, in the process that steps it.
+
+Everything behind it relies on these types, so an answer of another type ends its episode here and says what is needed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from numbers import Real
+from typing import Any
+
+import numpy as np
+
+from rwml_lightning.envs.chat import Message, as_messages, as_text
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What an environment answered.
+
+    Args:
+        obs: Text, or chat messages with ``role`` and ``content``.
+        reward: Reward of the step; 0 after a reset.
+        terminated: Whether the environment ended the episode.
+        truncated: Whether a limit ended it.
+        info: What the environment adds.
+    """
+
+    obs: str | tuple[Message, ...]
+    reward: float = 0.0
+    terminated: bool = False
+    truncated: bool = False
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def done(self) -> bool:
+        """Whether the episode is over."""
+        return self.terminated or self.truncated
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """As chat messages; none where it is empty."""
+        return as_messages(self.obs) if self.obs else ()
+
+    @property
+    def text(self) -> str:
+        """As one text."""
+        return as_text(self.messages) if self.messages else ""
+
+
+def read_reset(answer: Any) -> Observation:
+    """What ``reset`` returned.
+
+    Raises:
+        ValueError: It is not (observation, info) of the types that docs/environments.md names.
+    """
+    obs, info = _parts(answer, ("observation", "info"))
+    return Observation(_observation(obs), info=_info(info))
+
+
+def read_step(answer: Any) -> Observation:
+    """What ``step`` returned.
+
+    Raises:
+        ValueError: It is not (observation, reward, terminated, truncated, info) of the types that docs/environments.md names.
+    """
+    names = ("observation", "reward", "terminated", "truncated", "info")
+    obs, reward, terminated, truncated, info = _parts(answer, names)
+    return Observation(
+        _observation(obs),
+        _number("reward", reward),
+        _flag("terminated", terminated),
+        _flag("truncated", truncated),
+        _info(info),
+    )
+
+
+def read_walkthrough(answer: Any) -> tuple[str, ...]:
+    """Actions of the expert.
+
+    Raises:
+        ValueError: They are not texts.
+    """
+    return _texts("walkthrough()", answer)
+
+
+def read_tasks(tasks: Any) -> dict[str, list[str]]:
+    """Task ids by split; a list without splits is one of training.
+
+    Raises:
+        ValueError: An id is no text, is empty, or holds a lone surrogate, so that it could not be stored as it is.
+    """
+    splits = tasks if isinstance(tasks, Mapping) else {"train": tasks}
+    named = {
+        _text("a split of tasks", split): _items(f"tasks[{split!r}]", ids) for split, ids in splits.items()
+    }
+    for split, ids in named.items():
+        for place, task in enumerate(ids):
+            if not isinstance(task, str) or not task or well_formed(task) != task:
+                raise _refusal(f"tasks[{split!r}][{place}]", task, "a text that names a task")
+    return {split: [str.__str__(task) for task in ids] for split, ids in named.items()}
+
+
+def well_formed(text: str) -> str:
+    """The text with U+FFFD for each lone surrogate, which no file, tokenizer or server takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def _refusal(name: str, value: Any, needed: str) -> ValueError:
+    kind = "None" if value is None else type(value).__name__
+    shown = ascii(value)[:80] if isinstance(value, str) else str(value) if isinstance(value, Real) else ""
+    return ValueError(f"{name} is {f'{shown} ({kind})' if shown else kind}, not {needed}")
+
+
+def _parts(answer: Any, names: Sequence[str]) -> Any:
+    if not isinstance(answer, tuple | list):
+        raise _refusal("the answer", answer, f"({', '.join(names)})")
+    if len(answer) != len(names):
+        raise ValueError(f"the answer has {len(answer)} values, not {len(names)}: ({', '.join(names)})")
+    return answer
+
+
+def _observation(value: Any) -> str | tuple[Message, ...]:
+    if isinstance(value, str):
+        return _text("observation", value)
+    if not isinstance(value, list | tuple):
+        raise _refusal("observation", value, "text or a list of chat messages")
+    return tuple(_message(f"observation[{place}]", one) for place, one in enumerate(value))
+
+
+def _message(name: str, value: Any) -> Message:
+    if not isinstance(value, Mapping):
+        raise _refusal(name, value, "a chat message with 'role' and 'content'")
+    return {key: _text(f"{name}[{key!r}]", value.get(key)) for key in ("role", "content")}
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise _refusal(name, value, "text")
+    plain = str.__str__(value)
+    text = well_formed(plain)
+    if text != plain:
+        _report_surrogate(name)
+    return text
+
+
+@cache
+def _report_surrogate(name: str) -> None:
+    log.warning(
+        "%s holds a lone surrogate, which is replaced by U+FFFD, here and wherever it comes again", name
+    )
+
+
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool | np.bool_):
+        raise _refusal(name, value, "True or False")
+    return bool(value)
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        number = float(value) if isinstance(value, Real) else math.nan
+    except OverflowError:
+        value = number = math.inf
+    if not math.isfinite(number):
+        raise _refusal(name, value, "a finite number")
+    return number
+
+
+def _items(name: str, value: Any) -> tuple[Any, ...]:
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+        raise _refusal(name, value, "a list of texts")
+    return tuple(value)
+
+
+def _texts(name: str, value: Any) -> tuple[str, ...]:
+    return tuple(_text(f"{name}[{place}]", one) for place, one in enumerate(_items(name, value)))
+
+
+def _numbers(name: str, value: Any) -> dict[str, float]:
+    if not isinstance(value, Mapping):
+        raise _refusal(name, value, "a mapping from names to numbers")
+    return {_text(f"a key of {name}", key): _number(f"{name}[{key!r}]", one) for key, one in value.items()}
+
+
+def _tools(name: str, value: Any) -> tuple[Mapping[str, Any], ...]:
+    try:
+        tools = json.loads(_text(name, json.dumps(list(value), ensure_ascii=False)))
+    except (TypeError, ValueError):
+        tools = [None]
+    if not all(isinstance(tool, dict) for tool in tools):
+        raise _refusal(name, value, "a list of JSON schemas")
+    return tuple(tools)
+
+
+_READERS: Mapping[str, Callable[[str, Any], Any]] = {
+    **dict.fromkeys(
+        ("task", "instructions", "background", "kind", "action", "next_state", "task_type"), _text
+    ),
+    **dict.fromkeys(("valid", "knowable", "won"), _flag),
+    "admissible_actions": _texts,
+    "tools": _tools,
+    "measures": _numbers,
+}
+"""The keys of ``info`` that prompts, records and measures read."""
+
+
+def _info(info: Any) -> dict[str, Any]:
+    """Plain types for the keys that are read; ``None`` for one of them is as if it were not there."""
+    if not isinstance(info, Mapping):
+        raise _refusal("info", info, "a mapping")
+    return {
+        key: _READERS[key](f"info[{key!r}]", value) if key in _READERS else value
+        for key, value in info.items()
+        if value is not None or key not in _READERS
+    }
