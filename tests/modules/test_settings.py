@@ -1,0 +1,525 @@
+"""Every setting off its default, through the real module and trainer, against the update written out plainly."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Sequence
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from plain_grpo import (
+    Settings,
+    Text,
+    gradients_of,
+    make_batch,
+    plain_logprobs,
+    plain_loss,
+    read_batch,
+    with_version,
+    with_weights,
+)
+from rwml_testing import Batches, Steps, fit
+from transformers import LlamaForCausalLM
+
+import rwml_lightning.functional.logprobs as head
+import rwml_lightning.modules.policy as loading
+from rwml_lightning.data.batches import Label, LabelledBatch
+from rwml_lightning.modules import LoRA, PolicyGRPO, PolicySFT, WorldModelGRPO, WorldModelSFT
+from rwml_lightning.modules.grpo import GRPOModule
+from rwml_lightning.schema import (
+    ActionSample,
+    Completion,
+    Episode,
+    EpisodeBatch,
+    EpisodeGroup,
+    Playthrough,
+    RolloutBatch,
+    Turn,
+)
+
+# float32; the packed and the plain path sum in different orders. Measured: below 2e-6.
+TOLERANCE = 1e-5
+LABELS = (Label("a", (5, 6, 7), (8, 9)), Label("b", (5, 6), (10,)), Label("c", (5, 6, 7), (8, 40, 41)))
+
+
+class Weights(L.Callback):
+    """Keeps the weights that each optimizer step began with."""
+
+    def __init__(self) -> None:
+        self.before: list[dict[str, torch.Tensor]] = []
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, optimizer: Any) -> None:
+        self.before.append({name: p.detach().clone() for name, p in pl_module.policy.named_parameters()})
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path) -> LlamaForCausalLM:
+    return LlamaForCausalLM.from_pretrained(tiny_model)
+
+
+def run(module: Any, batches: Sequence[Any]) -> tuple[Steps, list[dict[str, torch.Tensor]]]:
+    """What the steps gave, and the weights before each of them and after the last."""
+    weights = Weights()
+    steps = fit(module, batches, callbacks=[weights])
+    last = {name: p.detach().clone() for name, p in module.policy.named_parameters()}
+    return steps, [*weights.before, last]
+
+
+def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(
+            found[name], value, atol=TOLERANCE, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    return max(float((a[name] - b[name]).abs().max()) for name in a)
+
+
+def module_arguments(settings: Settings) -> dict[str, Any]:
+    """The temperature is the batch's."""
+    return {name: value for name, value in asdict(settings).items() if name != "temperature"}
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "beside"),
+    [
+        ("temperature", 0.7, {}),
+        ("temperature", 1.3, {"kl_coefficient": 0.3}),
+        ("clip_low", 0.02, {}),
+        ("clip_high", 0.02, {}),
+        ("advantage_normalisation", "mean", {}),
+        ("advantage_normalisation", "leave_one_out", {}),
+        ("loss_normalisation", "token", {}),
+        ("loss_constant", 5.0, {"loss_normalisation": "constant"}),
+        ("kl_coefficient", 0.3, {}),
+        ("kl_estimator", "k1", {"kl_coefficient": 0.3}),
+        ("kl_estimator", "k2", {"kl_coefficient": 0.3}),
+        ("importance_cap", None, {}),
+        ("importance_cap", 1.1, {}),
+    ],
+)
+def test_grpo_at_every_setting(
+    tiny_model: Path, model: LlamaForCausalLM, setting: str, value: Any, beside: dict[str, Any]
+) -> None:
+    """Three updates on one rollout: gradients of each, and the metrics of the last."""
+    settings = replace(Settings(**beside), **{setting: value})
+    batch = replace(make_batch(model), temperature=settings.temperature)
+    texts = read_batch(batch, settings.advantage_normalisation)
+    module = WorldModelGRPO(
+        model=str(tiny_model),
+        num_iterations=3,
+        learning_rate=3e-4,
+        max_grad_norm=1e9,
+        **module_arguments(settings),
+    )
+    steps, weights = run(module, [batch])
+    with torch.no_grad():
+        old = [plain_logprobs(model, text, settings.temperature) for text in texts]
+        default = Settings(**beside).temperature
+        default_old = [plain_logprobs(model, text, default) for text in texts]
+    assert module.trainer.global_step == len(steps.gradients) == 3
+    differences = []
+    for iteration, found in enumerate(steps.gradients):
+        policy = with_weights(model, weights[iteration])
+        loss, metrics = plain_loss(policy, texts, settings, old, reference=model)
+        assert_close(found, gradients_of(policy, loss))
+        without = Settings(**beside)
+        plain, _ = plain_loss(
+            policy, read_batch(batch, without.advantage_normalisation), without, default_old, reference=model
+        )
+        differences.append(distance(found, gradients_of(policy, plain)))
+    assert max(differences) > 1e-3  # the setting matters here, so one that is ignored is found
+    for name, expected in metrics.items():
+        assert steps.outputs[0]["metrics"][name] == pytest.approx(expected, abs=1e-4), name
+
+
+def test_every_setting_of_the_update_is_in_the_plain_one() -> None:
+    """A setting that is added to GRPOModule must be added to the table above as well."""
+    known = {field.name for field in fields(Settings)} - {"temperature"}
+    own = set(inspect.signature(GRPOModule.__init__).parameters) - {"self", "policy"}
+    assert own - known == {"num_iterations", "max_staleness"}  # in tests of their own
+
+
+@pytest.mark.parametrize(
+    ("arguments", "factors"),
+    [
+        ({"learning_rate": 3e-3}, [1, 1, 1, 1]),
+        ({"weight_decay": 0.5}, [1, 1, 1, 1]),
+        ({"max_grad_norm": 0.01}, [1, 1, 1, 1]),
+        ({"learning_rate_warmup_steps": 2}, [1 / 3, 2 / 3, 1, 1]),
+        (
+            {"learning_rate_schedule": "linear", "learning_rate_warmup_steps": 1},
+            [1 / 2, 1, 2 / 3, 1 / 3],
+        ),
+        ({"learning_rate_schedule": "cosine"}, [1, 0.5 + 0.5**1.5, 0.5, 0.5 - 0.5**1.5]),
+    ],
+)
+def test_weights_after_each_step_are_those_of_plain_adamw(
+    tiny_model: Path, model: LlamaForCausalLM, arguments: dict[str, Any], factors: Sequence[float]
+) -> None:
+    settings: dict[str, Any] = {
+        "learning_rate": 1e-2, "weight_decay": 0.0, "max_grad_norm": 1e9, **arguments
+    }  # fmt: skip
+    batches = [with_version(make_batch(model), version) for version in range(4)]
+    steps, weights = run(WorldModelGRPO(model=str(tiny_model), **settings), batches)
+    plain = copy.deepcopy(model)
+    optimizer = torch.optim.AdamW(
+        plain.parameters(), settings["learning_rate"], (0.9, 0.95), weight_decay=settings["weight_decay"]
+    )
+    texts = read_batch(batches[0])
+    for step, factor in enumerate(factors):
+        policy = with_weights(model, weights[step])
+        gradients = gradients_of(policy, plain_loss(policy, texts, Settings())[0])
+        norm = torch.stack([g.norm() for g in gradients.values()]).norm().item()
+        assert steps.outputs[step]["metrics"]["train/grad_norm"] == pytest.approx(norm, rel=1e-4)
+        scale = min(1, settings["max_grad_norm"] / norm)
+        assert_close(steps.gradients[step], {name: scale * g for name, g in gradients.items()})
+        # The optimizer alone, from the module's own weights and gradients: it would magnify their rounding.
+        for name, parameter in plain.named_parameters():
+            parameter.data.copy_(weights[step][name])
+            parameter.grad = steps.gradients[step][name]
+        optimizer.param_groups[0]["lr"] = settings["learning_rate"] * factor
+        optimizer.step()
+        for name, parameter in plain.named_parameters():
+            torch.testing.assert_close(
+                weights[step + 1][name], parameter.detach(), atol=1e-6, rtol=1e-5, msg=name
+            )
+
+
+@pytest.mark.parametrize(("arguments", "most"), [({"head_chunk_size": 4}, 4), ({}, 40)])
+def test_logits_exist_for_a_chunk_of_positions_at_once(
+    tiny_model: Path,
+    model: LlamaForCausalLM,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: dict[str, Any],
+    most: int,
+) -> None:
+    rows: list[int] = []
+    logits = head._logits
+
+    def watched(hidden: torch.Tensor, *others: Any) -> torch.Tensor:
+        rows.append(len(hidden))
+        return logits(hidden, *others)
+
+    monkeypatch.setattr(head, "_logits", watched)
+    monkeypatch.setattr(loading, "verify_packing", lambda policy: 0.0)  # it computes a few of its own
+    batch = make_batch(model)
+    module = WorldModelGRPO(
+        model=str(tiny_model), max_grad_norm=1e9, kl_coefficient=0.3, **arguments
+    )  # policy and reference
+    steps = fit(module, [batch])
+    assert max(rows) <= most
+    assert (min(rows) > 4) == (most > 4)
+    rows.clear()
+    sft = WorldModelSFT(model=str(tiny_model), max_grad_norm=1e9, **arguments)
+    fit(sft, [LabelledBatch(0, LABELS)])
+    assert max(rows) == min(most, 5)  # five distinct predictions in the labels
+    policy = copy.deepcopy(model)
+    loss, _ = plain_loss(policy, read_batch(batch), Settings(kl_coefficient=0.3), reference=model)
+    assert_close(steps.gradients[0], gradients_of(policy, loss))
+
+
+@pytest.mark.parametrize("most", [16, 4096])
+def test_no_forward_pass_has_more_tokens_than_its_budget(
+    tiny_model: Path, model: LlamaForCausalLM, most: int
+) -> None:
+    for module, batch in (
+        (WorldModelGRPO(model=str(tiny_model), max_tokens_per_micro_batch=most), make_batch(model)),
+        (
+            WorldModelSFT(model=str(tiny_model), max_tokens_per_micro_batch=most),
+            LabelledBatch(0, tuple(Label("x", (5, 6, n), (n, 8, n, 9)) for n in range(40, 50))),
+        ),
+    ):
+        module.configure_model()
+        sizes: list[int] = []
+        module.policy.model.embed_tokens.register_forward_hook(
+            lambda _, inputs, __, sizes=sizes: sizes.append(inputs[0].numel())
+        )
+        fit(module, [batch])
+        assert (len(sizes) > 1) == (most == 16)
+        assert max(sizes) <= most
+
+
+@pytest.mark.parametrize("normalisation", ["sequence", "token", "constant"])
+@pytest.mark.parametrize("cut", [1, 2, 3])  # the last: one rank has lost all its groups
+def test_the_mean_of_two_ranks_gradients_is_that_of_one_device(
+    tiny_model: Path,
+    model: LlamaForCausalLM,
+    monkeypatch: pytest.MonkeyPatch,
+    normalisation: str,
+    cut: int,
+) -> None:
+    arguments: dict[str, Any] = {"loss_normalisation": normalisation, "max_grad_norm": 1e9}
+    if normalisation == "constant":
+        arguments["loss_constant"] = 6.0
+    batch = make_batch(model, ((1.0, 0.0, 0.3), (0.0, 1.0, 0.9), (1.0, 0.2, 0.0)))
+
+    def train(part: RolloutBatch) -> dict[str, torch.Tensor]:
+        return fit(WorldModelGRPO(model=str(tiny_model), **arguments), [part]).gradients[0]
+
+    whole = train(batch)
+    shares = [replace(batch, groups=batch.groups[:cut]), replace(batch, groups=batch.groups[cut:])]
+    sent: list[torch.Tensor] = []
+    monkeypatch.setattr(L.Trainer, "world_size", 2)
+    monkeypatch.setattr(WorldModelGRPO, "all_gather", lambda self, own: sent.append(own) or own[None])
+    for share in shares:
+        train(share)
+    monkeypatch.setattr(WorldModelGRPO, "all_gather", lambda self, own: torch.stack(sent))
+    first, second = (train(share) for share in shares)
+    for name, value in whole.items():
+        none = torch.zeros_like(value)
+        mean = (first.get(name, none) + second.get(name, none)) / 2
+        torch.testing.assert_close(mean, value, atol=TOLERANCE, rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("versions", "max_staleness", "accepted"),
+    [
+        ((0, 1, 2), 0, True),
+        ((0, 0), 0, False),
+        ((0, 0, 1), 1, True),
+        ((0, 0, 0), 1, False),
+        ((1,), 0, False),  # newer than the policy itself
+        ((1,), 5, False),
+    ],
+)
+def test_samples_are_of_this_policy_or_of_one_that_is_not_too_old(
+    tiny_model: Path, model: LlamaForCausalLM, versions: tuple[int, ...], max_staleness: int, accepted: bool
+) -> None:
+    module = WorldModelGRPO(model=str(tiny_model), max_staleness=max_staleness)
+    batches = [with_version(make_batch(model), version) for version in versions]
+    if accepted:
+        fit(module, batches)
+        assert module.policy_version == len(versions)
+    else:
+        with pytest.raises(RuntimeError, match=f"t0#0 was written by policy version {versions[-1]}"):
+            fit(module, batches)
+        assert module.policy_version == len(versions) - 1
+
+
+def test_a_policy_of_adapters_learns_as_its_plain_loss_says(
+    tiny_model: Path, model: LlamaForCausalLM
+) -> None:
+    lora = LoRA(rank=3, alpha=12, target_modules=["q_proj", "down_proj"])
+    settings = Settings(temperature=0.8, kl_coefficient=0.3)
+    module = WorldModelGRPO(
+        model=str(tiny_model),
+        lora=lora,
+        num_iterations=2,
+        learning_rate=1e-2,
+        max_grad_norm=1e9,
+        kl_coefficient=0.3,
+    )
+    module.configure_model()
+    layers = {name for name, m in module.policy.named_modules() if hasattr(m, "lora_A")}
+    assert {name.rsplit(".", 1)[-1] for name in layers} == set(lora.target_modules)
+    layer = module.policy.get_submodule(min(layers))
+    assert (layer.r["default"], layer.scaling["default"]) == (3, 12 / 3)
+    start = copy.deepcopy(module.policy)
+    batch = replace(make_batch(model), temperature=0.8)
+    steps, weights = run(module, [batch])
+    texts = read_batch(batch)
+    with torch.no_grad():
+        old = [plain_logprobs(start, text, 0.8) for text in texts]
+    for before, found in zip(weights[:-1], steps.gradients, strict=True):
+        policy = with_weights(start, before)
+        loss, metrics = plain_loss(policy, texts, settings, old, reference=model)
+        assert_close(found, gradients_of(policy, loss))
+    assert steps.outputs[0]["metrics"]["train/kl"] == pytest.approx(metrics["train/kl"], abs=1e-5)
+
+
+def test_dropout_of_adapters_is_the_one_asked_for(tiny_model: Path) -> None:
+    module = WorldModelSFT(model=str(tiny_model), lora=LoRA(dropout=0.25))
+    module.configure_model()
+    rates = {m.p for m in module.policy.modules() if isinstance(m, torch.nn.Dropout)}
+    assert rates == {0.25}
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_weights_have_the_dtype_asked_for(tiny_model: Path, dtype: str) -> None:
+    module = WorldModelSFT(model=str(tiny_model), dtype=dtype, lora=LoRA(rank=2))
+    module.configure_model()
+    frozen = {p.dtype for p in module.policy.parameters() if not p.requires_grad}
+    assert frozen == {getattr(torch, dtype)}
+
+
+@pytest.mark.parametrize("gradient_checkpointing", ["none", "selective", "full"])
+def test_checkpointing_computes_layers_again_and_changes_no_gradient(
+    tiny_model: Path, model: LlamaForCausalLM, gradient_checkpointing: Any
+) -> None:
+    module = WorldModelGRPO(
+        model=str(tiny_model), gradient_checkpointing=gradient_checkpointing, max_grad_norm=1e9
+    )
+    module.configure_model()
+    calls: list[int] = []
+    module.policy.model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
+    batch = make_batch(model)
+    (found,) = fit(module, [batch]).gradients
+    assert len(calls) == (1 if gradient_checkpointing == "none" else 2)
+    policy = copy.deepcopy(model)
+    assert_close(found, gradients_of(policy, plain_loss(policy, read_batch(batch), Settings())[0]))
+
+
+# Labels
+
+
+def plain_label_loss(model: torch.nn.Module, labels: Sequence[Label], normalisation: str) -> torch.Tensor:
+    rows = [-plain_logprobs(model, Text(label.prompt_ids, label.answer_ids)) for label in labels]
+    if normalisation == "token":
+        return torch.cat(rows).mean()
+    return torch.stack([row.mean() for row in rows]).mean()
+
+
+@pytest.mark.parametrize("kind", [WorldModelSFT, PolicySFT])
+@pytest.mark.parametrize("arguments", [{}, {"loss_normalisation": "sequence"}])
+def test_sft_at_every_setting(
+    tiny_model: Path, model: LlamaForCausalLM, kind: type[Any], arguments: dict[str, Any]
+) -> None:
+    module = kind(model=str(tiny_model), learning_rate=1e-2, max_grad_norm=1e9, **arguments)
+    steps, weights = run(module, [LabelledBatch(0, LABELS), LabelledBatch(1, LABELS[:2])])
+    normalisation = arguments.get("loss_normalisation", "token")
+    other = {"token": "sequence", "sequence": "token"}[normalisation]
+    for step, labels in enumerate((LABELS, LABELS[:2])):
+        policy = with_weights(model, weights[step])
+        loss = plain_label_loss(policy, labels, normalisation)
+        gradients = gradients_of(policy, loss)
+        assert_close(steps.gradients[step], gradients)
+        assert distance(gradients, gradients_of(policy, plain_label_loss(policy, labels, other))) > 1e-3
+        metrics = steps.outputs[step]["metrics"]
+        norm = torch.stack([g.norm() for g in gradients.values()]).norm().item()
+        assert metrics["train/loss"] == pytest.approx(loss.item(), abs=1e-5)
+        assert metrics["train/grad_norm"] == pytest.approx(norm, rel=1e-4)
+        assert metrics["train/trained_tokens"] == sum(len(label.answer_ids) for label in labels)
+
+
+# Play
+
+
+def make_episodes(model: torch.nn.Module, temperature: float = 1.0) -> EpisodeBatch:
+    """Two games of two episodes; the states A and B are visited by several, with other returns."""
+    generator = torch.Generator().manual_seed(2)
+
+    def member(name: str, states: str, rewards: Sequence[float]) -> Playthrough:
+        samples = []
+        for turn, reward in enumerate(rewards):
+            ids = tuple(torch.randint(2, 300, (2 + turn,), generator=generator).tolist())
+            prompt = (5, 6, 7 + turn)
+            with torch.no_grad():
+                logprobs = plain_logprobs(model, Text(prompt, ids), temperature)
+            samples.append(ActionSample(prompt, Completion(ids, tuple(logprobs.tolist()), "stop", 0), reward))
+        turns = tuple(Turn(state, "act") for state in states)
+        return Playthrough(Episode(name, "test", "g", "t", 0, turns, "end"), tuple(samples))
+
+    groups = (
+        EpisodeGroup("g", "train", (member("a", "AB", [0, 10]), member("b", "AAB", [0.5, 0, 1]))),
+        EpisodeGroup("h", "train", (member("c", "A", [1]), member("d", "AA", [0, 1]))),  # equal episodes
+    )
+    return EpisodeBatch(0, 0, groups, temperature)
+
+
+def plain_turns(batch: EpisodeBatch, discount: float, step_weight: float) -> list[Text]:
+    """Every turn with its advantage: its episode's, and ``step_weight`` times that among turns in the same state."""
+
+    def relative(values: Sequence[float]) -> list[float]:
+        """Against the mean, by the standard deviation; 0 where nothing differs."""
+        numbers = torch.tensor(values)
+        if len(set(values)) == 1:
+            return [0.0] * len(values)
+        return ((numbers - numbers.mean()) / (numbers.std() + 1e-6)).tolist()
+
+    texts = []
+    for group in batch.groups:
+        episode = relative([sum(s.reward for s in m.samples) for m in group.members])
+        rows = []
+        for m, member in enumerate(group.members):
+            for t, sample in enumerate(member.samples):
+                rest = [s.reward for s in member.samples[t:]]
+                discounted = sum(discount**k * reward for k, reward in enumerate(rest))
+                rows.append((member.episode.turns[t].observation, discounted, episode[m], sample))
+        for state, discounted, worth, sample in rows:
+            peers = [d for s, d, _, _ in rows if s == state]
+            beside = relative(peers)[peers.index(discounted)]
+            completion = sample.completion
+            texts.append(
+                Text(
+                    sample.prompt_ids,
+                    completion.token_ids,
+                    completion.logprobs,
+                    worth + step_weight * beside,
+                )
+            )
+    return texts
+
+
+@pytest.mark.parametrize(
+    ("arguments", "discount", "step_weight", "temperature"),
+    [
+        ({}, 0.95, 0.0, 1.0),
+        ({}, 0.95, 0.0, 0.7),
+        ({"credit": "gigpo"}, 0.95, 1.0, 1.0),
+        ({"credit": "gigpo", "discount": 0.5}, 0.5, 1.0, 1.0),
+        ({"credit": "gigpo", "step_advantage_weight": 0.3}, 0.95, 0.3, 1.0),
+    ],
+)
+def test_play_at_every_setting(
+    tiny_model: Path,
+    model: LlamaForCausalLM,
+    arguments: dict[str, Any],
+    discount: float,
+    step_weight: float,
+    temperature: float,
+) -> None:
+    batch = make_episodes(model, temperature)
+    module = PolicyGRPO(model=str(tiny_model), max_grad_norm=1e9, **arguments)
+    steps = fit(module, [batch])
+    policy = copy.deepcopy(model)
+    texts = plain_turns(batch, discount, step_weight)
+    loss, metrics = plain_loss(policy, texts, Settings(temperature=temperature))
+    assert_close(steps.gradients[0], gradients_of(policy, loss))
+    output = steps.outputs[0]
+    assert output["metrics"]["train/loss"] == pytest.approx(metrics["train/loss"], abs=1e-5)
+    given = [s.advantage for g in output["batch"].groups for m in g.members for s in m.samples]
+    assert given == pytest.approx([text.advantage for text in texts], abs=1e-4)
+
+
+@pytest.mark.parametrize(("weight", "count"), [(0.3, 3), (0.6, 2), (0.3, 16)])
+def test_next_states_of_the_steps_own_actions_are_learnt_beside(
+    tiny_model: Path, model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch, weight: float, count: int
+) -> None:
+    batch = make_episodes(model)
+    asked: list[tuple[EpisodeBatch, int]] = []
+
+    def label_played(self: Batches, played: EpisodeBatch, most: int) -> Sequence[Label]:
+        asked.append((played, most))
+        return LABELS[:most]
+
+    monkeypatch.setattr(Batches, "label_played", label_played, raising=False)
+    arguments = {} if count == 16 else {"world_model_transitions": count}  # 16 is the default
+    module = PolicyGRPO(
+        model=str(tiny_model),
+        max_grad_norm=1e9,
+        learning_rate=1e-2,
+        num_iterations=2,
+        world_model_weight=weight,
+        **arguments,
+    )
+    steps, weights = run(module, [batch])
+    assert asked == [(batch, count)]
+    texts = plain_turns(batch, 0.95, 0.0)
+    with torch.no_grad():
+        old = [plain_logprobs(model, text) for text in texts]
+    for before, found in zip(weights[:-1], steps.gradients, strict=True):
+        policy = with_weights(model, before)
+        play, _ = plain_loss(policy, texts, Settings(), old)
+        labels = plain_label_loss(policy, LABELS[:count], "token")
+        assert_close(found, gradients_of(policy, play + weight * labels))
+    metrics = steps.outputs[0]["metrics"]
+    assert metrics["train/label_loss"] == pytest.approx(labels.item(), abs=1e-5)
+    assert metrics["train/loss"] == pytest.approx(play.item(), abs=1e-5)
