@@ -27,7 +27,7 @@ from rwml_testing import Batches, Steps, fit
 from transformers import LlamaForCausalLM
 
 import rwml_lightning.functional.logprobs as head
-import rwml_lightning.modules.policy as loading
+import rwml_lightning.modules.loading as loading
 from rwml_lightning.data.batches import Label, LabelledBatch
 from rwml_lightning.modules import LoRA, PolicyGRPO, PolicySFT, WorldModelGRPO, WorldModelSFT
 from rwml_lightning.modules.grpo import GRPOModule
