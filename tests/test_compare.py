@@ -64,6 +64,14 @@ class Engine:
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         return self.copy.score(sequences)
 
+    @property
+    def weights_digest(self) -> str | None:
+        return self.copy.weights_digest
+
+    @property
+    def weights_dtype(self) -> str:
+        return self.copy.weights_dtype
+
     def update_weights(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         self.copy.update_weights(named_tensors, version)
 

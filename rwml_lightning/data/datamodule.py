@@ -24,7 +24,7 @@ from rwml_lightning.data.selection import Validation, draw, those_that_fit
 from rwml_lightning.data.transitions import read_transitions
 from rwml_lightning.envs import EnvironmentSpec
 from rwml_lightning.evaluation import Measured, Result, evaluate_floors, measure_groups
-from rwml_lightning.generation import Generator
+from rwml_lightning.generation import Generator, WeightCheck
 from rwml_lightning.models import context_tokens
 from rwml_lightning.rewards import NextStateReward
 from rwml_lightning.rewards.controls import Control, ControlName
@@ -338,7 +338,7 @@ class RolloutDataModule(L.LightningDataModule):
             return
         if wanted.source != "expert" and self.module.init_from is not None:
             self.module.configure_model()  # what is written should be written by the weights that will learn from it
-            self.generator.update_weights(self.module.generator_tensors(), 0)
+            WeightCheck().update(self.generator, self.module, 0, self.probe_ids())
         source = self.game_source
         player = source.player(self.generator, self.module.tokenizer, self._context)
         collect_demonstrations(wanted, player, source.list_training(), self.play.sampling.max_tokens)

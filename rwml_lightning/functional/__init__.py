@@ -8,6 +8,7 @@ from rwml_lightning.functional.advantages import (
 )
 from rwml_lightning.functional.attention import has_tree_attention, use_tree_attention
 from rwml_lightning.functional.checkpointing import Checkpointing, checkpointing_arguments
+from rwml_lightning.functional.digest import combine_digests, digesting, tensor_digest
 from rwml_lightning.functional.kl import Estimator, kl_penalty
 from rwml_lightning.functional.logprobs import TokenLogprobs, chunked_logprobs, logprobs_from_logits
 from rwml_lightning.functional.losses import (
@@ -36,7 +37,9 @@ __all__ = [
     "checkpointing_arguments",
     "chunked_logprobs",
     "clipped_surrogate",
+    "combine_digests",
     "count_changed",
+    "digesting",
     "discounted_returns",
     "group_advantages",
     "has_tree_attention",
@@ -46,6 +49,7 @@ __all__ = [
     "packed_logprobs",
     "plain_logprobs",
     "step_advantages",
+    "tensor_digest",
     "token_weights",
     "truncated_importance_weights",
     "use_tree_attention",

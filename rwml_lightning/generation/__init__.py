@@ -3,5 +3,6 @@
 from rwml_lightning.generation.base import Generator
 from rwml_lightning.generation.hf import HFGenerator
 from rwml_lightning.generation.vllm_engine import VLLMGenerator
+from rwml_lightning.generation.weight_check import WeightCheck, WeightSyncError
 
-__all__ = ["Generator", "HFGenerator", "VLLMGenerator"]
+__all__ = ["Generator", "HFGenerator", "VLLMGenerator", "WeightCheck", "WeightSyncError"]

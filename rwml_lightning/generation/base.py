@@ -20,12 +20,19 @@ class Generator(Protocol):
     the rounding of matrix products, whose summation order depends on their shapes: log-probabilities move by about
     1e-5 in float32, and a sampled token changes only where its uniform number falls within that of a boundary.
 
-    ``policy_version`` is the version given to the last :meth:`update_weights`, 0 before any. ``max_model_len`` is the
-    most tokens of a prompt and its completion together; ``None`` leaves it to the model.
+    ``policy_version`` is the version given to the last :meth:`update_weights`, 0 before any. ``weights_digest`` is the
+    digest (:mod:`rwml_lightning.functional.digest`) of the tensors that it took then, computed where the engine holds
+    them; ``None`` before any. ``max_model_len`` is the most tokens of a prompt and its completion together; ``None``
+    leaves it to the model.
     """
 
     policy_version: int
+    weights_digest: str | None
     max_model_len: int | None
+
+    @property
+    def weights_dtype(self) -> str:
+        """Dtype that the engine computes in, such as ``bfloat16``; starts it, for ``auto`` is known only then."""
 
     def start(self) -> None:
         """Load what is needed; does nothing when already started. The other methods call it themselves."""

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from rwml_lightning.functional import combine_digests, tensor_digest
 from rwml_lightning.generation.base import check_prompts
 from rwml_lightning.models import end_token_ids as model_end_token_ids
 from rwml_lightning.models import load_causal_lm
 from rwml_lightning.schema import Completion, Sampling
+from rwml_lightning.weights import base_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -49,14 +51,24 @@ class HFGenerator:
         self.max_num_seqs = max_num_seqs
         self.end_token_ids = end_token_ids
         self.policy_version = 0
+        self.weights_digest: str | None = None
         self._module: PreTrainedModel | None = None
         self._attached = False
 
     def attach(self, module: Any) -> None:
         """Decode with this module, LoRA adapters (PEFT) included, instead of a copy of one's own."""
         # The base model of a PEFT model holds the adapters too; PEFT's own forward only wraps it.
-        self._module = module.get_base_model() if hasattr(module, "peft_config") else module
+        self._module = base_model(module)
         self._attached = True
+        self.weights_digest = None  # whatever the module holds at the time
+
+    def decodes_with(self, module: Any) -> bool:
+        """Whether this very module is attached, so that no weights need to travel."""
+        return self._attached and self._module is base_model(module)
+
+    @property
+    def weights_dtype(self) -> str:
+        return str(self._started().dtype).removeprefix("torch.")
 
     def start(self) -> None:
         if self._module is not None:
@@ -114,20 +126,24 @@ class HFGenerator:
         if not self._attached:
             weights = self._started().state_dict()
             missing = {tensor.data_ptr(): name for name, tensor in weights.items()}
+            self.weights_digest, digests = None, []
             for name, tensor in named_tensors:
                 if name not in weights:
                     raise ValueError(f"weight update: the model has no tensor {name!r}")
-                weights[name].copy_(tensor)
-                missing.pop(weights[name].data_ptr(), None)
+                own = weights[name].copy_(tensor)
+                digests.append(tensor_digest(name, own if own.dtype == tensor.dtype else tensor))
+                missing.pop(own.data_ptr(), None)
             if missing:
                 raise ValueError(
                     f"weight update: {len(missing)} tensors are missing, {next(iter(missing.values()))!r} first"
                 )
+            self.weights_digest = combine_digests(digests)
         self.policy_version = version
 
     def close(self) -> None:
         self._module = None
         self._attached = False
+        self.weights_digest = None
 
     def _started(self) -> PreTrainedModel:
         self.start()

@@ -108,6 +108,7 @@ class VLLMGenerator:
         self.seed = seed
         self.end_token_ids = end_token_ids
         self.policy_version = 0
+        self.weights_digest: str | None = None
         self._llm: LLM | None = None
         self._process: EngineProcess | None = None
 
@@ -115,6 +116,12 @@ class VLLMGenerator:
         if self.model is None:
             raise ValueError("VLLMGenerator has no model: give model=...")
         return self.model
+
+    @property
+    def weights_dtype(self) -> str:
+        self.start()
+        assert self._llm is not None
+        return str(self._llm.model_config.dtype).removeprefix("torch.")
 
     def start(self) -> None:
         if self._llm is not None:
@@ -155,18 +162,23 @@ class VLLMGenerator:
 
     def update_weights(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         self.start()
+        self.weights_digest = None
         try:
             with ExitStack() as files:
                 paths = write_weight_files(named_tensors, files)
                 folder = str(resolve_model(self._model_name()))
-                self._call(
+                digests = self._call(
                     "update_weights",
                     lambda llm: llm.collective_rpc("load_weight_files", args=(folder, paths)),
                 )
         except BaseException:
             self.close()  # some of its weights may be new and some old
             raise
+        if len(set(digests)) != 1:
+            self.close()
+            raise RuntimeError("vLLM's workers did not all take the same weights; the engine was ended")
         self.reset_prefix_cache()
+        self.weights_digest = digests[0]
         self.policy_version = version
 
     def reset_prefix_cache(self) -> None:
@@ -180,6 +192,7 @@ class VLLMGenerator:
             llm = self._llm
             self._process.end(None if llm is None else lambda: llm.llm_engine.engine_core.shutdown())
         self._llm = self._process = None
+        self.weights_digest = None
 
     def _load(self, folder: Path) -> LLM:
         try:

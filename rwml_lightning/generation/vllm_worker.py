@@ -14,6 +14,7 @@ import psutil
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from rwml_lightning.functional import combine_digests, digesting
 from rwml_lightning.models import load_skeleton
 from rwml_lightning.weights import checkpoint_tensors
 
@@ -26,13 +27,17 @@ class WorkerExtension:
     reload_weights: Callable[..., None]  # vLLM's own, as the next
     get_model: Callable[[], Any]
 
-    def load_weight_files(self, folder: str, paths: list[str]) -> None:
+    def load_weight_files(self, folder: str, paths: list[str]) -> str:
         """Replace the weights by those in safetensors files; each worker takes its own shard of every tensor.
 
         Args:
             folder: Of the model; tells how its checkpoint spells the tensors, which is what vLLM's loaders know.
             paths: Files of tensors as the model in transformers spells them.
+
+        Returns:
+            Digest of the tensors that vLLM's loader took.
         """
+        digests: list[int] = []
 
         def tensors() -> Iterator[tuple[str, Tensor]]:
             for path in paths:
@@ -41,8 +46,10 @@ class WorkerExtension:
                         yield name, file.get_tensor(name)
 
         # Not model.load_weights: CPU kernels keep packed copies, which only a reload rebuilds.
-        self.reload_weights(weights_iterator=checkpoint_tensors(_skeleton(folder), tensors()))
+        taken = digesting(tensors(), digests)
+        self.reload_weights(weights_iterator=checkpoint_tensors(_skeleton(folder), taken))
         renew_tied_head(self.get_model())
+        return combine_digests(digests)
 
     def end_with(self, trainer_pid: int, engine_pid: int) -> None:
         """End this engine when the trainer is gone: vLLM's workers watch their engine, the engine watches nobody."""

@@ -22,13 +22,12 @@ from lightning.pytorch.loggers import WandbLogger
 from rwml_callbacks import RewardLogger, RolloutProgressBar, TraceRecorder, WeightSync
 from rwml_callbacks.progress import describe
 from rwml_callbacks.reward_logger import rollout_metrics
-from rwml_callbacks.weight_sync import WeightSyncError
 from rwml_testing import ACTION_PROMPT, LetterReward, make_transition, make_world
 
 from rwml_lightning.data.datamodule import RolloutDataModule
 from rwml_lightning.data.transitions import write_transitions
 from rwml_lightning.evaluation import Result
-from rwml_lightning.generation import HFGenerator
+from rwml_lightning.generation import HFGenerator, WeightSyncError
 from rwml_lightning.modules import WorldModelGRPO
 from rwml_lightning.schema import Completion, Group, Prediction, RolloutBatch, Sampling, Score
 from rwml_lightning.trace import GroupQuery, TraceReader
@@ -81,7 +80,7 @@ def test_a_generator_that_keeps_old_weights_is_found_out(
 ) -> None:
     monkeypatch.setattr(Deaf, "attach", lambda self, module: None)
     with pytest.raises(
-        WeightSyncError, match=r"after the weight update at step \d generator and trainer disagree"
+        WeightSyncError, match=r"the weight update at step \d did not arrive: .* Deaf took is not"
     ):
         fit(tmp_path, tiny_model, [WeightSync(tolerance=1e-4)], Deaf(str(tiny_model), device="cpu"))
 
@@ -92,21 +91,6 @@ def test_weights_arrive_where_they_are_copied(tiny_model: Path, tmp_path: Path, 
     trainer = fit(tmp_path, tiny_model, [sync], HFGenerator(str(tiny_model), device="cpu"))
     assert trainer.global_step == 4
     assert 0 < sync.gap < 1e-4 or sync.gap == 0
-
-
-@pytest.mark.parametrize(
-    ("trainer", "generator", "tolerance"),
-    [
-        ("float32", "float32", 0.01),
-        ("float32", "auto", 0.01),
-        ("bfloat16", "float32", 0.15),
-        ("float32", "bfloat16", 0.15),
-    ],
-)
-def test_tolerance_is_of_the_coarser_side(trainer: str, generator: str, tolerance: float) -> None:
-    data = SimpleNamespace(generator=SimpleNamespace(dtype=generator))
-    module: Any = SimpleNamespace(trainer=SimpleNamespace(datamodule=data), dtype_name=trainer)
-    assert WeightSync._tolerance(module) == tolerance
 
 
 def test_the_run_store_holds_every_step_and_evaluation(tiny_model: Path, tmp_path: Path) -> None:

@@ -9,9 +9,12 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rwml_lightning.generation import Generator, HFGenerator, VLLMGenerator
+from rwml_lightning.functional import combine_digests, tensor_digest
+from rwml_lightning.generation import Generator, HFGenerator, VLLMGenerator, WeightCheck
 from rwml_lightning.models import load_causal_lm, load_tokenizer
+from rwml_lightning.modules import WorldModelSFT
 from rwml_lightning.schema import Completion, Sampling
+from rwml_lightning.weights import model_tensors
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -145,7 +148,8 @@ def test_weight_updates_show_and_leave_no_stale_prefix(
             for name, parameter in model.named_parameters():
                 if "layers.3." in name or "embed" in name:
                     parameter.mul_(0.9)
-        generator.update_weights(model.named_parameters(), version=5)
+        generator.update_weights(model_tensors(model), version=5)
+        assert generator.weights_digest == digest_of(model)
         changed = generator.generate(prompts, sampling, [[1], [2], [3]])
         assert [g[0].token_ids for g in changed] != [g[0].token_ids for g in before]
         assert {g[0].policy_version for g in changed} == {5}
@@ -157,9 +161,30 @@ def test_weight_updates_show_and_leave_no_stale_prefix(
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 parameter.copy_(original[name])
-        generator.update_weights(model.named_parameters(), version=6)
+        generator.update_weights(model_tensors(model), version=6)
     after = generator.generate(prompts, sampling, [[1], [2], [3]])
     assert [g[0].token_ids for g in after] == [g[0].token_ids for g in before]
+
+
+def test_weights_that_barely_move_are_proved_to_arrive(generator: Generator) -> None:
+    assert generator.weights_dtype == "float32"
+    module, check, probe = WorldModelSFT(model=MODEL), WeightCheck(), list(range(100, 132))
+    module.configure_model()
+    assert check.update(generator, module, 1, probe) is not None
+    for version in (2, 3):
+        with torch.no_grad():
+            for parameter in module.policy.parameters():
+                parameter.add_(torch.sign(torch.randn_like(parameter)), alpha=1e-6)
+        gap = check.update(generator, module, version, probe)
+        assert gap is not None
+        assert gap < TOLERANCE
+        assert generator.weights_digest == digest_of(module.policy)
+        assert check.update(generator, module, version, probe) is None
+    generator.update_weights(model_tensors(load_causal_lm(MODEL)), 4)
+
+
+def digest_of(model: torch.nn.Module) -> str:
+    return combine_digests(tensor_digest(name, tensor) for name, tensor in model_tensors(model))
 
 
 def test_refusals_name_the_prompt(generator: Generator, prompts: list[list[int]]) -> None:
