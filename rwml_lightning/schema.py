@@ -5,11 +5,26 @@ Standard library only, so that a reader of the run store needs neither torch nor
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 FinishReason = Literal["stop", "length"]
+REWARD_TOLERANCE = 1e-5
+"""Rewards of a group that differ by no more than this, times the largest of them where that is above 1, count as equal."""
+
+
+def same_rewards(rewards: Iterable[float]) -> bool:
+    """Whether rewards of a group are equal but for the noise of computing them, so that they say nothing of what is better.
+
+    Cosines in float32 come out up to about 1e-6 apart for texts that an embedder reads as the same. Advantages are divided by
+    the standard deviation, which would blow such noise up to the size of a real difference.
+    """
+    values = list(rewards)
+    if not values:
+        return True
+    low, high = min(values), max(values)
+    return high - low <= REWARD_TOLERANCE * max(1.0, abs(low), abs(high))
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,8 +207,8 @@ class Group:
 
     @property
     def zero_variance(self) -> bool:
-        """Whether all rewards are equal, so that the group teaches nothing."""
-        return len({prediction.score.reward for prediction in self.predictions}) <= 1
+        """Whether all rewards are the same, so that the group teaches nothing."""
+        return same_rewards(prediction.score.reward for prediction in self.predictions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +274,7 @@ class EpisodeGroup:
     @property
     def zero_variance(self) -> bool:
         """Whether all were paid the same, so that their episode-level advantages are 0."""
-        return len({member.total_reward for member in self.members}) <= 1
+        return same_rewards(member.total_reward for member in self.members)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ def group_advantages(
     rewards: Float[Tensor, "groups members"],
     normalisation: Normalisation = "mean_std",
     eps: float = 1e-6,
+    tolerance: float = 1e-5,
 ) -> Float[Tensor, "groups members"]:
     """How much better each member did than its group.
 
@@ -24,12 +25,17 @@ def group_advantages(
     - ``mean``: r - mean, which does not blow up nearly constant groups (Dr. GRPO, arXiv 2503.20783).
     - ``leave_one_out``: r - mean of the others, an unbiased baseline (RLOO, arXiv 2402.14740).
 
-    A group of one and a group whose rewards are all equal give exactly 0: they say nothing about what to prefer.
+    A group of one and a group whose rewards are equal give exactly 0: they say nothing about what to prefer. Equal are rewards
+    that differ by no more than ``tolerance``, or by no more than that share of the largest magnitude where it is above 1:
+    float32 cosines carry noise of about 1e-6, which a division by its own standard deviation would turn into advantages of
+    the usual size. (GRPO's formula has no such rule; TRL's eps of 1e-4 damps the noise, and everything else a little.)
 
     Args:
         rewards: One row a group.
         normalisation: See above.
         eps: Added to the standard deviation.
+        tolerance: Largest difference of rewards that count as equal; the metrics' rule is
+            :func:`rwml_lightning.schema.same_rewards`.
 
     Returns:
         Advantages, shaped as ``rewards``.
@@ -53,8 +59,9 @@ def group_advantages(
             raise ValueError(
                 f"normalisation must be 'mean_std', 'mean' or 'leave_one_out', not {normalisation!r}"
             )
-    # Rounding in the mean of equal rewards would otherwise be divided by eps.
-    constant = (rewards == rewards[:, :1]).all(dim=1, keepdim=True)
+    low, high = rewards.amin(dim=1, keepdim=True), rewards.amax(dim=1, keepdim=True)
+    scale = torch.maximum(low.abs(), high.abs()).clamp(min=1.0)
+    constant = high - low <= tolerance * scale
     return torch.where(constant, 0.0, advantages)
 
 
