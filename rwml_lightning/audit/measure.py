@@ -9,7 +9,7 @@ import numpy as np
 
 from rwml_lightning.audit.candidates import OTHER_STATES, Candidate, Group, make_candidates
 from rwml_lightning.evaluation import Predictor
-from rwml_lightning.rewards.base import NextStateReward
+from rwml_lightning.rewards.base import NextStateReward, score_checked
 from rwml_lightning.rewards.near_misses import NEAR_MISSES
 from rwml_lightning.rewards.rewordings import REWORDINGS
 from rwml_lightning.schema import Score, Transition
@@ -128,7 +128,7 @@ def audit_reward(
     scores: list[Score | None] = []
     for start in track(range(0, len(candidates), _BATCH)):
         batch = candidates[start : start + _BATCH]
-        scores += reward.score([c.transition for c in batch], [c.text for c in batch])
+        scores += score_checked(reward, [c.transition for c in batch], [c.text for c in batch])
     by_kind: dict[str, list[tuple[Candidate, Score]]] = {}
     for candidate, score in zip(candidates, scores, strict=True):
         if score is None:  # no verdict says nothing

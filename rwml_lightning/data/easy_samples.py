@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rwml_lightning.rewards import NextStateReward
+from rwml_lightning.rewards.base import score_checked
 from rwml_lightning.schema import Score, Transition
 from rwml_lightning.seeds import derive_seed
 
@@ -58,7 +59,7 @@ def mean_rewards(
         ValueError: ``tau_d`` is given and the reward states no similarity.
     """
     owners = [transition for transition, group in zip(transitions, predictions, strict=True) for _ in group]
-    scores = reward.score(owners, [prediction for group in predictions for prediction in group])
+    scores = score_checked(reward, owners, [prediction for group in predictions for prediction in group])
     if tau_d is not None and any(s is not None and s.well_formed and s.similarity is None for s in scores):
         raise ValueError(
             f"data.reward ({type(reward).__name__}) states no similarity to hold against EasySampleFilter's tau_d: give "

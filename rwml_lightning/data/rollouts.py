@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 from rwml_lightning.data.prompts import WorldModelPrompt
 from rwml_lightning.generation.base import Generator
 from rwml_lightning.rewards import NextStateReward, extract_answer
+from rwml_lightning.rewards.base import score_checked
 from rwml_lightning.rewards.controls import Control
 from rwml_lightning.schema import Completion, Group, Prediction, RolloutBatch, Sampling, Transition
 from rwml_lightning.seeds import derive_seed
@@ -108,7 +109,7 @@ class WorldModelRollouts:
         owners = [t for t, group in zip(transitions, completions, strict=True) for _ in group]
         states = [answer.next_state for answer in answers]
         sizes = [len(group) for group in completions]
-        scores = _rows(self.reward.score(owners, states), sizes)
+        scores = _rows(score_checked(self.reward, owners, states), sizes)
         if self.control is not None:
             scores = self.control.apply(self.reward, position, transitions, _rows(states, sizes), scores)
         groups = []

@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from rwml_lightning.evaluation.bootstrap import bootstrap_intervals
 from rwml_lightning.evaluation.measures import MEASURES, Measured, measure
-from rwml_lightning.rewards.base import NextStateReward, success_similarity
+from rwml_lightning.rewards.base import NextStateReward, score_checked, success_similarity
 from rwml_lightning.schema import Transition
 
 Predictor = Callable[[Transition], str]
@@ -144,7 +144,7 @@ def evaluate_floors(
     results = []
     for name, predict in floors.items():
         predictions = [predict(transition) for transition in transitions]
-        scored = zip(transitions, predictions, reward.score(transitions, predictions), strict=True)
+        scored = zip(transitions, predictions, score_checked(reward, transitions, predictions), strict=True)
         measured = [
             measure(t, [text], [score], success_similarity(reward, t))
             for t, text, score in scored

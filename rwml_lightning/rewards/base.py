@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
@@ -40,6 +41,31 @@ def success_similarity(reward: NextStateReward, transition: Transition) -> float
     """Similarity above which a prediction of this transition counts as right; a reward may have another for each."""
     choose = getattr(reward, "reward_for", None)
     return reward.success_similarity if choose is None else success_similarity(choose(transition), transition)
+
+
+def score_checked(
+    reward: NextStateReward, transitions: Sequence[Transition], predictions: Sequence[str | None]
+) -> list[Score | None]:
+    """What ``reward.score`` gives, once every number in it is finite, so that no NaN is trained on or averaged.
+
+    Raises:
+        ValueError: More or fewer scores than predictions, or a score with NaN or infinity in it; names the transition.
+    """
+    name = type(reward).__name__
+    scores = reward.score(transitions, predictions)
+    if len(scores) != len(predictions):
+        raise ValueError(f"{name} gave {len(scores)} scores for {len(predictions)} predictions")
+    for transition, score in zip(transitions, scores, strict=True):
+        if score is None:
+            continue
+        values = {"reward": score.reward, "similarity": score.similarity or 0.0, **score.parts}
+        for part, value in values.items():
+            if not math.isfinite(value):
+                raise ValueError(
+                    f"{name} gave the {part} {value} for transition {transition.transition_id}; a prediction without a verdict "
+                    "has no score (None)"
+                )
+    return scores
 
 
 def score_each(

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
-from rwml_lightning.rewards.base import NextStateReward
+from rwml_lightning.rewards.base import NextStateReward, score_checked
 from rwml_lightning.schema import Score, Transition
 from rwml_lightning.seeds import derive_seed
 
@@ -69,7 +69,7 @@ class Control:
                 for t, row in zip(transitions, predictions, strict=True)
                 for _ in row
             ]
-            flat = iter(reward.score(owners, [text for row in predictions for text in row]))
+            flat = iter(score_checked(reward, owners, [text for row in predictions for text in row]))
             told = [[next(flat) for _ in row] for row in predictions]
         else:
             draw = {"coin": coin, "permuted": permuted}[self.name]

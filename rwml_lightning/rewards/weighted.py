@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from rwml_lightning.rewards.base import NO_PREDICTION, NextStateReward
@@ -19,7 +20,7 @@ class WeightedReward:
         weights: Weight of each, by the same names; they need not add up to 1.
 
     Raises:
-        ValueError: No rewards, or names that differ.
+        ValueError: No rewards, names that differ, or a weight that is no finite number.
     """
 
     def __init__(self, rewards: dict[str, NextStateReward], weights: dict[str, float]) -> None:
@@ -30,6 +31,9 @@ class WeightedReward:
             raise ValueError(
                 f"reward.{lacking} has no {name!r}; reward.rewards and reward.weights need the same names"
             )
+        for name, weight in weights.items():
+            if not math.isfinite(weight):
+                raise ValueError(f"reward.weights.{name} is {weight}; it takes a finite number")
         self.rewards = rewards
         self.weights = weights
         self.success_similarity = next(iter(rewards.values())).success_similarity

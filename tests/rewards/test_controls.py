@@ -104,3 +104,22 @@ def test_a_missing_verdict_stays_missing() -> None:
     )
     assert told[0][0] is None
     assert told[0][1] is not None
+
+
+@pytest.mark.parametrize("name", ["coin", "permuted"])
+def test_each_group_has_a_draw_of_its_own(name: Any) -> None:
+    world = make_world()[:12]
+    scores = [scores_of(0, 1, 2, 3, 4, 5, 6, 7)] * len(world)
+    answers: list[list[str | None]] = [["a"] * 8] * len(world)
+    told = Control(name, 3, world).apply(LetterReward(), ("wm_grpo", 7), world, answers, scores)
+    draws = {tuple(score.reward for score in row if score) for row in told}
+    assert len(draws) >= 10  # of 2**8 rows of coins or 8! orders, two of twelve may be equal
+
+
+@pytest.mark.parametrize("name", ["coin", "permuted"])
+def test_a_group_has_its_draw_whatever_stands_beside_it(name: Any) -> None:
+    world, scores = make_world()[:4], [scores_of(0, 1, 2, 3, 4, 5, 6, 7)]
+    control, answers = Control(name, 3, world), [["a"] * 8]
+    together = control.apply(LetterReward(), ("wm_grpo", 7), world, answers * 4, scores * 4)
+    alone = [control.apply(LetterReward(), ("wm_grpo", 7), [t], answers, scores)[0] for t in world]
+    assert together == alone

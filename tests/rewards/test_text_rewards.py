@@ -97,8 +97,11 @@ def test_a_part_without_a_verdict_leaves_the_sum_without_one() -> None:
         ({}, {}, "reward.rewards is empty"),
         ({"exact": ExactMatchReward()}, {}, "reward.weights has no 'exact'"),
         ({"exact": ExactMatchReward()}, {"exact": 1.0, "exakt": 1.0}, "reward.rewards has no 'exakt'"),
+        ({"exact": ExactMatchReward()}, {"exact": float("nan")}, "reward.weights.exact is nan"),
     ],
 )
-def test_names_must_agree(rewards: dict[str, Any], weights: dict[str, float], message: str) -> None:
+def test_rewards_and_weights_must_fit(
+    rewards: dict[str, Any], weights: dict[str, float], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         WeightedReward(rewards, weights)
