@@ -22,7 +22,7 @@ from rwml_lightning.data.datamodule import RolloutDataModule
 from rwml_lightning.data.episodes import EpisodeState, episode_name, episode_seed, game_of
 from rwml_lightning.data.rollouts import WorldModelRollouts
 from rwml_lightning.data.transitions import read_metadata, read_transitions
-from rwml_lightning.envs import EnvironmentPool, Failure
+from rwml_lightning.envs import EnvironmentPool, Failure, well_formed
 from rwml_lightning.generation import HFGenerator
 from rwml_lightning.model_evaluator import load_module
 from rwml_lightning.modules.loading import Dtype
@@ -51,7 +51,9 @@ class Place:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Place:
         """What :func:`dataclasses.asdict` made of a place, or a front end wrote."""
-        return cls(str(value["game"]), int(value["seed"]), tuple(map(str, value["actions"])))
+        return cls(
+            str(value["game"]), int(value["seed"]), tuple(well_formed(str(one)) for one in value["actions"])
+        )
 
 
 class WhatIf:
@@ -172,7 +174,7 @@ class WhatIf:
 
     def _answered(self, answer: Any) -> Any:
         if isinstance(answer, Failure):
-            raise ValueError(f"the environment failed: {answer.error.splitlines()[0]}")
+            raise ValueError(f"the environment failed: {answer.line}")
         return answer
 
 
@@ -195,7 +197,7 @@ def respond(world: WhatIf, request: Mapping[str, Any]) -> dict[str, Any]:
             place = world.begin(int(request["begin"]))
         else:
             place = Place.from_json(request["place"])
-        action = str(request.get("action") or "").strip()
+        action = well_formed(str(request.get("action") or "")).strip()
         outcome = describe_group(world.ask(place, action)) if action else {}
         state, over = world.reach(place)
     except (ValueError, ServerError) as error:

@@ -14,7 +14,9 @@ class RoomsEnv(gymnasium.Env[str, str]):
 
     Args:
         games: Task ids by split; one that begins with "broken" raises at its second step, one that begins with "once" does
-            so only the first time, "asleep" hangs at its reset, and "blank" has empty observations.
+            so only the first time, "asleep" hangs at its reset, "blank" has empty observations, "cut" is truncated at its
+            second step, "both" is truncated and terminated there, and "fickle" is truncated at its first step when it is
+            played again.
         folder: Where the environment notes which games have failed.
         length: Rooms.
     """
@@ -30,12 +32,22 @@ class RoomsEnv(gymnasium.Env[str, str]):
         super().reset(seed=seed)
         self.game = (options or {}).get("task") or ""
         self.room = 0
+        self.num_steps = 0
+        self.over = False
+        if self.game.startswith("fickle"):
+            played = self.folder / f"{self.game}.played"
+            self.cut_at = 1 if played.exists() else None
+            played.touch()
+        else:
+            self.cut_at = 2 if self.game.startswith(("cut", "both")) else None
         if self.game.startswith("asleep"):
             time.sleep(600)
         self.colour = int(self.np_random.integers(1000))
         return self._look(), self._info("look")
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        assert not self.over, f"{self.game} is stepped after its end"
+        self.num_steps += 1
         failed = self.folder / f"{self.game}.failed"
         if self.room == 1 and self.game.startswith("broken" if failed.exists() else ("broken", "once")):
             failed.touch()
@@ -43,8 +55,10 @@ class RoomsEnv(gymnasium.Env[str, str]):
         if action not in self._actions():
             return "Nothing happens.", 0.0, False, False, self._info("nothing_happens")
         self.room += {"go on": 1, "go back": -1, "wait": 0}[action]
-        done = self.room == self.length - 1
-        return self._look(), float(done), done, False, self._info("move")
+        cut = self.num_steps == self.cut_at
+        done = self.room == self.length - 1 or (cut and self.game.startswith("both"))
+        self.over = done or cut
+        return self._look(), float(done), done, cut, self._info("move")
 
     def walkthrough(self) -> tuple[str, ...]:
         return ("go on",) * (self.length - 1)
@@ -59,3 +73,38 @@ class RoomsEnv(gymnasium.Env[str, str]):
 
     def _info(self, kind: str) -> dict[str, Any]:
         return {"task": f"cross {self.game}", "admissible_actions": self._actions(), "kind": kind}
+
+
+class AnsweringEnv(gymnasium.Env[Any, str]):
+    """Returns what it was given from ``reset``, and from ``step`` for each action.
+
+    Args:
+        first: What ``reset`` returns.
+        later: What the steps return, in turn; the last one again and again.
+        plan: What ``walkthrough`` returns.
+        tasks: Task ids.
+    """
+
+    def __init__(
+        self,
+        first: Any = ("hello", {}),
+        later: Any = ("bye", 0.0, False, False, {}),
+        plan: Any = (),
+        tasks: Any = None,
+    ) -> None:
+        self.first = first
+        self.later = later if isinstance(later, list) else [later]
+        self.plan = plan
+        self.tasks = tasks
+        self.num_steps = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        self.num_steps = 0
+        return self.first
+
+    def step(self, action: str) -> Any:
+        self.num_steps += 1
+        return self.later[min(self.num_steps, len(self.later)) - 1]
+
+    def walkthrough(self) -> Any:
+        return self.plan

@@ -21,7 +21,7 @@ from rwml_lightning.run import Run, open_run_folder
 from rwml_lightning.schema import Sampling
 from rwml_lightning.what_if import WhatIf, newest_weights, respond, serve
 
-GAMES = {"train": ["a", "broken-b"], "validation": ["v"]}
+GAMES = {"train": ["a", "broken-b", "cut"], "validation": ["v"]}
 
 
 def make_data(folder: Path, model: Path, environment: EnvironmentSpec | None = None) -> RolloutDataModule:
@@ -151,3 +151,21 @@ def test_the_newest_weights_of_a_run(tmp_path: Path) -> None:
     assert newest_weights("base", str(folder.path)) == str(folder.checkpoints / "step-3.ckpt")
     folder.export.mkdir()
     assert newest_weights("base", str(folder.path)) == str(folder.export)
+
+
+def test_a_state_that_the_environment_cut_off_is_over(world: WhatIf) -> None:
+    place = {"game": "cut", "seed": 1, "actions": ["go on"]}
+    asked = respond(world, {"place": place, "action": "go on"})
+    assert not asked["over"]  # the state before the action
+    last = {**place, "actions": ["go on", "go on"]}
+    assert respond(world, {"place": last})["over"]
+    assert "the episode is over here" in respond(world, {"place": last, "action": "wait"})["error"]
+    beyond = {**place, "actions": ["go on"] * 3}
+    assert respond(world, {"place": beyond}) == {"error": "the episode is over after 2 turns"}
+
+
+def test_a_lone_surrogate_of_a_question_is_replaced(world: WhatIf) -> None:
+    place = {"game": "a", "seed": 1, "actions": []}
+    asked = respond(world, {"place": place, "action": "fly \ud800"})
+    assert asked["transition"]["action"] == "fly \ufffd"
+    assert asked["predictions"]

@@ -92,3 +92,17 @@ def test_branches_are_a_transition_file(tmp_path: Path) -> None:
     assert {(one.game, one.split) for one in found} == {("a", "train"), ("b", "train"), ("v", "validation")}
     assert sorted(one.game for one in seen) == ["a", "b", "v"]
     assert read_metadata(path)["dropped_episodes"] == 1
+
+
+def test_nothing_is_done_after_the_environment_cut_an_episode_off(
+    pool: EnvironmentPool, caplog: pytest.LogCaptureFixture
+) -> None:
+    games = [ExpertGame(f"{name}#0", name, 7) for name in ("cut", "both", "broken-c", "fickle")]
+    with caplog.at_level(logging.WARNING):
+        found, unsolved = follow_expert(pool, "rooms", games, 6, 0, num_alternatives=1)
+    assert "after its end" not in caplog.text
+    assert [one.episode.game for one in found] == ["fickle"]
+    assert unsolved["cut#0"] == unsolved["both#0"] == "its walkthrough does not solve it"
+    assert "broken-c is broken" in unsolved["broken-c#0"]
+    # Played again, the game is cut off after one step, so that later turns have no branches.
+    assert [len(step.alternatives) for step in found[0].steps] == [1, 0, 0]

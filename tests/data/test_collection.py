@@ -324,7 +324,16 @@ def test_the_model_collects(tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerB
 def test_whole_episodes_are_recorded_batch_by_batch(tmp_path: Path) -> None:
     seen: list[tuple[int, int, list[Episode]]] = []
     collection = Collection(**{**RANDOM, "max_steps": 3})
-    arguments = (tmp_path / "t.parquet", make_spec(tmp_path), None, collection, 0, None, lambda: None, lambda: None)
+    arguments = (
+        tmp_path / "t.parquet",
+        make_spec(tmp_path),
+        None,
+        collection,
+        0,
+        None,
+        lambda: None,
+        lambda: None,
+    )
     collect(*arguments, record=lambda *batch: seen.append(batch))  # type: ignore[arg-type]
     assert [(number, total) for number, total, _ in seen] == [(1, 2), (2, 2)]
     episodes = [episode for _, _, batch in seen for episode in batch]
@@ -337,3 +346,108 @@ def test_whole_episodes_are_recorded_batch_by_batch(tmp_path: Path) -> None:
         for number, turn in enumerate(episode.turns):
             transition = transitions[f"{episode.episode_id}/{number}"]
             assert (turn.observation, turn.action) == (transition.observation, transition.action)
+
+
+def collect_answers(
+    folder: Path, answers: dict[str, Any], generator: Any = None, tokenizer: Any = None, **settings: Any
+) -> tuple[Path, list[Episode]]:
+    """Collect from an environment that gives these answers; every episode is recorded too."""
+    seen: list[Episode] = []
+    arguments = {"behaviour": "model" if generator else "random", "num_workers": 1, **settings}
+    path = folder / "t.parquet"
+    collect(
+        path,
+        EnvironmentSpec("fake_games:AnsweringEnv", answers),
+        None,
+        Collection(**arguments),
+        0,
+        generator,
+        lambda: tokenizer,
+        lambda: 600,
+        lambda number, total, episodes: seen.extend(episodes),
+    )
+    return path, seen
+
+
+ACT = {"admissible_actions": ["look"], "task": "t"}
+
+
+def test_the_last_reason_of_lost_episodes_ends_the_collection(tmp_path: Path) -> None:
+    answers = {"first": ("o", ACT), "later": ("o", float("nan"), False, False, ACT), "tasks": ["a", "b"]}
+    with pytest.raises(
+        RuntimeError,
+        match=r"2 of 2 episodes were lost .*; episode [ab]#0: slot \d: ValueError: environment "
+        r"'fake_games:AnsweringEnv' \(task '[ab]', seed \d+\), step 1: reward is nan \(float\), not a finite number$",
+    ):
+        collect_answers(tmp_path, answers)
+    with pytest.raises(
+        RuntimeError, match=r"no transitions came of 1 episodes; episode a#0: .*observation is 0 \(int\)"
+    ):
+        collect_answers(tmp_path / "one", {"first": (0, ACT), "tasks": ["a"]})
+
+
+def test_a_collection_stopped_by_lost_episodes_gives_the_reason_again(tmp_path: Path) -> None:
+    answers = {"first": (None, ACT), "tasks": ["a", "b"]}
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"observation is None, not text"):
+            collect_answers(tmp_path, answers)
+
+
+def test_lone_surrogates_do_not_end_a_collection(tmp_path: Path) -> None:
+    bad = {"admissible_actions": ["look \ud800"], "task": "\udc00", "kind": "\ud800"}
+    answers = {"first": ("a\ud800", bad), "later": ("b\udfff", 0.0, False, True, bad), "tasks": ["a", "b"]}
+    path, _ = collect_answers(tmp_path, answers)
+    assert {(t.observation, t.action, t.next_state, t.kind, t.task) for t in read_transitions(path)} == {
+        ("a\ufffd", "look \ufffd", "b\ufffd", "\ufffd", "\ufffd")
+    }
+
+
+def test_silence_is_no_sample(tmp_path: Path) -> None:
+    later = [("", 0.0, False, False, ACT), ("b", 0.0, False, False, ACT), ("c", 0.0, True, False, ACT)]
+    path, (episode, _) = collect_answers(tmp_path, {"first": ("a", ACT), "later": later, "tasks": ["x", "y"]})
+    assert [turn.observation for turn in episode.turns] == ["a", "", "b"]
+    assert {(t.observation, t.next_state) for t in read_transitions(path)} == {("b", "c")}
+
+
+def test_a_task_of_two_splits_is_refused(tmp_path: Path) -> None:
+    tasks = {"train": ["a", "b"], "small": ["b"]}
+    with pytest.raises(ValueError, match=r"names the task 'b' twice \(splits: train, small\)"):
+        collect_answers(tmp_path, {"tasks": tasks})
+    with pytest.raises(
+        ValueError, match=r"environment 'fake_games:AnsweringEnv': tasks\['train'\]\[0\] is 1 \(int\)"
+    ):
+        collect_answers(tmp_path, {"tasks": [1]})
+
+
+@pytest.mark.parametrize(("terminated", "truncated"), [(False, True), (True, False), (True, True)])
+def test_an_episode_ends_where_the_environment_says_so(
+    tmp_path: Path, terminated: bool, truncated: bool
+) -> None:
+    later = [("b", 0.0, False, False, ACT), ("c", 0.0, terminated, truncated, ACT)]
+    _, episodes = collect_answers(tmp_path, {"first": ("a", ACT), "later": later, "tasks": ["x", "y"]})
+    assert [len(episode.turns) for episode in episodes] == [2, 2]
+    assert {episode.truncated for episode in episodes} == {not terminated}
+
+
+@pytest.mark.parametrize("layout", ["window", "conversation", "chat"])
+def test_an_episode_that_no_longer_fits_is_truncated(
+    tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerBase, layout: Any
+) -> None:
+    generator = ScriptedGenerator(tiny_tokenizer, "<action>look</action>")
+    prompt = ActionPrompt(
+        layout, system="", user="{observation}", reply="{observation}", max_observation_chars=10**6
+    )
+    later = [("b", 0.0, False, False, ACT), ("x y" * 70_000, 0.0, False, False, ACT)]
+    path, episodes = collect_answers(
+        tmp_path,
+        {"first": ("a", ACT), "later": later, "tasks": ["x", "y"]},
+        generator,
+        tiny_tokenizer,
+        prompt=prompt,
+    )
+    assert [(len(episode.turns), episode.truncated) for episode in episodes] == [(2, True)] * 2
+    assert [call[0] and len(call[0]) for call in generator.calls] == [
+        2,
+        2,
+    ]  # nothing is asked for what does not fit
+    assert len(read_transitions(path)) == 4

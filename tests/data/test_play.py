@@ -227,3 +227,25 @@ def test_games_are_a_fixed_draw_by_split(pool: EnvironmentPool) -> None:
 def test_impossible_settings_are_named() -> None:
     with pytest.raises(ValueError, match=r"data\.play\.group_size is 0"):
         Play(group_size=0)
+
+
+def test_an_environments_own_truncation_ends_an_episode_and_termination_comes_first(
+    pool: EnvironmentPool, tiny_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    batch, generator = play(pool, tiny_tokenizer, games=("cut", "both", "a"), group_size=1)
+    episodes = [group.members[0].episode for group in batch.groups]
+    assert [(one.game, len(one.turns), one.truncated) for one in episodes] == [
+        ("cut", 2, True),
+        ("both", 2, False),
+        ("a", 3, False),
+    ]
+    assert generator.batches == [3, 3, 1]
+
+
+def test_the_last_failure_stands_in_the_error_about_lost_groups(
+    pool: EnvironmentPool, tiny_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    with pytest.raises(
+        ValueError, match=r"2 of 2 groups were lost .*The last failure: episode .*broken-c is broken"
+    ):
+        play(pool, tiny_tokenizer, games=("broken-c", "broken-c"), group_size=1)

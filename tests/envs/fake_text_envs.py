@@ -52,41 +52,6 @@ class ScriptedEnv(gymnasium.Env[str, str]):
         return ("win",)
 
 
-class AnsweringEnv(gymnasium.Env[Any, str]):
-    """Returns what it was given from ``reset``, and from ``step`` for each action.
-
-    Args:
-        first: What ``reset`` returns.
-        later: What the steps return, in turn; the last one again and again.
-        plan: What ``walkthrough`` returns.
-        tasks: Task ids.
-    """
-
-    def __init__(
-        self,
-        first: Any = ("hello", {}),
-        later: Any = ("bye", 0.0, False, False, {}),
-        plan: Any = (),
-        tasks: Any = None,
-    ) -> None:
-        self.first = first
-        self.later = later if isinstance(later, list) else [later]
-        self.plan = plan
-        self.tasks = tasks
-        self.num_steps = 0
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
-        self.num_steps = 0
-        return self.first
-
-    def step(self, action: str) -> Any:
-        self.num_steps += 1
-        return self.later[min(self.num_steps, len(self.later)) - 1]
-
-    def walkthrough(self) -> Any:
-        return self.plan
-
-
 def make_scripted(greeting: str = "made") -> gymnasium.Env[str, str]:
     """A factory that says what it makes."""
     return ScriptedEnv(greeting)
