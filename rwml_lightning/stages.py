@@ -20,6 +20,7 @@ from rwml_lightning.schema import Episode
 from rwml_lightning.trace import TraceWriter
 
 log = logging.getLogger(__name__)
+MAX_PROBE_TOKENS = 256
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,8 @@ def fit_stage(
 
 
 def write_export(module: PolicyModule, output: Path) -> None:
-    """Write a Hugging Face folder that appears only when it is whole."""
+    """Write a Hugging Face folder that appears only when it is whole and computes what the policy computes."""
     partial = output.with_name(f".{output.name}")
-    export_policy(module.policy, module.tokenizer, partial)
+    probe_ids = module.trainer.datamodule.probe_ids()[:MAX_PROBE_TOKENS]  # type: ignore[attr-defined]
+    export_policy(module.policy, module.tokenizer, partial, probe_ids)
     partial.rename(output)

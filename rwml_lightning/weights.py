@@ -33,14 +33,15 @@ def model_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     adapted = {name: layer for name, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)}
-    seen: set[int] = set()
     state = model.state_dict(
         keep_vars=True
     )  # the tensors themselves, so that tied ones are known by identity
-    for owner, group in itertools.groupby(state, key=lambda name: _adapted_layer(name, adapted)):
-        tensors = [(name, state[name]) for name in group if id(state[name]) not in seen]
-        seen.update(id(tensor) for _, tensor in tensors)
-        if owner is not None:
+    first = {id(tensor): name for name, tensor in reversed(state.items())}
+    once = [name for name, tensor in state.items() if first[id(tensor)] == name]
+    for owner, names in itertools.groupby(once, key=lambda name: _adapted_layer(name, adapted)):
+        if owner is None:
+            tensors = [(name, state[name]) for name in names]
+        else:
             merged = _merge(adapted[owner]).state_dict()
             tensors = [(f"{owner}.{name}", tensor) for name, tensor in merged.items()]
         for name, tensor in tensors:

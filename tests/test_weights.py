@@ -88,7 +88,7 @@ def test_export_and_copy_compute_what_the_policy_computes(
     policy = make_policy(folder, lora)
     expected = logits_of(policy)
     assert (expected - logits_of(load_causal_lm(folder))).abs().max() > 0.01
-    export_policy(policy, tiny_tokenizer, tmp_path / "out")
+    export_policy(policy, tiny_tokenizer, tmp_path / "out", IDS[0].tolist())
     torch.testing.assert_close(logits_of(load_causal_lm(tmp_path / "out")), expected, atol=1e-5, rtol=1e-5)
     generator = HFGenerator(str(folder), device="cpu")
     generator.update_weights(model_tensors(policy), 1)
@@ -114,3 +114,39 @@ def test_names_are_those_of_the_files(folder: Path) -> None:
         spelt = dict(checkpoint_tensors(model, model_tensors(policy)))
         assert spelt.keys() == files.keys()
         assert all(torch.equal(spelt[name], files[name]) for name in files)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_adapters_that_merge_are_taken_as_they_were(folder: Path, dtype: Any) -> None:
+    torch.manual_seed(3)
+    policy = load_policy(str(folder), dtype, LoRA(4, 8))
+    adapters = {name: p for name, p in policy.named_parameters() if p.requires_grad}
+    assert all("lora_" in name for name in adapters)
+    assert all(p.dtype == torch.float32 for p in adapters.values())  # a low-precision base or not
+    assert not any(p.any() for name, p in adapters.items() if "lora_B" in name)
+    expected = logits_of(load_causal_lm(folder, dtype))
+    torch.testing.assert_close(logits_of(policy), expected, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_adapters_that_cannot_be_merged_are_refused_at_once(
+    tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerBase, tied: bool, dtype: Any
+) -> None:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("llama", **SHAPE, tie_word_embeddings=tied)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    lora = LoRA(4, 8, target_modules=["embed_tokens", "q_proj"])
+    if tied:
+        with pytest.raises(
+            ValueError, match=r"adapters on model\.embed_tokens cannot be merged .*model\.lora\.target_mo"
+        ):
+            load_policy(str(tmp_path), dtype, lora)
+    else:
+        load_policy(str(tmp_path), dtype, lora)
+
+
+@pytest.mark.parametrize("lora", [None, LoRA(4, 8)])
+def test_tied_tensors_come_once(tiny_model: Path, lora: LoRA | None) -> None:
+    names = [name for name, _ in model_tensors(load_policy(str(tiny_model), lora=lora))]
+    assert names == [name for name, _ in load_causal_lm(tiny_model).named_parameters()]

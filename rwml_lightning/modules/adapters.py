@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
+
+from rwml_lightning.modules.scoring import score_text
+from rwml_lightning.weights import base_model, base_name, model_tensors
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,11 @@ class LoRA:
 
 
 def add_lora(policy: Any, lora: LoRA) -> nn.Module:
-    """Wrap a model in fresh adapters, which change nothing until they are trained."""
+    """Wrap a model in fresh adapters, which change nothing until they are trained.
+
+    Raises:
+        ValueError: They cannot be merged into the weights; see :func:`verify_merging`.
+    """
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
@@ -38,7 +47,68 @@ def add_lora(policy: Any, lora: LoRA) -> nn.Module:
         target_modules=lora.target_modules,
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(policy, config)
+    adapted = get_peft_model(policy, config)
+    verify_merging(adapted)
+    return adapted
+
+
+def verify_merging(policy: nn.Module) -> None:
+    """Compare a policy whose adapters do something with the model that merging them gives.
+
+    Where the two differ, as with adapters on embeddings that the output head shares, generators and exports would be
+    another model than the one that is trained. One layer of each kind gets random adapters for the comparison; afterwards
+    they are as they were. Adapters must be fresh.
+
+    Raises:
+        ValueError: Merging gives another model; names the kinds of layers.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    kinds: dict[str, Any] = {}
+    for name, layer in policy.named_modules():
+        if isinstance(layer, BaseTunerLayer):
+            kinds.setdefault(re.sub(r"\.\d+\.", ".*.", base_name(name)), layer)
+    if _merges(policy, kinds.values()):
+        return
+    refused = [kind for kind, layer in kinds.items() if not _merges(policy, [layer])]
+    raise ValueError(
+        f"adapters on {', '.join(refused or kinds)} cannot be merged into the weights, so generators and exports would be "
+        "another model than the policy: leave them out of model.lora.target_modules"
+    )
+
+
+def _merges(policy: nn.Module, layers: Iterable[nn.Module]) -> bool:
+    zeros = [
+        parameter
+        for layer in layers
+        for name, parameter in layer.named_parameters()
+        if not name.startswith("base_layer.") and not parameter.any()
+    ]
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = base_model(policy).config.get_text_config().vocab_size
+    text = [(37 * i + 11) % vocabulary for i in range(16)]
+    try:
+        with torch.no_grad():
+            for parameter in zeros:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+        names = {base_name(name): name for name in policy.state_dict()}
+        own = policy.state_dict()
+        merged = {
+            names[name]: tensor
+            for name, tensor in model_tensors(policy)
+            if not torch.equal(tensor, own[names[name]])
+        }
+        adapted = score_text(policy, text)
+        with policy.disable_adapter():  # type: ignore[operator]
+            plain, without = score_text(policy, text), score_text(policy, text, merged)
+    finally:
+        with torch.no_grad():
+            for parameter in zeros:
+                parameter.zero_()
+    error, effect = (adapted - without).abs().mean(), (adapted - plain).abs().mean()
+    # Low precision rounds the merged weights; but a wrong merge errs by about as much as the adapters do.
+    exact = next(policy.parameters()).dtype == torch.float32
+    return bool(error <= (1e-3 if exact else 0.5 * effect))
 
 
 @contextlib.contextmanager

@@ -17,12 +17,12 @@ from rwml_lightning.functional import (
     Checkpointing,
     micro_batches,
     packed_logprobs,
-    plain_logprobs,
     token_weights,
 )
 from rwml_lightning.models import load_tokenizer
 from rwml_lightning.modules.adapters import LoRA
 from rwml_lightning.modules.loading import Dtype, load_policy
+from rwml_lightning.modules.scoring import score_text
 from rwml_lightning.weights import model_tensors
 
 if TYPE_CHECKING:
@@ -248,16 +248,9 @@ class PolicyModule(L.LightningModule):
         torch.distributed.all_gather_object(shares, items)
         return [item for share in shares for item in share]
 
-    @torch.no_grad()
     def score(self, token_ids: Sequence[int]) -> list[float]:
         """Log-probability of every token but the first, by the plain path; for the check after a weight update."""
-        was_training = self.policy.training
-        self.policy.eval()
-        try:
-            logprobs, _ = plain_logprobs(self.policy, [list(token_ids)], [1])
-        finally:
-            self.policy.train(was_training)
-        return logprobs.float().tolist()
+        return score_text(self.policy, token_ids).tolist()
 
 
 def _some(names: Sequence[str], most: int = 16) -> str:

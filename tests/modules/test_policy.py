@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from rwml_lightning.functional import Checkpointing
 from rwml_lightning.generation import HFGenerator
 from rwml_lightning.models import load_causal_lm
 from rwml_lightning.modules import LoRA, WorldModelGRPO, WorldModelSFT
-from rwml_lightning.modules.exporting import export_policy
+from rwml_lightning.modules.exporting import ExportError, export_policy
 from rwml_lightning.modules.loading import load_policy
 from rwml_lightning.schema import Sampling
 from rwml_lightning.weights import model_tensors
@@ -82,7 +83,7 @@ def test_an_export_loads_in_transformers_and_answers_the_same(
 ) -> None:
     policy = shaken_adapters(tiny_model) if adapters else load_policy(str(tiny_model), "float32")
     expected = logits_of(policy)
-    export_policy(policy, tiny_tokenizer, tmp_path / "out")
+    export_policy(policy, tiny_tokenizer, tmp_path / "out", IDS[0].tolist())
     files = {file.name for file in (tmp_path / "out").iterdir()}
     assert {"model.safetensors", "config.json", "tokenizer.json"} <= files
     assert not [name for name in files if name.startswith("adapter")]
@@ -198,3 +199,29 @@ def test_dropout_of_the_model_is_off(tiny_model: Path) -> None:
     assert all(module.p == 0 for module in policy.modules() if isinstance(module, torch.nn.Dropout))
     with torch.no_grad():
         torch.testing.assert_close(policy(input_ids=IDS).logits, logits_of(policy))
+
+
+def test_an_export_that_is_not_the_policy_is_refused(
+    tiny_model: Path, tiny_tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy: Any = load_policy(str(tiny_model))
+    probe = IDS[0].tolist()
+    policy.config.rms_norm_eps = 1.0  # the tensors arrive, and compute something else
+    with pytest.raises(
+        ExportError, match=r"the model in .*/config is not the policy: .* differ by [\d.]+ nats"
+    ):
+        export_policy(policy, tiny_tokenizer, tmp_path / "config", probe)
+    policy.config.rms_norm_eps = 1e-6
+    policy.model.register_buffer("extra", torch.ones(1))  # no loader knows it
+    with pytest.raises(ExportError, match=r"/tensors does not hold the policy's tensors"):
+        export_policy(policy, tiny_tokenizer, tmp_path / "tensors", probe)
+
+
+def test_an_export_with_nan_is_refused(
+    tiny_model: Path, tiny_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    policy: Any = load_policy(str(tiny_model))
+    with torch.no_grad():
+        policy.model.norm.weight[0] = float("nan")
+    with pytest.raises(ExportError, match=r"differ by nan nats"):
+        export_policy(policy, tiny_tokenizer, tmp_path / "out", IDS[0].tolist())

@@ -1,0 +1,35 @@
+"""Log-probabilities of a text by the plain path, for checks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from rwml_lightning.functional import logprobs_from_logits
+
+
+@torch.no_grad()
+def score_text(
+    model: nn.Module, token_ids: Sequence[int], tensors: Mapping[str, Tensor] | None = None
+) -> Tensor:
+    """Log-probability of every token but the first, in nats.
+
+    Args:
+        model: Hugging Face model, plain or wrapped by PEFT.
+        token_ids: Token ids of the text.
+        tensors: Used in place of the model's own of the same name; what is tied to one follows it.
+    """
+    ids = torch.tensor([list(token_ids)], device=next(model.parameters()).device)
+    was_training = model.training
+    model.eval()
+    try:
+        output = functional_call(
+            model, cast("dict[str, Tensor]", dict(tensors or {})), (), {"input_ids": ids, "use_cache": False}
+        )
+    finally:
+        model.train(was_training)
+    return logprobs_from_logits(output.logits[0, :-1], ids[0, 1:]).logprobs.float().cpu()
