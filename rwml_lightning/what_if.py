@@ -141,9 +141,8 @@ class WhatIf:
         answer = self._answered(self.pool.step_many({0: action})[0])
         transition = state.advance(action, answer, self.data.environment.id)
         draw = self._asked[place, action]
-        sampling = Sampling(
-            self.data.sampling.max_tokens, self.data.validation.temperature, self.data.sampling.top_p
-        )
+        how = self.data.validation
+        sampling = Sampling(self.data.sampling.max_tokens, how.temperature, how.top_p)
         groups = self.rollouts.collect(_STAGE, draw, [transition], self.group_size, sampling).groups
         if not groups:
             raise ValueError("the reward gave no verdict on the prediction; the trainer's log says why")

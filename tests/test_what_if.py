@@ -85,6 +85,22 @@ def load(answer: dict[str, Any]) -> Any:
     return Transition(**{**answer["transition"], "history": ()})
 
 
+def test_predictions_are_sampled_as_held_out_ones(world: WhatIf, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.data.validation = Validation(temperature=0.5, top_p=0.8)
+    asked: list[Sampling] = []
+    generate = world.rollouts.generator.generate
+
+    def watched(prompts: Any, sampling: Sampling, seeds: Any) -> Any:
+        asked.append(sampling)
+        return generate(prompts, sampling, seeds)
+
+    monkeypatch.setattr(world.rollouts.generator, "generate", watched)
+    first = read_transitions(world.data.path)[0]
+    scene = respond(world, {"find": first.transition_id})
+    respond(world, {"place": scene["place"], "action": first.action})
+    assert asked == [Sampling(12, temperature=0.5, top_p=0.8)]
+
+
 def test_one_goes_on_to_the_end_and_not_beyond(world: WhatIf) -> None:
     place = respond(world, {"begin": 1})["place"]
     for turn in range(3):

@@ -25,6 +25,7 @@ from rwml_lightning.data.transitions import read_transitions
 from rwml_lightning.envs import EnvironmentSpec
 from rwml_lightning.evaluation import Measured, Result, evaluate_floors, measure_groups
 from rwml_lightning.generation import Generator, WeightCheck
+from rwml_lightning.generation.base import check_trainable
 from rwml_lightning.models import context_tokens
 from rwml_lightning.rewards import NextStateReward
 from rwml_lightning.rewards.controls import Control, ControlName
@@ -50,7 +51,7 @@ class RolloutDataModule(L.LightningDataModule):
         games: Games to generate for it when they are not there.
         collection: How transitions are collected.
         prompt: Template of the world-model prompt.
-        sampling: Limits and temperature in training.
+        sampling: Limits and temperature in training; ``top_p`` stays 1.
         prompts_per_step: Transitions a step (paper: 32).
         group_size: Predictions a transition (paper: 8 on ALFWorld, 16 on tau2-bench).
         num_passes: How often each training transition is used (paper: 2 epochs).
@@ -97,6 +98,7 @@ class RolloutDataModule(L.LightningDataModule):
                 raise ValueError(f"data.{name} is {value}; it must be at least {least}")
         if not 0 <= max_dropped_share <= 1:
             raise ValueError(f"data.max_dropped_share is {max_dropped_share}; a share lies between 0 and 1")
+        check_trainable(sampling, "data.sampling")
         self.path = Path(transitions)
         self.generator = generator
         self._reward = reward
@@ -295,7 +297,7 @@ class RolloutDataModule(L.LightningDataModule):
         return [self._predict_held_out(self.validation)]
 
     def _predict_held_out(self, how: Validation) -> StepLoader[Transition, RolloutBatch]:
-        sampling = Sampling(self.sampling.max_tokens, how.temperature, self.sampling.top_p)
+        sampling = Sampling(self.sampling.max_tokens, how.temperature, how.top_p)
 
         def predict(step: int, transitions: Sequence[Transition]) -> RolloutBatch:
             own = self._own(transitions)

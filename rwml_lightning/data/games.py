@@ -13,6 +13,7 @@ from rwml_lightning.data.play import EpisodePlayer, Game
 from rwml_lightning.data.selection import Validation
 from rwml_lightning.envs import EnvironmentPool, EnvironmentSpec
 from rwml_lightning.generation import Generator
+from rwml_lightning.generation.base import check_trainable
 from rwml_lightning.schema import EpisodeBatch, Sampling
 from rwml_lightning.seeds import derive_seed
 
@@ -31,6 +32,7 @@ class PlayEvaluation:
         max_steps: Turns after which an episode is cut off (paper: 30).
         temperature: Of sampling (verl-agent: 0.4).
         batch_size: Games played at once.
+        top_p: Nucleus; 1, as in training, keeps every token.
     """
 
     splits: list[str] | None = None
@@ -39,6 +41,7 @@ class PlayEvaluation:
     max_steps: int = 30
     temperature: float = 0.4
     batch_size: int = 64
+    top_p: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Play:
 
     Args:
         prompt: What the policy reads.
-        sampling: Limits and temperature of a turn in training.
+        sampling: Limits and temperature of a turn in training; ``top_p`` stays 1.
         games_per_step: Games a step (verl-agent: 16).
         group_size: Episodes of each game (paper: 8).
         max_steps: Turns after which an episode is cut off (paper: 15 on ALFWorld).
@@ -79,6 +82,7 @@ class Play:
     step_timeout_s: float = 60.0
 
     def __post_init__(self) -> None:
+        check_trainable(self.sampling, "data.play.sampling")
         for name in ("games_per_step", "group_size", "max_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"data.play.{name} is {getattr(self, name)}; it must be at least 1")
@@ -198,7 +202,7 @@ class GameSource:
     def rollout_held_out(self, player: EpisodePlayer, step: int, games: Sequence[Game]) -> EpisodeBatch:
         """Groups to measure."""
         how = self.evaluation
-        sampling = replace(self.play.sampling, temperature=how.temperature)
+        sampling = replace(self.play.sampling, temperature=how.temperature, top_p=how.top_p)
         return player.collect("validation", step, games, how.episodes_per_game, sampling, how.max_steps)
 
     def close(self) -> None:

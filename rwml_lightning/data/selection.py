@@ -26,6 +26,7 @@ class Validation:
         num_transitions: Held-out transitions used, a fixed random draw; ``None`` uses all.
         group_size: Predictions a transition.
         temperature: 1 is what training samples at; 0 is greedy.
+        top_p: Nucleus; 1, as in training, keeps every token.
         batch_size: Prompts generated at once.
     """
 
@@ -33,6 +34,7 @@ class Validation:
     group_size: int = 1
     temperature: float = 1.0
     batch_size: int = 64
+    top_p: float = 1.0
 
 
 def draw(

@@ -94,3 +94,28 @@ def check_prompts(
                 f"prompt {index} has {len(prompt)} tokens; with max_tokens={sampling.max_tokens} it exceeds the "
                 f"context of {max_model_len} (max_model_len): shorten the history or lower max_tokens"
             )
+
+
+def check_trainable(sampling: Sampling, key: str) -> None:
+    """Refuse to sample what is trained on from another distribution than the one whose log-probabilities are trained.
+
+    The trainer computes those of the whole distribution. A nucleus (``top_p`` below 1) drops its tail, so that the ratio of
+    both is biased (0.92 on average at 0.9, 0.65 at 0.5), and greedy decoding has no log-probabilities at all.
+
+    Args:
+        sampling: How completions that are trained on are made.
+        key: Name of the setting, for errors.
+
+    Raises:
+        ValueError: A nucleus, or a temperature that is not above 0.
+    """
+    if sampling.top_p != 1:
+        raise ValueError(
+            f"{key}.top_p is {sampling.top_p}, but log-probabilities in training are those of all tokens; leave it at 1. "
+            "Evaluations have a top_p of their own"
+        )
+    if not 0 < sampling.temperature < float("inf"):
+        raise ValueError(
+            f"{key}.temperature is {sampling.temperature}; training samples at a temperature above 0. Evaluations have "
+            "their own, which may be 0"
+        )
