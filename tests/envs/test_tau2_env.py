@@ -118,7 +118,21 @@ def test_a_conversation_step_by_step() -> None:
 @pytest.mark.parametrize(
     ("action", "said"),
     [
-        ("<tool_call>get_users</tool_call>", "malformed_tool_call"),
+        ("<tool_call>get_users</tool_call>", "the call cannot be read: neither JSON nor a call"),
+        (
+            '{"name": "get_users", "arguments": {}',
+            "the call cannot be read: no JSON: Expecting ',' delimiter",
+        ),
+        (
+            '<tool_call>{"arguments": {}}</tool_call>',
+            "the call cannot be read: needs a name and an object of arguments",
+        ),
+        (
+            '{"name": "create_task", "arguments": {"user_id": "user_1"}}',
+            "missing 1 required positional argument: 'title'",
+        ),
+        ('{"name": "get_users", "arguments": {"colour": 3}}', "unexpected keyword argument 'colour'"),
+        ('{"name": "create_task", "arguments": {"user_id": 7, "title": "t"}}', "User 7 not found"),
         ('{"name": "get_usres", "arguments": {}}', "get_usres"),
         ('{"name": "create_task", "arguments": {"user": "user_1"}}', "user"),
         ('{"name": "update_task_status", "arguments": {"task_id": "nine", "status": "completed"}}', "nine"),
@@ -135,6 +149,22 @@ def test_a_call_that_fails_is_invalid_and_the_agent_is_told(action: str, said: s
     assert (reward, terminated) == (0.0, False)
     *_, terminated, truncated, info = env.step(action)
     assert (terminated, truncated, info["ended"]) == (True, False, "too_many_errors")
+
+
+def test_a_list_of_calls_is_made_in_order_and_each_is_answered() -> None:
+    env = Tau2Env("mock")
+    env.reset(seed=0, options={"task": "mock/create_task_1"})
+    calls = '[{"name": "get_users", "arguments": {}}, {"name": "get_usres"}, {"arguments": {}}]'
+    messages, *_, info = env.step(f"<tool_call>{calls}</tool_call>")
+    assert [one["role"] for one in messages] == ["tool"] * 3
+    assert json.loads(messages[0]["content"])[0]["user_id"] == "user_1"
+    assert messages[1]["content"] == "Error: Tool 'get_usres' not found."
+    assert messages[2]["content"] == "Error: the call cannot be read: needs a name and an object of arguments"
+    assert (info["kind"], info["valid"]) == ("tool", False)
+    assert (info["measures"]["tool_calls"], info["measures"]["invalid_tool_calls"]) == (3, 2 / 3)
+    assert "needs a name and an object of arguments" in info["next_state"]
+    first = env.step(calls)  # the same without tags
+    assert [one["content"] for one in first[0]] == [one["content"] for one in messages]
 
 
 @pytest.mark.parametrize(("solo", "action"), [(False, ""), (False, "  \n"), (True, "Hello?")])

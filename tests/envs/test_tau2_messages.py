@@ -56,6 +56,10 @@ def test_no_text_is_an_error(text: str) -> None:
         ('Let me see.\n<tool_call>\n{"name": "look", "arguments": {}}\n</tool_call>', Call("look", {})),
         ('<tool_call>{"name": "look", "arguments": {}}', Call("look", {})),  # cut off at the end
         ("<tool_call>look(id=1)</tool_call>", Call("look", {"id": 1})),
+        ('[{"name": "look", "arguments": {"id": 1}}]', Call("look", {"id": 1})),
+        ("[look(id=1)]", Call("look", {"id": 1})),
+        ('{"type": "function", "function": {"name": "look", "arguments": "{}"}}', Call("look")),
+        ('{"tool_calls": [{"function": {"name": "look", "arguments": {}}}]}', Call("look")),
     ],
 )
 def test_forms_of_a_call(text: str, call: Call) -> None:
@@ -64,7 +68,17 @@ def test_forms_of_a_call(text: str, call: Call) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["look(); listen(to='x')", "look()\nlisten(to='x')", "<tool_call>look(); listen(to='x')</tool_call>"],
+    [
+        "look(); listen(to='x')",
+        "look()\nlisten(to='x')",
+        "<tool_call>look(); listen(to='x')</tool_call>",
+        '[{"name": "look"}, {"name": "listen", "arguments": {"to": "x"}}]',
+        ' [\n{"name": "look"},\n{"function": {"name": "listen", "arguments": {"to": "x"}}}]\n',
+        '<tool_call>[{"name": "look"}, {"name": "listen", "arguments": {"to": "x"}}]</tool_call>',
+        '<tool_call>{"name": "look"}</tool_call><tool_call>[{"name": "listen", "parameters": {"to": "x"}}]',
+        "[look(), listen(to='x')]",
+        "<tool_call>[look(), listen(to='x')]</tool_call>",
+    ],
 )
 def test_several_calls_in_one_message(text: str) -> None:
     assert read_action(text) == Action(calls=(Call("look"), Call("listen", {"to": "x"})))
@@ -85,6 +99,13 @@ def test_several_calls_in_one_message(text: str) -> None:
         "<tool_call>look(id='\\ud83d')</tool_call>",
         "<tool_call>look(id=open)</tool_call>",
         "<tool_call>look(**{'a': 1})</tool_call>",
+        "<tool_call>[]</tool_call>",
+        "<tool_call>[1]</tool_call>",
+        '{"name": "look", "arguments": {"id": 1}',
+        '[{"name": "look", "arguments": {}},]',
+        '[{"name": "look", "arguments": 3}]',
+        '{"function": "look"}',
+        '{"tool_calls": {"name": "look"}}',
     ],
 )
 def test_a_call_that_cannot_be_read_is_one_of_a_tool_that_there_is_not(text: str) -> None:
@@ -100,6 +121,12 @@ def test_a_call_that_cannot_be_read_is_one_of_a_tool_that_there_is_not(text: str
         "Could you help me (please)?",
         "Total (in USD): 3",
         "[1, 2]",
+        "[]",
+        "{}",
+        '{"total": 3}',
+        '["look", "listen"]',
+        '[{"total": 3}]',
+        "[see](there)",
         "",
         "f(1) is not a call by name.",
         "f(1)",
@@ -120,6 +147,7 @@ def test_any_other_text_is_said(text: str) -> None:
             Action(calls=(Call("f"),)),
         ),
         ({"tool_calls": [{"name": "f", "arguments": {"a": 1}}]}, Action(calls=(Call("f", {"a": 1}),))),
+        ({"tool_calls": [{"name": "f"}, {"name": "g"}]}, Action(calls=(Call("f"), Call("g")))),
         ({}, Action()),
     ],
 )

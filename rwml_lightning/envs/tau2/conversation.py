@@ -60,7 +60,7 @@ class Reply:
     """What the agent sees after an action.
 
     Args:
-        messages: New messages, oldest first.
+        messages: New messages, oldest first; a tool's says why a call failed.
         num_calls: Tool calls that the action made.
         num_errors: Those of them that failed.
     """
@@ -158,7 +158,11 @@ class Conversation:
         self._go_on()
         answers = [message for message in self._new() if not isinstance(message, AssistantMessage)]
         own = [one for one in answers if isinstance(one, ToolMessage) and one.requestor == "assistant"]
-        return Reply(tuple(visible(answers)), len(own), sum(one.error for one in own))
+        messages = visible(answers)
+        for message, call in zip(messages[: len(own)], action.calls, strict=False):
+            if not call.readable:  # the engine knows only that there is no such tool
+                message["content"] = f"Error: the call cannot be read: {call.arguments['error']}"
+        return Reply(tuple(messages), len(own), sum(one.error for one in own))
 
     def fail(self) -> None:
         """End the episode for an agent that broke the rules of conversation."""

@@ -11,15 +11,16 @@ from typing import Any, Literal
 
 CallFormat = Literal["json", "python"]
 MALFORMED = "malformed_tool_call"
-"""Name of the tool that a call without a readable name and arguments asks for; there is none, and the engine says so."""
+"""Name of the tool that a call without a readable name and arguments asks for; there is none."""
 STOP = "###STOP###"
 _TAGGED = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
-_PYTHON_CALLS = re.compile(r"\w+\s*\(.*\)", re.DOTALL)
+_PYTHON_CALLS = re.compile(r"\[?\s*\w+\s*\(.*\)\s*\]?", re.DOTALL)
+_BEGINS_A_CALL = re.compile(r'\[?\s*\{\s*"(name|function|tool_calls)"\s*:')
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A tool call; ``readable`` is False for one that could not be read, which names :data:`MALFORMED`."""
+    """A tool call; one that could not be read names :data:`MALFORMED` and has the reason as its argument ``error``."""
 
     name: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -39,7 +40,8 @@ def read_action(action: str | Mapping[str, Any]) -> Action:
 
     A text calls tools when it holds ``<tool_call>{"name": ..., "arguments": {...}}</tool_call>`` (any number of them; what
     stands around them is dropped, since a message of tau2-bench is either text or calls), or when the whole of it is such a
-    JSON object or calls as in Python, ``name(key="value"); other()``. Any other text is said to the user.
+    JSON object, a list of them, or calls as in Python, ``name(key="value"); other()``. What begins as the JSON of a call and
+    cannot be read is a call that cannot be read; any other text is said to the user.
 
     Args:
         action: A text, or a chat message ``{"content": text}`` or ``{"tool_calls": [{"name": ..., "arguments": ...}]}``, where a
@@ -48,32 +50,44 @@ def read_action(action: str | Mapping[str, Any]) -> Action:
     if not isinstance(action, str):
         calls = action.get("tool_calls") or ()
         if calls:
-            return Action(calls=tuple(_from_json(call.get("function", call)) for call in calls))
+            return Action(calls=_from_json(list(calls)))
         return Action(str(action.get("content") or "").strip())
     text = action.strip()
     tagged = _TAGGED.findall(text)
     if tagged:
         return Action(calls=tuple(call for content in tagged for call in _read_calls(content.strip())))
     calls = _read_calls(text)
-    return Action(calls=calls) if all(call.readable for call in calls) else Action(text)
+    meant = all(call.readable for call in calls) or _BEGINS_A_CALL.match(text)
+    return Action(calls=calls) if meant else Action(text)
 
 
 def _read_calls(text: str) -> tuple[Call, ...]:
-    if text.startswith("{"):
-        try:
-            return (_from_json(json.loads(text)),)
-        except (ValueError, RecursionError) as error:
-            return (_malformed(f"no JSON: {error}"),)
     if _PYTHON_CALLS.fullmatch(text):
         return _from_python(text)
-    return (_malformed("neither JSON nor a call"),)
+    if not text.startswith(("{", "[")):
+        return (_malformed("neither JSON nor a call"),)
+    try:
+        return _from_json(json.loads(text))
+    except (ValueError, RecursionError) as error:
+        return (_malformed(f"no JSON: {error}"),)
 
 
 def _malformed(error: str) -> Call:
     return Call(MALFORMED, {"error": error}, readable=False)
 
 
-def _from_json(call: Any) -> Call:
+def _from_json(value: Any) -> tuple[Call, ...]:
+    """One call, a list of them, or the message of a chat server that has such a list."""
+    if isinstance(value, dict):
+        value = value.get("tool_calls", [value])
+    if not isinstance(value, list) or not value:
+        return (_malformed("needs a call, or a list of calls"),)
+    return tuple(map(_from_object, value))
+
+
+def _from_object(call: Any) -> Call:
+    if isinstance(call, dict) and "function" in call:  # as chat servers wrap it
+        call = call["function"]
     name = call.get("name") if isinstance(call, dict) else None
     arguments = (call.get("arguments", call.get("parameters", {})) or {}) if name else None
     if isinstance(arguments, str):  # chat servers send them as text
@@ -97,13 +111,14 @@ def _checked(call: Call) -> Call:
 
 def _from_python(text: str) -> tuple[Call, ...]:
     try:
-        return tuple(map(_from_statement, ast.parse(text).body))
+        values = [one.value if isinstance(one, ast.Expr) else one for one in ast.parse(text).body]
+        calls = [one for value in values for one in (value.elts if isinstance(value, ast.List) else [value])]
+        return tuple(map(_from_node, calls))
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         return (_malformed("no call with named constants"),)
 
 
-def _from_statement(statement: ast.stmt) -> Call:
-    call = statement.value if isinstance(statement, ast.Expr) else None
+def _from_node(call: ast.AST) -> Call:
     if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)) or call.args:
         raise ValueError("no call with named arguments")
     arguments = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords if keyword.arg}
