@@ -412,3 +412,13 @@ def test_a_conversation_with_a_real_server(tmp_path: Path) -> None:
         assert read_action(info["action"])
         assert info["measures"]["user_calls"] == turns
         assert info["measures"]["user_tokens"] > 100
+
+
+def test_half_a_character_of_a_served_user_is_replaced(serve: Callable[..., FakeServer]) -> None:
+    """JSON can hold what UTF-8 cannot."""
+    fake = serve(lambda number, body: (200, answer(f"Hello {number} \ud800.")))
+    env = Tau2Env("mock", user=served(fake.url, retries=0))
+    messages, _ = env.reset(seed=0, options={"task": "mock/create_task_1"})
+    assert messages[-1] == {"role": "user", "content": "Hello 0 \ufffd."}
+    messages, *_ = env.step("Hello!")
+    assert messages[-1] == {"role": "user", "content": "Hello 1 \ufffd."}

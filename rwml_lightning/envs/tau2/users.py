@@ -13,6 +13,7 @@ from tau2.environment.tool import Tool
 from tau2.user.base import STOP, UserState, ValidUserInputMessage
 from tau2.user.user_simulator import UserSimulator
 
+from rwml_lightning.envs.boundary import well_formed
 from rwml_lightning.envs.chat import without_thinking
 from rwml_lightning.envs.tau2.messages import read_action
 
@@ -118,7 +119,7 @@ class ServedUser(UserSimulator):
         usage = answer.usage or {}
         self.prompt_tokens += usage.get("prompt_tokens") or 0
         self.completion_tokens += usage.get("completion_tokens") or 0
-        answer.content = without_thinking(answer.content or "").strip() or None
+        answer.content = well_formed(without_thinking(answer.content or "")).strip() or None
         if not answer.content and not answer.is_tool_call():
             raise ValueError("it wrote nothing, or nothing after its thinking")
         return answer
