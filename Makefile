@@ -1,5 +1,6 @@
 # make quickstart   set up this machine, then train a world model on it (15 minutes on 2 cores)
 # make test         set up this machine, then check style, types and import rules, and run every test
+# make mutants      put faults into the code one by one, and count which of them the fast tests notice (hours)
 # make install      set up only;  make lock: write requirements/cpu.txt anew;  make clean: remove .venv and caches
 
 PYTHON ?= python3
@@ -9,13 +10,16 @@ TORCH_INDEX ?=
 DEVICE ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 # Overrides for the quickstart, for example ARGS="--run.name second --seed_everything 2".
 ARGS ?=
+# Packages, modules or functions for `make mutants`, for example NAMES=rwml_lightning.functional; MUTANTS_SECONDS=600 in the
+# environment ends it early (the next run goes on), MUTANTS_JOBS=8 tries so many at once.
+NAMES ?=
 
 VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --quiet
 STAMP := $(VENV)/.installed-$(DEVICE)
 
-.PHONY: install quickstart test lint lock clean
+.PHONY: install quickstart test mutants lint lock clean
 .DEFAULT_GOAL := quickstart
 
 install: $(STAMP)
@@ -54,6 +58,9 @@ lint: install
 
 test: lint
 	@$(PY) -m pytest
+
+mutants: install
+	@$(PY) tests/mutants.py $(NAMES)
 
 lock: install
 	@{ sed -n '/^#/p' requirements/cpu.txt; $(PIP) list --format=freeze --exclude-editable 2>/dev/null | sed -E 's/^(torch==[^+]*).*/\1/' | grep -viE '^(pip|rwml)'; } > requirements/cpu.new && mv requirements/cpu.new requirements/cpu.txt

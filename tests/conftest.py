@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
-from rwml_testing import make_world, teach, write_tiny_model
+from rwml_testing import write_taught_model
 from transformers import PreTrainedTokenizerBase
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a Llama of 2 layers x 32 that writes well-formed answers to bare actions, some of them right."""
-    folder = tmp_path_factory.mktemp("tiny") / "model"
-    world = make_world()
-    model, tokenizer = write_tiny_model(folder, world, vocabulary=340)
-    teach(model, tokenizer, [t for t in world if t.split == "train"], num_steps=60)
-    model.save_pretrained(folder)
-    return folder
+    """Folder of :func:`rwml_testing.write_taught_model`; a mutation run has written it once for all mutants."""
+    folder = os.environ.get("RWML_TINY_MODEL")
+    return Path(folder) if folder else write_taught_model(tmp_path_factory.mktemp("tiny") / "model")
 
 
 @pytest.fixture(scope="session")

@@ -179,6 +179,15 @@ def write_tiny_embedder(
     return folder / "embedder"
 
 
+def write_taught_model(folder: Path) -> Path:
+    """Write a Llama of 2 layers x 32 that writes well-formed answers to bare actions, some of them right."""
+    world = make_world()
+    model, tokenizer = write_tiny_model(folder, world, vocabulary=340)
+    teach(model, tokenizer, [t for t in world if t.split == "train"], num_steps=60)
+    model.save_pretrained(folder)
+    return folder
+
+
 class LetterEmbedder:
     """Embeds a text as the counts of its letters: enough like an embedder to be near for near texts."""
 
