@@ -16,8 +16,11 @@ stays decided until its function changes; survivors are tried again when a file 
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
+import gc
 import hashlib
+import importlib
 import json
 import os
 import shutil
@@ -161,7 +164,9 @@ class Reach:
         here = {item.nodeid for item in items}
         files = {item.nodeid.partition("::")[0] for item in items}
         self.known = {  # forget tests that their file has no more
-            test: one for test, one in self.known.items() if test in here or test.partition("::")[0] not in files
+            test: one
+            for test, one in self.known.items()
+            if test in here or test.partition("::")[0] not in files
         }
         self.file.write_text(json.dumps(self.known))
         failed = [test for test, one in self.known.items() if not one["passed"]]
@@ -185,7 +190,14 @@ class Reach:
                 return True
 
             run_tests(items, each)
+        self.file.with_suffix(".imports").write_text("\n".join(sorted(sys.modules)))
         return 0
+
+    def import_what_tests_import(self) -> None:
+        """Import here what tests import as they run, so that the forks need not."""
+        for module in self.file.with_suffix(".imports").read_text().split():
+            with contextlib.suppress(ImportError):  # some names are no modules
+                importlib.import_module(module)
 
     def tests_by_function(self, tests_here: Iterable[str]) -> dict[str, list[str]]:
         """Tests that call each function: the package's own first, then the shortest, up to ``MOST_SECONDS``."""
@@ -221,6 +233,7 @@ class MutationRun:
         items = {item.nodeid: item for item in session.items}
         reach = Reach(WORK / "reach.json")
         changed = reach.measure(session.items)
+        reach.import_what_tests_import()
         tests = reach.tests_by_function(items)
         open_again = (None, SURVIVED, NO_TESTS) if changed else (None,)
         queue = [
@@ -231,6 +244,7 @@ class MutationRun:
         ]
         queue = [(data, mutant) for data, mutant in queue if self._is_reached(data, mutant, tests)]
         queue.sort(key=lambda one: hashlib.sha256(one[1].encode()).digest())
+        gc.freeze()  # a collection in a fork would copy what it shares with this process
         total, shown = len(queue), time.monotonic()
         running: dict[int, tuple[Any, str, float, float]] = {}
         while (queue and time.monotonic() < self.end) or running:
@@ -342,16 +356,32 @@ def main() -> int:
     os.environ["PYTHONPATH"] = sys.path[0]  # for processes that the tests start
 
     import pytest
-    from hypothesis import settings
+    from hypothesis import Phase, settings
 
-    # The same examples for every mutant, and no verdict that depends on the machine's load.
-    settings.register_profile("mutants", deadline=None, derandomize=True, database=None, max_examples=30)
+    # The same examples for every mutant, no search for a smaller one, and no verdict that depends on the machine's load.
+    settings.register_profile(
+        "mutants",
+        deadline=None,
+        derandomize=True,
+        database=None,
+        max_examples=30,
+        phases=(Phase.explicit, Phase.generate),
+    )
     settings.load_profile("mutants")
     plugin = MutationRun(
         names, float(os.environ.get("MUTANTS_SECONDS", "inf")), int(os.environ.get("MUTANTS_JOBS", "1"))
     )
     with tempfile.TemporaryDirectory() as folder:
-        options = ["-s", "-q", "-m", "not slow", "-p", "no:cacheprovider", f"--basetemp={folder}/tests"]
+        options = [
+            "-s",
+            "-q",
+            "-m",
+            "not slow",
+            "--tb=native",
+            "-p",
+            "no:cacheprovider",
+            f"--basetemp={folder}/tests",
+        ]
         options += ["-o", "tmp_path_retention_policy=none", "--rootdir", str(WORK)]
         code = pytest.main([*options, *folders_of(names)], plugins=[plugin])
     if code not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):

@@ -1,0 +1,164 @@
+"""Edges of what is allowed, and promises about work rather than values: both slip through a comparison of numbers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from test_packed_logprobs import tiny_model
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+
+from rwml_lightning.functional import (
+    build_tree,
+    checkpointing_arguments,
+    chunked_logprobs,
+    clipped_surrogate,
+    group_advantages,
+    logprobs,
+    packed,
+    token_weights,
+    truncated_importance_weights,
+    verify_packing,
+)
+from rwml_lightning.functional.attention import make_tiles, tree_attention_forward, use_tree_attention
+
+ZERO = torch.zeros(1)
+
+
+@pytest.mark.parametrize("bounds", [(0.0, 0.0), (1.0, 0.0), (0.0, 0.3)])
+def test_clip_bounds_may_be_at_the_edge(bounds: tuple[float, float]) -> None:
+    """A ratio of 1/2 and one of 3/2, both with an advantage of 1 and of -1."""
+    low, high = bounds
+    ratios = torch.tensor([0.5, 1.5])
+    for sign in (1.0, -1.0):
+        found = clipped_surrogate(ratios.log(), torch.zeros(2), torch.full((2,), sign), low, high).loss
+        held = torch.tensor([max(0.5, 1 - low), min(1.5, 1 + high)])
+        torch.testing.assert_close(found, -torch.minimum(ratios * sign, held * sign))
+
+
+@pytest.mark.parametrize(("low", "high"), [(-0.01, 0.2), (1.01, 0.2), (0.2, -0.01)])
+def test_clip_bounds_beyond_the_edge_are_refused(low: float, high: float) -> None:
+    with pytest.raises(ValueError, match="clip_low must lie in"):
+        clipped_surrogate(ZERO, ZERO, ZERO, low, high)
+
+
+def test_a_constant_length_a_cap_and_a_temperature_may_be_below_one() -> None:
+    weights = token_weights(torch.tensor([2, 2]), "constant", 0.5)
+    torch.testing.assert_close(weights, torch.tensor([1.0, 1.0]))
+    torch.testing.assert_close(truncated_importance_weights(ZERO, ZERO, cap=0.5).weights, ZERO + 0.5)
+    hot = chunked_logprobs(ZERO[:, None], torch.ones(2, 1), torch.tensor([0]), chunk_size=1, temperature=0.5)
+    torch.testing.assert_close(hot.logprobs, torch.tensor([0.5]).log())
+
+
+def test_a_constant_group_gives_nothing_beside_one_that_varies() -> None:
+    rewards = torch.tensor([[0.1, 0.1, 0.1], [0.0, 1.0, 0.0], [0.7, 0.7, 0.7]])
+    for normalisation in ("mean_std", "mean", "leave_one_out"):
+        advantages = group_advantages(rewards, normalisation)
+        assert advantages[0].tolist() == advantages[2].tolist() == [0, 0, 0]
+        assert (advantages[1] != 0).all()
+
+
+@pytest.mark.parametrize(("tokens", "chunk_size", "rows"), [(7, 3, [3, 3, 1]), (6, 3, [3, 3]), (2, 5, [2])])
+def test_logits_exist_once_and_for_one_chunk_in_each_pass(
+    monkeypatch: pytest.MonkeyPatch, tokens: int, chunk_size: int, rows: list[int]
+) -> None:
+    seen: list[int] = []
+    make = logprobs._logits
+    monkeypatch.setattr(
+        logprobs, "_logits", lambda hidden, *others: seen.append(len(hidden)) or make(hidden, *others)
+    )
+    hidden = torch.randn(tokens, 4).requires_grad_()
+    values = chunked_logprobs(hidden, torch.randn(9, 4), torch.arange(tokens), chunk_size).logprobs
+    assert seen == rows
+    values.sum().backward()
+    assert seen == rows * 2
+
+
+@pytest.mark.parametrize(
+    ("dtype", "difference", "accepted"),
+    [
+        (torch.float32, 5e-4, True),
+        (torch.float32, 2e-3, False),
+        (torch.float64, 2e-3, False),
+        (torch.bfloat16, 0.4, True),
+        (torch.bfloat16, 0.6, False),
+    ],
+)
+def test_verification_tolerates_rounding_of_the_dtype(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, difference: float, accepted: bool
+) -> None:
+    model = tiny_model("llama").to(dtype)
+
+    def shifted(*arguments: Any) -> Any:
+        true = packed.packed_logprobs(model, packed.micro_batches(*arguments[1:3], max_tokens=1000)[0])
+        return true._replace(logprobs=true.logprobs - difference)
+
+    monkeypatch.setattr(packed, "plain_logprobs", shifted)
+    if accepted:
+        assert verify_packing(model) == pytest.approx(difference, rel=0.05)
+    else:
+        with pytest.raises(ValueError, match=r"change by .* nats"):
+            verify_packing(model)
+    assert verify_packing(model, tolerance=1.0) > 0  # a tolerance of one's own
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_verification_leaves_the_mode_as_it_was(training: bool) -> None:
+    model = tiny_model("llama").train(training)
+    verify_packing(model)
+    assert model.training == training
+
+
+def test_each_tree_and_each_run_of_a_tile_is_a_tile() -> None:
+    tree = build_tree([[1] * 5, [2] * 5, [3, 4], [3, 5]])
+    tiles = make_tiles(torch.from_numpy(tree.subtree_end), torch.float32, tile=4)
+    assert tiles.rows == [4, 1, 4, 1, 3]
+    assert tiles.key_counts == [4, 5, 4, 5, 3]
+
+
+class Calls(TorchDispatchMode):
+    """Counts operators that are really run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.counts[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("checkpointing", "products", "activations"), [("selective", 3, 4), ("full", 5, 4)])
+def test_what_checkpointing_computes_again(checkpointing: Any, products: int, activations: int) -> None:
+    """Of three matrix products and two activations; the third product's own value is not needed for its gradient."""
+    torch.manual_seed(0)
+    layer = nn.Sequential(nn.Linear(3, 4), nn.SiLU(), nn.Linear(4, 4), nn.SiLU(), nn.Linear(4, 2))
+    inputs = torch.randn(5, 3, requires_grad=True)
+    (expected,) = torch.autograd.grad(layer(inputs).sum(), inputs)
+    with Calls() as calls:
+        output = checkpoint(layer, inputs, **checkpointing_arguments(checkpointing))
+        (found,) = torch.autograd.grad(output.sum(), inputs)
+    torch.testing.assert_close(found, expected)
+    assert calls.counts["addmm"] == products
+    assert calls.counts["silu"] == activations
+
+
+def test_no_checkpointing_has_no_arguments() -> None:
+    with pytest.raises(ValueError, match="must be 'selective' or 'full', not 'none'"):
+        checkpointing_arguments("none")
+
+
+def test_tree_attention_is_refused_where_scores_are_changed() -> None:
+    for name in ("softcap", "s_aux", "position_bias"):
+        model = tiny_model("llama")
+        assert use_tree_attention(model)
+        layer = model.get_decoder().layers[0].self_attn
+        states = torch.randn(1, 4, 3, 8, dtype=model.dtype)
+        with pytest.raises(ValueError, match=f"tree attention has no '{name}'"):
+            tree_attention_forward(
+                layer, states, states, states, torch.tensor([3, 3, 3]).view(1, 1, 1, 3), **{name: 1.0}
+            )
