@@ -7,24 +7,36 @@ from typing import Any
 
 import pytest
 import torch
-from test_packed_logprobs import tiny_model
+from test_packed_logprobs import SMALL, tiny_model
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
+from transformers import PhiConfig, PhiForCausalLM
 
 from rwml_lightning.functional import (
+    attention,
     build_tree,
     checkpointing_arguments,
     chunked_logprobs,
     clipped_surrogate,
     group_advantages,
     logprobs,
+    micro_batches,
     packed,
+    packed_logprobs,
+    plain_logprobs,
     token_weights,
     truncated_importance_weights,
     verify_packing,
 )
-from rwml_lightning.functional.attention import make_tiles, tree_attention_forward, use_tree_attention
+from rwml_lightning.functional.attention import (
+    ancestor_mask,
+    make_tiles,
+    tree_attention_forward,
+    tree_block_mask,
+    use_tree_attention,
+)
+from rwml_lightning.functional.packed import output_head
 
 ZERO = torch.zeros(1)
 
@@ -162,3 +174,77 @@ def test_tree_attention_is_refused_where_scores_are_changed() -> None:
             tree_attention_forward(
                 layer, states, states, states, torch.tensor([3, 3, 3]).view(1, 1, 1, 3), **{name: 1.0}
             )
+
+
+def test_new_tensors_lie_where_the_others_do() -> None:
+    """With another default device, a tensor that is made without naming one meets those of the model and fails."""
+    sequences, trained_from = [[1, 2, 3, 4], [1, 2, 5], [6, 7, 8]], [2, 1, 1]
+    for tree in (True, False):
+        model = tiny_model("llama")
+        if tree:
+            use_tree_attention(model)
+        expected = plain_logprobs(model, sequences, trained_from, 0.7)
+        (micro,) = micro_batches(sequences, trained_from, 100)
+        with torch.device("meta"):
+            torch.testing.assert_close(plain_logprobs(model, sequences, trained_from, 0.7), expected)
+            values = packed_logprobs(model, micro, 0.7)
+            values.logprobs.sum().backward()
+        torch.testing.assert_close(values, expected)
+        assert all(parameter.grad.device.type == "cpu" for parameter in model.parameters())
+    subtree_end = micro.subtree_end
+    with torch.device("meta"):
+        assert ancestor_mask(subtree_end).device.type == "cpu"
+        block_mask = tree_block_mask(subtree_end)
+    assert block_mask.kv_num_blocks.device.type == "cpu"
+
+
+def test_a_head_with_a_bias_and_a_scale_is_taken_whole() -> None:
+    config = PhiConfig(**{**SMALL, "resid_pdrop": 0.0})
+    torch.manual_seed(0)
+    model = PhiForCausalLM(config).double()
+    with torch.no_grad():
+        model.lm_head.bias.normal_()
+    head = output_head(model)
+    assert head.weight is model.lm_head.weight
+    assert head.bias is model.lm_head.bias
+    assert verify_packing(model) < 1e-6
+
+
+def test_packed_logits_exist_for_a_chunk_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    make = logprobs._logits
+    monkeypatch.setattr(
+        logprobs, "_logits", lambda hidden, *others: seen.append(len(hidden)) or make(hidden, *others)
+    )
+    (micro,) = micro_batches([list(range(1, 12))], [1], 100)
+    packed_logprobs(tiny_model("llama"), micro, chunk_size=4)
+    assert seen == [4, 4, 2]
+
+
+@pytest.mark.parametrize("mask", [None, torch.zeros(1, 1, 3, 3), torch.ones(1, 1, 3, 3, dtype=torch.bool)])
+def test_other_calls_reach_sdpa_as_they_are(monkeypatch: pytest.MonkeyPatch, mask: Any) -> None:
+    calls: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(
+        attention, "sdpa_attention_forward", lambda *args, **kwargs: calls.append((*args, kwargs))
+    )
+    module, states = nn.Module(), torch.zeros(1, 2, 3, 4)
+    tree_attention_forward(module, states, states, states, mask, 0.3, 0.1, is_causal=False)
+    assert calls == [
+        (module, states, states, states, mask, {"dropout": 0.1, "scaling": 0.3, "is_causal": False})
+    ]
+
+
+def test_tree_attention_scales_and_drops_as_asked() -> None:
+    """Without a scale the default is 1 / sqrt(width); everything dropped leaves nothing."""
+    torch.manual_seed(0)
+    module = nn.Module()
+    query, key, value = torch.randn(3, 1, 2, 5, 4).unbind(0)
+    mask = torch.full((1, 1, 1, 5), 5)  # one chain
+    for scaling in (None, 0.1):
+        found, _ = tree_attention_forward(module, query, key, value, mask, scaling)
+        expected = nn.functional.scaled_dot_product_attention(
+            query, key, value, is_causal=True, scale=scaling
+        )
+        torch.testing.assert_close(found, expected.transpose(1, 2))
+    dropped, _ = tree_attention_forward(module, query, key, value, mask, None, 0.999999)
+    assert (dropped == 0).all()
