@@ -268,6 +268,7 @@ class Steps(L.Callback):
 def fit(module: L.LightningModule, batches: Sequence[Any], **trainer: Any) -> Steps:
     """Train on prepared batches with the real trainer, one optimizer step each."""
     steps = Steps()
+    ckpt_path = trainer.pop("ckpt_path", None)
     L.Trainer(
         accelerator="cpu",
         max_epochs=1,
@@ -277,5 +278,5 @@ def fit(module: L.LightningModule, batches: Sequence[Any], **trainer: Any) -> St
         enable_model_summary=False,
         callbacks=[steps, *trainer.pop("callbacks", [])],
         **trainer,
-    ).fit(module, Batches(batches))
+    ).fit(module, Batches(batches), ckpt_path=ckpt_path, weights_only=True)
     return steps

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rwml_lightning.modules.scoring import score_text
 from rwml_lightning.weights import base_model, base_name, model_tensors
@@ -111,8 +111,28 @@ def _merges(policy: nn.Module, layers: Iterable[nn.Module]) -> bool:
     return bool(error <= (1e-3 if exact else 0.5 * effect))
 
 
+def adapter_values(policy: nn.Module) -> dict[str, Tensor]:
+    """Copies of the values that the adapters have now, by name."""
+    return {name: p.detach().clone() for name, p in policy.named_parameters() if p.requires_grad}
+
+
 @contextlib.contextmanager
-def reference_mode(policy: Any) -> Iterator[None]:
-    """Within it a LoRA policy answers as the model it started from: the reference needs no second copy."""
-    with policy.disable_adapter():
+def adapters_at(policy: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
+    """Within it the policy answers with these adapters: a reference needs no second copy of the model.
+
+    Args:
+        policy: A model with adapters; a graph that was recorded before stays valid.
+        values: What :func:`adapter_values` gave.
+    """
+    parameters = dict(policy.named_parameters())
+    now = {name: parameters[name].data for name in values}
+    was_training = policy.training
+    policy.eval()  # no dropout before an adapter
+    try:
+        for name, value in values.items():
+            parameters[name].data = value
         yield
+    finally:
+        for name, value in now.items():
+            parameters[name].data = value
+        policy.train(was_training)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from rwml_lightning.functional import (
     MicroBatch,
@@ -19,7 +20,7 @@ from rwml_lightning.functional import (
     token_weights,
     truncated_importance_weights,
 )
-from rwml_lightning.modules.adapters import reference_mode
+from rwml_lightning.modules.adapters import adapter_values, adapters_at
 from rwml_lightning.modules.base import PolicyModule
 from rwml_lightning.modules.loading import load_policy
 from rwml_lightning.schema import Completion
@@ -97,12 +98,26 @@ class GRPOModule(PolicyModule):
         self._reference: list[
             nn.Module
         ] = []  # in a list: neither trained, nor moved, nor saved as a submodule
+        self._reference_adapters: dict[str, Tensor] = {}
 
+    @override
+    def configure_model(self) -> None:
+        if hasattr(self, "policy"):
+            return
+        super().configure_model()
+        if self.kl_coefficient and self.lora is not None:
+            # Before a checkpoint moves the policy on: the reference is where the stage started.
+            self._reference_adapters = adapter_values(self.policy)
+
+    @override
     def on_fit_start(self) -> None:
         # Loaded anew, for after a crash the policy has moved on: the reference is where the stage started.
         if self.kl_coefficient and self.lora is None:
             reference = load_policy(self.model, self.dtype_name, init_from=self.init_from)
             self._reference = [reference.eval().requires_grad_(False).to(self.device)]
+        self._reference_adapters = {
+            name: value.to(self.device) for name, value in self._reference_adapters.items()
+        }
 
     def update(
         self,
@@ -199,7 +214,7 @@ class GRPOModule(PolicyModule):
         if self._reference:
             yield self._reference[0]
         else:
-            with reference_mode(self.policy):
+            with adapters_at(self.policy, self._reference_adapters):
                 yield self.policy
 
     def _check_versions(self, samples: Sequence[Sample]) -> None:

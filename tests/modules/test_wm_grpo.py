@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
 from rwml_testing import fit, make_transition
@@ -70,6 +71,26 @@ def make_batch(model: LlamaForCausalLM, rewards: Sequence[Sequence[float]] = REW
     noise = torch.randn(logprobs.shape, generator=generator) * 0.5
     rows = iter((logprobs + noise).tolist())
     return RolloutBatch(0, 0, tuple(with_logprobs(group, rows) for group in groups))
+
+
+def of_version(version: int, group: Group) -> Group:
+    return replace(
+        group,
+        predictions=tuple(
+            replace(p, completion=replace(p.completion, policy_version=version)) for p in group.predictions
+        ),
+    )
+
+
+class SaveAtFirstStep(L.Callback):
+    """Writes a checkpoint after the first optimizer step."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
+        if trainer.global_step == 1:
+            trainer.save_checkpoint(self.path)
 
 
 def with_logprobs(group: Group, rows: object) -> Group:
@@ -214,6 +235,31 @@ def test_kl_of_adapters_is_against_the_model_without_them(tiny_model: Path, mode
     metrics = fit(module, [batch]).outputs[0]["metrics"]
     assert metrics["train/kl"] > 0.001
     assert metrics["train/kl"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_kl_of_adapters_is_against_those_of_the_start(
+    tiny_model: Path, model: LlamaForCausalLM, tmp_path: Path
+) -> None:
+    """``init_from`` is a checkpoint with adapters; a run that is resumed in the middle keeps its reference."""
+    lora = LoRA(rank=4)
+    earlier = make_module(tiny_model, lora=lora, learning_rate=1e-1)
+    batch = make_batch(model)
+    fit(earlier, [batch])
+    start = tmp_path / "start.ckpt"
+    earlier.trainer.save_checkpoint(start)
+    stage = {"kl_coefficient": 0.3, "lora": lora, "init_from": str(start), "learning_rate": 1e-1}
+    second = replace(batch, groups=tuple(of_version(1, group) for group in batch.groups))
+    middle = tmp_path / "middle.ckpt"
+    whole = make_module(tiny_model, **stage)
+    steps = fit(whole, [batch, second], callbacks=[SaveAtFirstStep(middle)])
+    first_kl, second_kl = (output["metrics"]["train/kl"] for output in steps.outputs)
+    assert first_kl == 0
+    assert second_kl > 1e-3
+    resumed = make_module(tiny_model, **stage)
+    steps = fit(resumed, [second, second], ckpt_path=middle)  # the loader begins anew, the count does not
+    assert [output["metrics"]["train/kl"] for output in steps.outputs] == pytest.approx([second_kl], rel=1e-5)
+    for name, tensor in whole.policy.state_dict().items():
+        torch.testing.assert_close(resumed.policy.state_dict()[name], tensor)
 
 
 def test_second_iteration_clips_against_the_first(tiny_model: Path, model: LlamaForCausalLM) -> None:
