@@ -69,7 +69,10 @@ def warm_up(
         "imitation" if isinstance(model, PlayingModule) else "next-state SFT",
         wanted.num_transitions,
     )
-    module = supervised_copy(model, wanted.learning_rate, model.init_from)
+    lora = (
+        None if model.dtype_name == "float32" else model.lora
+    )  # low-precision weights are not trained themselves
+    module = supervised_copy(model, wanted.learning_rate, model.init_from, lora)
     with data.as_labels(wanted.num_transitions, wanted.batch_size, wanted.num_passes):
         stage_trainer = preliminary_trainer(trainer, callbacks)
         stage_trainer.validate(module, data, verbose=False)

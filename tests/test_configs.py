@@ -43,6 +43,8 @@ class ParsingCLI(RWMLCLI):
         pass
 
     def instantiate_trainer(self, **_: Any) -> Any:
+        if self.subcommand == "fit":
+            self.model.check_precision(self._get(self.config_init, "trainer").precision or "32-true")
         raise Parsed
 
 

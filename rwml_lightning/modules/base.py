@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from rwml_lightning.data.batches import Label
 
 Item = TypeVar("Item")
+TRAINABLE_PRECISIONS = ("32-true", "64-true", "bf16-mixed")
 
 
 class NonFiniteError(RuntimeError):
@@ -44,7 +45,7 @@ class PolicyModule(L.LightningModule):
         model: Folder, hub id, or ``package:`` name.
         init_from: Weights of an earlier stage (exported folder or Lightning checkpoint).
         lora: Adapters to train; ``None`` trains every weight.
-        dtype: Dtype of the weights.
+        dtype: Dtype of the weights; less than ``float32`` for evaluation, and under ``lora``, whose adapters are float32.
         gradient_checkpointing: What the backward pass computes again to save memory: ``none``, ``selective`` (all but
             matrix products and attention, nearly free) or ``full`` (a third more work).
         learning_rate: Peak learning rate of AdamW.
@@ -124,8 +125,32 @@ class PolicyModule(L.LightningModule):
                 self.model, self.dtype_name, self.lora, self.gradient_checkpointing, self.init_from
             )
 
+    def check_precision(self, precision: str) -> None:
+        """Refuse what would not train as it should; nothing needs to be loaded.
+
+        Args:
+            precision: Of the trainer, as Lightning spells it.
+
+        Raises:
+            ValueError: Low-precision weights would be trained, or gradients carry a loss scale; says what to set.
+        """
+        if precision not in TRAINABLE_PRECISIONS:
+            why = (
+                "under which the norm, the check for infinity and the clipping would see gradients times a loss scale"
+                if precision == "16-mixed"
+                else "which makes trained weights too coarse for small steps"
+            )
+            raise ValueError(f"trainer.precision is {precision}, {why}; set bf16-mixed, or 32-true")
+        if self.dtype_name != "float32" and self.lora is None:
+            raise ValueError(
+                f"model.dtype is {self.dtype_name} and model.lora is not set: nearly every step of AdamW is smaller than the "
+                "rounding of such weights, so they would hardly train; set model.dtype to float32 and trainer.precision to "
+                "bf16-mixed, or set model.lora, whose adapters are float32"
+            )
+
     @override
     def configure_optimizers(self) -> Any:
+        self.check_precision(self.trainer.precision)
         trained = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(
             trained, lr=self.learning_rate, weight_decay=self.weight_decay, betas=(0.9, 0.95), fused=True

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.plugins import HalfPrecision, MixedPrecision
 from rwml_testing import fit, make_world
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
@@ -225,3 +226,49 @@ def test_an_export_with_nan_is_refused(
         policy.model.norm.weight[0] = float("nan")
     with pytest.raises(ExportError, match=r"differ by nan nats"):
         export_policy(policy, tiny_tokenizer, tmp_path / "out", IDS[0].tolist())
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_low_precision_weights_are_trained_by_adapters_alone(
+    tiny_model: Path, tiny_tokenizer: PreTrainedTokenizerBase, dtype: Any
+) -> None:
+    whole = WorldModelSFT(model=str(tiny_model), dtype=dtype)
+    with pytest.raises(
+        ValueError, match=rf"model\.dtype is {dtype} and model\.lora is not set: .* bf16-mixed, or set"
+    ):
+        fit(whole, sft_batches(tiny_tokenizer, 1))
+    if dtype == "bfloat16":
+        module = WorldModelSFT(model=str(tiny_model), dtype=dtype, lora=LORA, learning_rate=1e-6)
+        module.configure_model()
+        before = {name: p.clone() for name, p in module.policy.named_parameters() if "lora_B" in name}
+        fit(module, sft_batches(tiny_tokenizer, 2))
+        changed = [
+            (p != before[name]).float().mean()
+            for name, p in module.policy.named_parameters()
+            if name in before
+        ]
+        assert min(changed) > 0.99  # steps of 1e-6 count
+
+
+@pytest.mark.parametrize("precision", ["16-mixed", "bf16-true", "16-true"])
+def test_precisions_that_train_otherwise_are_refused(
+    tiny_model: Path, tiny_tokenizer: PreTrainedTokenizerBase, precision: str
+) -> None:
+    module = WorldModelSFT(model=str(tiny_model))
+    plugins = (
+        [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))]
+        if precision == "16-mixed"
+        else [HalfPrecision(precision)]  # type: ignore[arg-type]
+    )
+    with pytest.raises(
+        ValueError, match=rf"trainer\.precision is {precision}, .* set bf16-mixed, or 32-true"
+    ):
+        fit(module, sft_batches(tiny_tokenizer, 1), plugins=plugins)
+
+
+def test_mixed_bfloat16_trains(tiny_model: Path, tiny_tokenizer: PreTrainedTokenizerBase) -> None:
+    module = WorldModelSFT(model=str(tiny_model), learning_rate=1e-3)
+    steps = fit(module, sft_batches(tiny_tokenizer, 3), precision="bf16-mixed")
+    assert all(gradient.dtype == torch.float32 for gradient in steps.gradients[0].values())
+    losses = [output["metrics"]["train/loss"] for output in steps.outputs]
+    assert losses[-1] < losses[0]
