@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.metadata
+import json
 import os
 import re
 import tempfile
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 PACKAGE_PREFIX = "package:"
 HUB_TIMEOUT_S = 8.0
@@ -87,11 +88,21 @@ def load_causal_lm(name: str | Path, dtype: str | torch.dtype = "float32") -> Pr
     Args:
         name: The model.
         dtype: ``float32``, ``bfloat16``, ``float16``, or ``auto`` for the one it was saved in.
+
+    Raises:
+        ValueError: transformers has no causal language model for its kind.
     """
     from transformers import AutoModelForCausalLM
 
+    config = causal_config(name)
+    # The kernels of SDPA know no softcap on the scores and would leave it out.
+    softcap = getattr(config.get_text_config(), "attn_logit_softcapping", None)
     return AutoModelForCausalLM.from_pretrained(
-        resolve_model(name), dtype=dtype, use_safetensors=True, trust_remote_code=False
+        resolve_model(name),
+        dtype=dtype,
+        attn_implementation=None if softcap is None else "eager",
+        use_safetensors=True,
+        trust_remote_code=False,
     )
 
 
@@ -102,6 +113,24 @@ def load_skeleton(name: str | Path) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(
         resolve_model(name), device_map="meta", use_safetensors=True, trust_remote_code=False
     )
+
+
+def causal_config(name: str | Path) -> PreTrainedConfig:
+    """Config of a model that :class:`transformers.AutoModelForCausalLM` has a class for."""
+    import transformers
+    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+
+    folder = resolve_model(name)
+    kind = json.loads((folder / "config.json").read_text()).get("model_type")
+    if kind not in CONFIG_MAPPING:
+        raise ValueError(
+            f"model {str(name)!r} is of the kind {kind!r}, which transformers {transformers.__version__} does not "
+            "have; code that comes with a model is not run"
+        )
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ValueError(f"model {str(name)!r} is of the kind {kind!r}, which has no causal language model")
+    return config
 
 
 def end_token_ids(name: str | Path) -> tuple[int, ...]:

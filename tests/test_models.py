@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, Gemma2Config
 
 from rwml_lightning import models
 
@@ -151,3 +152,32 @@ def test_two_processes_may_convert_at_once(tmp_path: Path) -> None:
     assert folders[0] == folders[1]
     assert [path.name for path in Path(folders[0]).parent.iterdir()] == [Path(folders[0]).name]
     assert (Path(folders[0]) / "model.safetensors").stat().st_size > 500e6
+
+
+def test_kinds_without_a_causal_language_model_are_refused_in_a_line(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"of the kind 't5', which has no causal language model"):
+        models.load_causal_lm(model_folder(tmp_path / "t5", model_type="t5"))
+    with pytest.raises(
+        ValueError, match=r"of the kind 'mine', which transformers \d.* code that comes with a model is not"
+    ):
+        models.load_causal_lm(
+            model_folder(tmp_path / "mine", model_type="mine", auto_map={"AutoConfig": "own.Own"})
+        )
+
+
+def test_a_softcap_on_scores_is_not_lost(tmp_path: Path) -> None:
+    """Gemma 2 under transformers' default attention, SDPA, computes as though it had none."""
+    shape = {
+        "vocab_size": 61,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "head_dim": 8,
+    }
+    config = Gemma2Config(**shape, num_attention_heads=4, attn_logit_softcapping=1.0, initializer_range=0.3)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    model.save_pretrained(tmp_path)
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(models.load_causal_lm(tmp_path)(ids).logits, model(ids).logits)

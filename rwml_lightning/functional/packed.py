@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rwml_lightning.functional.attention import ancestor_mask, has_tree_attention
+from rwml_lightning.functional.context import context_limit
 from rwml_lightning.functional.logprobs import TokenLogprobs, chunked_logprobs, logprobs_from_logits
 from rwml_lightning.functional.prefix_tree import MicroBatch, check_sequences, micro_batches
 
@@ -46,18 +47,19 @@ def packed_logprobs(
         One value a trained token, in the order of ``micro.sequence_index`` and ``micro.token_index``.
 
     Raises:
-        ValueError: If the model has a head that is not linear, or a sequence is longer than its attention window.
+        ValueError: If the model has a head that is not linear, or a sequence is longer than its
+            :func:`~rwml_lightning.functional.context.context_limit`.
     """
     lm = causal_lm(model)
     head = output_head(lm)
-    _check_window(lm, int(micro.position_ids.max()) + 1)
+    _check_length(lm, int(micro.position_ids.max()) + 1)
     if has_tree_attention(lm):
         mask = micro.subtree_end.view(1, 1, 1, -1)
     else:
         visible = ancestor_mask(micro.subtree_end)
         mask = torch.zeros(visible.shape, dtype=lm.dtype, device=visible.device)
         mask = mask.masked_fill_(~visible, torch.finfo(lm.dtype).min)[None, None]
-    hidden = lm.get_decoder()(
+    hidden = decoder(lm)(
         input_ids=micro.input_ids[None],
         attention_mask=mask,
         position_ids=micro.position_ids[None],
@@ -111,8 +113,10 @@ def plain_logprobs(
 def verify_packing(model: nn.Module, tolerance: float | None = None) -> float:
     """Compare packed and plain log-probabilities of a few short sequences on the model itself.
 
-    An architecture whose hidden states depend on more than a token's ancestors and depth (recurrence, ALiBi), or whose
-    head has a step unknown here, is found out before training rather than trained wrongly.
+    An architecture whose hidden states depend on more than a token's ancestors and depth (recurrence, ALiBi, its place
+    in the row), or whose head has a step unknown here, is found out before training rather than trained wrongly. The
+    sequences stand in a row with others, longer than a tile of attention and than the shortest window in use (GPT-Neo's
+    256 tokens).
 
     Args:
         model: As for :func:`packed_logprobs`.
@@ -123,24 +127,34 @@ def verify_packing(model: nn.Module, tolerance: float | None = None) -> float:
         Largest difference seen, in nats.
 
     Raises:
-        ValueError: If it is above ``tolerance``, or the model takes no ``position_ids``.
+        ValueError: If it is above ``tolerance``, the model takes no ``position_ids``, or its forward pass fails.
     """
     lm = causal_lm(model)
-    if "position_ids" not in inspect.signature(lm.get_decoder().forward).parameters:
-        raise ValueError(
-            f"{type(lm).__name__} takes no position_ids, so it cannot be trained as a prefix tree"
-        )
+    name = type(lm).__name__
+    if "position_ids" not in inspect.signature(decoder(lm).forward).parameters:
+        raise ValueError(f"{name} takes no position_ids, so it cannot be trained as a prefix tree")
     vocabulary = output_head(lm).weight.shape[0]
     stem = [(37 * i + 11) % vocabulary for i in range(12)]
-    sequences = [stem[:8], stem, [*stem[:6], *stem[:4]], stem[5:], stem[5:]]
-    trained_from = [1, 4, 6, 2, 1]
+    last = [*stem[:3], vocabulary - 1, *stem[:4]]  # stands behind all others that begin as it does
+    sequences = [stem[:8], stem, [*stem[:6], *stem[:4]], stem[5:], stem[5:], last]
+    trained_from = [1, 4, 6, 2, 1, 3]
+    others = [[*stem[:3], *((7 * i + 5 * k) % vocabulary for k in range(9))] for i in range(31)]
     training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            (micro,) = micro_batches(sequences, trained_from, max_tokens=1000)
-            packed = packed_logprobs(model, micro.to(lm.device)).logprobs
             plain = plain_logprobs(model, sequences, trained_from).logprobs
+            (micro,) = micro_batches(
+                [*sequences, *others], [*trained_from, *[1] * len(others)], max_tokens=1000
+            )
+            packed = packed_logprobs(model, micro.to(lm.device)).logprobs[: len(plain)]
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a layer says to a mask that it does not know
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(
+            f"{name} cannot be trained as a prefix tree: its forward pass fails ({reason})"
+        ) from error
     finally:
         model.train(training)
     difference = float((packed - plain).abs().max())
@@ -148,7 +162,7 @@ def verify_packing(model: nn.Module, tolerance: float | None = None) -> float:
         tolerance = 1e-3 if lm.dtype in (torch.float32, torch.float64) else 0.5
     if not difference <= tolerance:
         raise ValueError(
-            f"{type(lm).__name__} cannot be trained as a prefix tree: its log-probabilities change by {difference:.2g} "
+            f"{name} cannot be trained as a prefix tree: its log-probabilities change by {difference:.2g} "
             f"nats (at most {tolerance:.2g} allowed). Recurrent layers, ALiBi or an unusual output head do that."
         )
     return difference
@@ -162,6 +176,13 @@ def causal_lm(model: nn.Module) -> PreTrainedModel:
     if wrapped.active_peft_config.is_prompt_learning:
         raise ValueError("prompt tuning is not supported; use LoRA or another adapter on the layers")
     return cast("PreTrainedModel", wrapped.get_base_model())
+
+
+def decoder(lm: PreTrainedModel) -> PreTrainedModel:
+    """The part of a language model that gives hidden states: what stands before its output head."""
+    found = lm.get_decoder()
+    # transformers gives the whole model where it finds no decoder by name, as in Llama 4.
+    return cast("PreTrainedModel", getattr(lm, "model", lm) if found is lm else found)
 
 
 def output_head(lm: PreTrainedModel) -> Head:
@@ -182,13 +203,11 @@ def output_head(lm: PreTrainedModel) -> Head:
     return Head(layer.weight, layer.bias, scale, softcap)
 
 
-def _check_window(lm: PreTrainedModel, longest: int) -> None:
-    """All layers get one mask, so attention windows are fine as long as no sequence reaches their end."""
-    config = lm.config.get_text_config()
-    for name in ("sliding_window", "attention_chunk_size"):
-        window = getattr(config, name, None)
-        if window is not None and longest > window:
-            raise ValueError(
-                f"a sequence of {longest} tokens is longer than this model's {name} of {window}, which packing does "
-                f"not support; shorten prompts or completions"
-            )
+def _check_length(lm: PreTrainedModel, longest: int) -> None:
+    """All layers get one mask and all sequences one scale of positions, which is right up to the context limit."""
+    limit = context_limit(lm.config)
+    if limit is not None and longest > limit.tokens:
+        raise ValueError(
+            f"a sequence of {longest} tokens is longer than this model's {limit.name} of {limit.tokens}, "
+            f"{limit.reason}; shorten prompts or completions"
+        )

@@ -16,12 +16,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from rwml_lightning.functional.context import context_limit
 from rwml_lightning.generation.group_cache import GROUPED_SDPA, GroupCache
 from rwml_lightning.generation.sampling import sample_tokens, uniforms
 from rwml_lightning.schema import Completion, Sampling
 
 SHARED = -2  # owner of a column that all members see
 NOBODY = -1  # owner of a padding column, and content of a slot without a member
+MASKED_KINDS = {"full_attention", "sliding_attention", "chunked_attention"}  # attention that a mask describes
 PREFILL_TOKENS = 8192  # most tokens, padding included, of one prefill pass
 
 
@@ -34,7 +36,7 @@ def decoding_mode(model: PreTrainedModel) -> Iterator[None]:
     training = [module for module in model.modules() if module.training]
     implementation = model.config._attn_implementation
     model.eval()
-    if implementation != "eager":
+    if implementation != "eager" and model._supports_attention_backend:
         model.config._attn_implementation = GROUPED_SDPA
     try:
         with torch.no_grad():
@@ -54,16 +56,16 @@ def check_decodable(model: PreTrainedModel, context: int) -> None:
     """
     config = model.config.get_text_config()
     name = type(model).__name__
-    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    kinds = set(getattr(config, "layer_types", None) or ()) - MASKED_KINDS
     if kinds or model._is_stateful or "position_ids" not in inspect.signature(model.forward).parameters:
         raise ValueError(
             f"HFGenerator cannot decode {name} (recurrent or other special layers): use VLLMGenerator"
         )
-    window = getattr(config, "sliding_window", None)
-    if window is not None and getattr(config, "use_sliding_window", True) and context > window:
+    limit = context_limit(config)
+    if limit is not None and context > limit.tokens:
         raise ValueError(
-            f"HFGenerator keeps no sliding window: {context} tokens exceed the {window} of {name}; "
-            "shorten prompts or max_tokens, or use VLLMGenerator"
+            f"{context} tokens exceed the {limit.name} of {limit.tokens} of {name}, {limit.reason}; shorten prompts or "
+            "max_tokens, or use VLLMGenerator"
         )
 
 

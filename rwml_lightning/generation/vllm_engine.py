@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from torch import Tensor
 
+from rwml_lightning.functional.context import rope_limit
 from rwml_lightning.generation.base import check_prompts
 from rwml_lightning.generation.engine_process import EngineProcess
 from rwml_lightning.generation.weight_files import write_weight_files
+from rwml_lightning.models import causal_config, resolve_model
 from rwml_lightning.models import end_token_ids as model_end_token_ids
-from rwml_lightning.models import resolve_model
 from rwml_lightning.schema import Completion, Sampling
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
     from vllm import LLM, RequestOutput, SamplingParams
 
 _T = TypeVar("_T")
@@ -52,6 +54,22 @@ def _environment() -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ.update(before)
+
+
+def check_positions(config: PreTrainedConfig, max_model_len: int | None) -> None:
+    """Refuse a context for which vLLM scales the positions of all sequences, short ones too, unlike the trainer.
+
+    Args:
+        config: The model's config.
+        max_model_len: Most tokens of a prompt and its completion together; the model's own limit when left out.
+    """
+    limit = rope_limit(config)
+    longest = max_model_len or config.get_text_config().max_position_embeddings
+    if limit is not None and longest > limit.tokens:
+        raise ValueError(
+            f"with a max_model_len of {longest} vLLM scales the positions of every sequence for lengths above this "
+            f"model's {limit.name} of {limit.tokens}, unlike the trainer: set max_model_len to at most {limit.tokens}"
+        )
 
 
 class VLLMGenerator:
@@ -127,6 +145,7 @@ class VLLMGenerator:
         if self._llm is not None:
             return
         folder = resolve_model(self._model_name())
+        check_positions(causal_config(folder), self.max_model_len)
         if self.end_token_ids is None:
             self.end_token_ids = model_end_token_ids(folder)
         process = EngineProcess()

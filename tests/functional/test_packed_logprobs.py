@@ -16,11 +16,13 @@ from transformers import AutoModelForCausalLM as CausalLM
 from transformers import (
     BloomConfig,
     CohereConfig,
+    FalconConfig,
     Gemma2Config,
     GPT2Config,
     GPTNeoXConfig,
     GptOssConfig,
     GraniteConfig,
+    Llama4TextConfig,
     LlamaConfig,
     MistralConfig,
     PreTrainedConfig,
@@ -279,6 +281,23 @@ def test_verify_packing_finds_recurrent_layers():
     )
     with pytest.raises(ValueError, match="Qwen3NextForCausalLM cannot be trained as a prefix tree"):
         verify_packing(CausalLM.from_config(config))
+
+
+def test_a_forward_pass_that_takes_no_tree_is_refused_in_a_line():
+    config = FalconConfig(
+        vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, alibi=True
+    )
+    with pytest.raises(ValueError, match=r"FalconForCausalLM .* its forward pass fails \(.*Error: .*\)$"):
+        verify_packing(CausalLM.from_config(config))
+
+
+def test_llama_4():
+    config = Llama4TextConfig(
+        **SMALL, num_key_value_heads=2, head_dim=8, num_local_experts=2, intermediate_size_mlp=48
+    )
+    model = CausalLM.from_config(config, dtype=torch.float64)
+    use_tree_attention(model)
+    assert_equal_to_plain(model, SEQUENCES, TRAINED_FROM)
 
 
 def test_verify_packing_finds_a_model_without_positions():

@@ -238,5 +238,5 @@ def test_sliding_windows_are_refused_only_when_they_matter() -> None:
     config = MistralConfig(**{**SHAPE, "sliding_window": 24})
     generator = attached(MistralForCausalLM(config).eval())
     generator.generate([PROMPTS[1]], Sampling(4), [[0]])
-    with pytest.raises(ValueError, match="sliding window: 35 tokens exceed the 24"):
+    with pytest.raises(ValueError, match="35 tokens exceed the sliding_window of 24 of MistralForCausalLM"):
         generator.generate([PROMPTS[3]], Sampling(4), [[0]])
