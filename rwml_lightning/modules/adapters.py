@@ -45,11 +45,21 @@ def add_lora(policy: Any, lora: LoRA) -> nn.Module:
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=lora.target_modules,
+        exclude_modules=_routers(policy) if lora.target_modules == "all-linear" else None,
         task_type="CAUSAL_LM",
     )
     adapted = get_peft_model(policy, config)
     verify_merging(adapted)
     return adapted
+
+
+def _routers(policy: nn.Module) -> list[str]:
+    """Layers derived from a linear one that compute something else, such as the routers of Llama 4 and Phi-3.5-MoE."""
+    return [
+        name
+        for name, module in policy.named_modules()
+        if isinstance(module, nn.Linear) and type(module).forward is not nn.Linear.forward
+    ]
 
 
 def verify_merging(policy: nn.Module) -> None:

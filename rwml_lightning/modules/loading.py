@@ -69,8 +69,9 @@ def load_policy(
 
 def check_weights(policy: nn.Module, source: str | Path) -> None:
     """Raise ValueError, naming where the weights come from, when one of them holds NaN or infinity."""
+    # Buffers may hold infinity, such as the bounds of Gemma 4's clipped layers.
     broken = [
-        base_name(name) for name, weight in policy.state_dict().items() if not torch.isfinite(weight).all()
+        base_name(name) for name, weight in policy.named_parameters() if not torch.isfinite(weight).all()
     ]
     if broken:
         raise ValueError(f"{source}: {len(broken)} weights hold NaN or infinity, for example {broken[0]}")
