@@ -18,6 +18,9 @@ def kl_penalty(
 ) -> Float[Tensor, " tokens"]:
     """Per-token estimate of KL(policy || reference) at tokens x that the policy p sampled; q is the reference.
 
+    What is said of values and gradients on average holds for tokens that p itself sampled. Tokens of an older policy, as
+    on later iterations on one rollout, are taken as they are, without a correction.
+
     With d = log p(x) - log q(x), value and gradient as a loss term are:
 
     - ``k1``: d. Unbiased value, high variance, may be negative. Its gradient, grad log p, is 0 on average: good for

@@ -1,8 +1,8 @@
 """Log-probabilities and entropies from hidden states, without ever holding all logits.
 
 The head is a matrix of vocabulary x width; logits for every trained token would take more memory than the model. They
-are made a chunk of tokens at a time, and made again in the backward pass: what is kept between the two is one number
-a token.
+are made a chunk of tokens at a time, and made again in the backward pass: what is kept between the two, beside the
+hidden states, are two numbers a token, its normaliser and its entropy.
 """
 
 from __future__ import annotations

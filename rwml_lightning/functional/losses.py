@@ -1,7 +1,9 @@
 """The GRPO loss in parts: clipped surrogate, importance weights, and what each token counts.
 
-A step's loss is the sum over its trained tokens of ``weight * importance * (surrogate + beta * kl)``. The weights are
-those of the whole step, so it does not matter into how many micro-batches the tokens fall.
+A step's loss is the sum over its trained tokens of ``weight * (importance * surrogate + beta * kl)``: the importance
+weight corrects the surrogate alone, and the KL term is an estimate over tokens as they were sampled. The weights are
+those of the whole step, so it does not matter into how many micro-batches the tokens fall. ``modules/grpo.py`` puts the
+parts together.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ class ImportanceWeights(NamedTuple):
     """Correction from the generator's distribution to the trainer's; both detached.
 
     Args:
-        weights: min(ratio, cap), to multiply the loss by.
+        weights: min(ratio, cap), to multiply the surrogate by.
         ratio: Untruncated, for the log.
     """
 
@@ -54,8 +56,9 @@ def clipped_surrogate(
 
     Args:
         logprobs: Under the policy being trained, in nats.
-        old_logprobs: Under the policy before this step's first update; taken as constants. On the first update
-            ``logprobs.detach()`` is right: the ratio is 1 and the gradient is that of REINFORCE.
+        old_logprobs: Under the policy before this step's first update, as the trainer computes them; taken as
+            constants. On the first update they are ``logprobs.detach()``: the ratio is 1 and the gradient is that of
+            REINFORCE. From the generator's policy :func:`truncated_importance_weights` corrects.
         advantages: Each token's advantage, its sequence's as a rule.
         clip_low: How far the ratio may fall below 1.
         clip_high: How far the ratio may rise above 1.
@@ -87,11 +90,12 @@ def token_weights(
     the loss of one large batch, and 1 x 8 accumulation equals 8 x 1. Index by sequence to get one weight a token.
 
     - ``sequence``: 1 / (sequences * length): mean over a sequence's tokens, then over sequences (GRPO).
-    - ``token``: 1 / (all tokens): every token counts the same (DAPO, arXiv 2503.14476).
+    - ``token``: 1 / (tokens of all sequences): every token counts the same (DAPO, arXiv 2503.14476).
     - ``constant``: 1 / (sequences * constant), no length bias in either direction (Dr. GRPO, arXiv 2503.20783).
 
     Args:
-        lengths: Number of trained tokens of each sequence of the step.
+        lengths: Number of sampled tokens of each sequence of the step; those whose advantage is 0, which cost no
+            update where there is no KL penalty, count too.
         normaliser: See above.
         constant: Tokens a sequence is taken to have, usually the generator's ``max_tokens``.
 
@@ -127,13 +131,15 @@ def truncated_importance_weights(
 ) -> ImportanceWeights:
     """min(exp(trainer - generator), cap): the generator sampled from slightly other numbers than the trainer computes.
 
-    A generator with its own kernels and precision is a slightly different policy; without this the gradient is biased
-    ("Your efficient RL framework secretly brings you off-policy RL training", Yao et al. 2025). Capping bounds the
-    variance. Non-finite log-probabilities pass through: the caller stops on them and names the sample.
+    A generator with its own kernels and precision is a slightly different policy, and one some updates behind a more
+    different one; without this the gradient is biased ("Your efficient RL framework secretly brings you off-policy RL
+    training", Yao et al. 2025). Capping bounds the variance. NaN passes through, and the caller stops on it and names
+    the sample; a token that the generator calls impossible (-inf) gets the cap.
 
     Args:
-        trainer_logprobs: Log-probabilities as the trainer computes them, in nats.
-        generator_logprobs: The same tokens as the generator reported them.
+        trainer_logprobs: Log-probabilities before this step's first update, as the trainer computes them, in nats:
+            ``old_logprobs`` of :func:`clipped_surrogate`, on every iteration.
+        generator_logprobs: The same tokens as the generator reported them when it sampled them.
         cap: Largest weight.
 
     Returns:

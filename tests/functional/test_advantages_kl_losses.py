@@ -125,6 +125,8 @@ def test_non_finite_logprobs_are_not_hidden():
     weights, ratio = truncated_importance_weights(torch.tensor([math.nan]), torch.tensor([-1.0]))
     assert weights.isnan().all()
     assert ratio.isnan().all()
+    weights, ratio = truncated_importance_weights(torch.tensor([-1.0]), torch.tensor([-math.inf]), cap=2.0)
+    assert (weights.item(), ratio.item()) == (2.0, math.inf)
 
 
 @pytest.mark.parametrize(
