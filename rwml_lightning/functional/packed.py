@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+OTHERS = "; docs/models.md lists the models that can"
+
+
 class Head(NamedTuple):
     """What turns hidden states into logits: softcap(scale * (hidden @ weight.T + bias))."""
 
@@ -132,7 +135,7 @@ def verify_packing(model: nn.Module, tolerance: float | None = None) -> float:
     lm = causal_lm(model)
     name = type(lm).__name__
     if "position_ids" not in inspect.signature(decoder(lm).forward).parameters:
-        raise ValueError(f"{name} takes no position_ids, so it cannot be trained as a prefix tree")
+        raise ValueError(f"{name} takes no position_ids, so it cannot be trained as a prefix tree{OTHERS}")
     vocabulary = output_head(lm).weight.shape[0]
     stem = [(37 * i + 11) % vocabulary for i in range(12)]
     last = [*stem[:3], vocabulary - 1, *stem[:4]]  # stands behind all others that begin as it does
@@ -153,7 +156,7 @@ def verify_packing(model: nn.Module, tolerance: float | None = None) -> float:
     except Exception as error:  # whatever a layer says to a mask that it does not know
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ValueError(
-            f"{name} cannot be trained as a prefix tree: its forward pass fails ({reason})"
+            f"{name} cannot be trained as a prefix tree: its forward pass fails ({reason}){OTHERS}"
         ) from error
     finally:
         model.train(training)
@@ -163,7 +166,7 @@ def verify_packing(model: nn.Module, tolerance: float | None = None) -> float:
     if not difference <= tolerance:
         raise ValueError(
             f"{name} cannot be trained as a prefix tree: its log-probabilities change by {difference:.2g} "
-            f"nats (at most {tolerance:.2g} allowed). Recurrent layers, ALiBi or an unusual output head do that."
+            f"nats (at most {tolerance:.2g} allowed). Recurrent layers, ALiBi or an unusual output head do that{OTHERS}"
         )
     return difference
 
