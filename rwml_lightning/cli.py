@@ -20,6 +20,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from typing_extensions import override
 
 from rwml_lightning.config_errors import ReadableParser, reason
+from rwml_lightning.credentials import check_config
 from rwml_lightning.data.datamodule import RolloutDataModule
 from rwml_lightning.evaluation import render_episodes
 from rwml_lightning.loggers import introduce, settle
@@ -101,6 +102,7 @@ class RWMLCLI(LightningCLI):
     @override
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
+        check_config(config)
         name_control(config)
         model = config.model.init_args.model
         generator = config.data.generator

@@ -24,7 +24,7 @@ def foreign(modules: set[str], baseline: set[str]) -> set[str]:
     return modules - set(sys.stdlib_module_names) - baseline
 
 
-@pytest.mark.parametrize("module", ["schema", "seeds", "run", "trace"])
+@pytest.mark.parametrize("module", ["schema", "seeds", "run", "trace", "credentials"])
 def test_records_and_run_store_are_standard_library(module: str) -> None:
     assert foreign(loaded_by(f"rwml_lightning.{module}"), loaded_by("json")) == {"rwml_lightning"}
 

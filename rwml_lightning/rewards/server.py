@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +11,8 @@ from typing import Any, Generic, TypeVar
 import anyio
 import httpx
 from anyio.from_thread import start_blocking_portal
+
+from rwml_lightning.credentials import check_server_url, read_key
 
 log = logging.getLogger(__name__)
 
@@ -90,13 +90,7 @@ class ServerClient:
         _check(server, key)
         self.server = server
         self.setting = key
-        self._key: str | None = None
-        if server.api_key_env is not None:
-            self._key = os.environ.get(server.api_key_env)
-            if not self._key:
-                raise ValueError(
-                    f"{key}.api_key_env names {server.api_key_env}, which is not set in the environment"
-                )
+        self._key = read_key(server.api_key_env, f"{key}.api_key_env")
         self._down = False
 
     def ask(self, path: str, requests: Sequence[Request[Answer]]) -> list[Answer | NoAnswerError]:
@@ -213,11 +207,4 @@ def _check(server: Server, key: str) -> None:
     for name, least in (("timeout_s", 0.001), ("max_wait_s", 0), ("retries", 0), ("concurrency", 1)):
         if not getattr(server, name) >= least:
             raise ValueError(f"{key}.{name} is {getattr(server, name)}; it must be at least {least}")
-    # Neither message repeats the value, which may hold what should stay secret.
-    if not re.fullmatch(r"https?://[^/@\s]+(/[^@\s]*)?", server.base_url):
-        raise ValueError(f"{key}.base_url must look like http://127.0.0.1:8000/v1, without user and password")
-    if server.api_key_env is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", server.api_key_env):
-        raise ValueError(
-            f"{key}.api_key_env must be the name of an environment variable in capitals, such as OPENAI_API_KEY; the key itself "
-            "belongs in no config"
-        )
+    check_server_url(server.base_url, f"{key}.base_url")

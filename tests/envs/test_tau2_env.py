@@ -261,7 +261,19 @@ def test_seeds_draw_tasks() -> None:
         ),
         (
             {"domain": "mock", "user": {"model": "x", "api_key_env": "NO_SUCH_KEY"}},
-            r"NO_SUCH_KEY, which is not set",
+            r"user.api_key_env names NO_SUCH_KEY, which is not set",
+        ),
+        (
+            {"domain": "mock", "user": {"model": "x", "api_key_env": "sk-1"}},
+            r"^user.api_key_env must be the name",
+        ),
+        (
+            {"domain": "mock", "user": {"model": "x", "base_url": "http://a/v1?key=1"}},
+            r"^user.base_url must look",
+        ),
+        (
+            {"domain": "mock", "user": {"model": "x", "base_url": "http://me:1@a/v1"}},
+            r"^user.base_url must look",
         ),
     ],
 )
@@ -391,6 +403,25 @@ def test_a_dead_user_is_reported_and_never_scored(serve: Callable[..., FakeServe
             assert isinstance(begun, Failure)
             assert begun.reason == "raised"
             assert f"user model 'someone' at {url} gave no answer" in begun.error
+
+
+def test_a_key_that_the_users_server_repeats_is_shown_to_nobody(
+    serve: Callable[..., FakeServer], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("USER_KEY", "sk-very-secret")
+    wrong = {"error": {"message": "Incorrect API key provided: sk-very-secret", "code": "invalid_api_key"}}
+    fake = serve(lambda number, body: (401, wrong))
+    spec = EnvironmentSpec(
+        "rwml/Tau2-v0", {"domain": "mock", "user": served(fake.url, api_key_env="USER_KEY")}
+    )
+    with EnvironmentPool(spec, num_workers=1, step_timeout_s=60) as pool:
+        begun = pool.reset_many([(0, 1, "mock/create_task_1")])[0]
+    sent = {name.lower(): value for name, value in fake.requests[0][2].items()}
+    assert sent["authorization"] == "Bearer sk-very-secret"
+    assert isinstance(begun, Failure)
+    assert "Incorrect API key provided: ***" in begun.error
+    assert "sk-very-secret" not in begun.error
+    assert "sk-very-secret" not in "".join(capfd.readouterr())
 
 
 @pytest.mark.slow

@@ -201,12 +201,22 @@ def test_the_wrong_model_or_key_stops_at_once_and_shows_no_key(
         ({"concurrency": 0}, r"reward.server.concurrency is 0"),
         ({"max_wait_s": float("nan")}, r"reward.server.max_wait_s is nan"),
         ({"base_url": "localhost:8000"}, r"reward.server.base_url must look like"),
-        ({"base_url": f"http://me:{KEY}@host/v1"}, r"without user and password"),
+        (
+            {"base_url": f"http://me:{KEY}@host/v1"},
+            r"reward.server.base_url .* without user, password, query and",
+        ),
+        ({"base_url": f"http://host/v1?api_key={KEY}"}, r"a key goes into an environment variable"),
+        ({"base_url": f"http://host/v1#{KEY}"}, r"reward.server.base_url must look like"),
+        ({"base_url": f"http://host?api_key={KEY}"}, r"reward.server.base_url must look like"),
         ({"api_key_env": KEY}, r"the key itself belongs in no config"),
         ({"api_key_env": "RWML_NOT_SET"}, r"names RWML_NOT_SET, which is not set"),
+        ({"api_key_env": "RWML_WITH_NEWLINE"}, r"names RWML_WITH_NEWLINE, which holds white space"),
     ],
 )
-def test_settings_that_do_not_fit_are_refused(changes: dict[str, Any], message: str) -> None:
+def test_settings_that_do_not_fit_are_refused(
+    changes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RWML_WITH_NEWLINE", f"{KEY}\n")  # httpx shows a header that it cannot send
     with pytest.raises(ValueError, match=message) as refused:
         JudgeReward(Server(**{"model": "m", **changes}))
     assert KEY not in str(refused.value)

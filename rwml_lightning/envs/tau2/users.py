@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from tau2.environment.tool import Tool
 from tau2.user.base import STOP, UserState, ValidUserInputMessage
 from tau2.user.user_simulator import UserSimulator
 
+from rwml_lightning.credentials import check_server_url, read_key
 from rwml_lightning.envs.boundary import well_formed
 from rwml_lightning.envs.chat import without_thinking
 from rwml_lightning.envs.tau2.messages import read_action
@@ -52,10 +52,9 @@ class UserModel:
     def __post_init__(self) -> None:
         if self.timeout_s <= 0 or self.retries < 0 or self.max_tokens < 1:
             raise ValueError("user: timeout_s and max_tokens must be above 0, retries not below 0")
-        if self.api_key_env is not None and not os.environ.get(self.api_key_env):
-            raise ValueError(
-                f"user.api_key_env names {self.api_key_env}, which is not set in the environment"
-            )
+        if self.base_url is not None:
+            check_server_url(self.base_url, "user.base_url")
+        read_key(self.api_key_env, "user.api_key_env")
 
     def arguments(self) -> dict[str, Any]:
         """What litellm is called with."""
@@ -70,8 +69,9 @@ class UserModel:
             arguments["extra_body"] = self.extra_body
         if self.base_url is not None:
             arguments |= {"api_base": self.base_url, "api_key": "none"}
-        if self.api_key_env is not None:
-            arguments["api_key"] = os.environ[self.api_key_env]
+        key = read_key(self.api_key_env, "user.api_key_env")
+        if key is not None:
+            arguments["api_key"] = key
         return arguments
 
     @property
@@ -108,8 +108,10 @@ class ServedUser(UserSimulator):
                 last = error
         else:
             where = f"user model {self.model.model!r} at {self.model.base_url or 'its provider'}"
-            first = (str(last).splitlines() or [""])[0][:300]
-            raise UserModelError(f"{where} gave no answer: {type(last).__name__}: {first}") from last
+            key = read_key(self.model.api_key_env, "user.api_key_env")
+            said = str(last) if key is None else str(last).replace(key, "***")  # some servers repeat it
+            first = (said.splitlines() or [""])[0][:300]
+            raise UserModelError(f"{where} gave no answer: {type(last).__name__}: {first}") from None
         self.llm_args["seed"] = seed
         return answer, state
 
