@@ -40,7 +40,8 @@ class ContentReward:
     """An inner reward, weighted by how far prediction and reality name the same things, numbers and states.
 
     A sentence embedder hardly sees which mug or which shelf a text is about. The agreement is the F1 of
-    :func:`content` in both texts: 1 for the same content in any wording, 0 for none in common.
+    :func:`content` in both texts: 1 for the same content in any wording, 0 for none in common. It reads English; texts of other
+    languages have little content for it, or none, which leaves the inner reward as it is.
 
     Args:
         reward: The reward that is weighted.

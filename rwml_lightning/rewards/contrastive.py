@@ -23,7 +23,9 @@ class ContrastiveReward(EmbeddingReward):
     preference over all near misses reaches ``margin``, else 0.
 
     Near misses are a function of the transition alone: names come from its own texts (history, observation, action), the
-    things that a model may confuse there. See :mod:`rwml_lightning.rewards.near_misses`.
+    things that a model may confuse there. See :mod:`rwml_lightning.rewards.near_misses`. They are made by rules for English:
+    of other languages fewer are found, or none, and then nothing but the embedding reward is left. A near miss for which the
+    embedder has no vector is not compared with.
 
     Args:
         margin: Least preference for the real next state, in [-1, 1]; 0 asks to be closer to it, 1 for its very place.
@@ -55,7 +57,7 @@ class ContrastiveReward(EmbeddingReward):
         }
         contrasts = {t: self.contrasts(t) for t in dict.fromkeys(transitions[i] for i in answered)}
         if texts := [text for found in contrasts.values() for text in found]:
-            self.embed(texts)  # all at once, into the cache
+            self._embeddings(texts)  # all at once, into the cache
         for i, score in answered.items():
             preference = self._preference(
                 str(predictions[i]), transitions[i].next_state, contrasts[transitions[i]]
@@ -71,7 +73,8 @@ class ContrastiveReward(EmbeddingReward):
 
     def _preference(self, prediction: str, real: str, contrasts: Sequence[str]) -> float:
         """Least preference for ``real``; 1 where no near miss can be told from it."""
-        p, r, *misses = self.embed([prediction, real, *contrasts])
+        p, r = self.embed([prediction, real])
+        misses = [one.vector for one in self._embeddings(contrasts) if one.vector is not None]
         if not misses:
             return 1.0
         away = r - np.stack(misses)  # [near misses, width]

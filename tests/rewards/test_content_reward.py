@@ -144,6 +144,22 @@ def test_a_reward_does_not_depend_on_its_batch() -> None:
         assert alone == reward.score([TAKE, *others], [REAL] * 4)
 
 
+def test_a_near_miss_without_a_vector_is_not_compared_with() -> None:
+    class Blind(PlaneReward):
+        def contrasts(self, transition: Any) -> list[str]:
+            return ["nan", "60"]
+
+    class Blinder(PlaneReward):
+        def contrasts(self, transition: Any) -> list[str]:
+            return ["nan"]
+
+    transition = make_transition(next_state="0")
+    for reward, preference in ((Blind(tau_d=1.0), 0.0), (Blinder(tau_d=1.0), 1.0)):
+        (score,) = reward.score([transition], ["30"])
+        assert score is not None
+        assert score.parts["preference"] == pytest.approx(preference, abs=1e-6)
+
+
 def test_each_text_is_embedded_once() -> None:
     reward = LetterContrastive()
     for _ in range(3):
