@@ -88,7 +88,10 @@ class RWMLCLI(LightningCLI):
         parser.add_argument("--run", type=Run, default=Run(), help="Which run this is, and where it lies.")
         parser.add_argument("--warm_up", type=WarmUp | None, default=None, help="Next-state SFT before GRPO.")
         parser.add_argument(
-            "--checkpoint_every", type=int, default=50, help="Optimizer steps between two checkpoints."
+            "--checkpoint_every",
+            type=int,
+            default=50,
+            help="Optimizer steps between two checkpoints; one is saved at the end of a batch.",
         )
         parser.add_argument(
             "--control",
@@ -262,6 +265,7 @@ def default_callbacks(
         RewardHackingWatch,
         RewardLogger,
         RolloutProgressBar,
+        StepCheckpoint,
         TraceRecorder,
         WeightSync,
     )
@@ -277,13 +281,13 @@ def default_callbacks(
     if folder is not None:
         defaults.append(TraceRecorder(folder.trace))
     if folder is not None and checkpoint_every is not None:
-        defaults.append(
-            ModelCheckpoint(
-                folder.checkpoints, filename="step-{step}", every_n_train_steps=checkpoint_every, save_top_k=1,
-                monitor="step", mode="max", auto_insert_metric_name=False,
-            )
-        )  # fmt: skip
-    return [callback for callback in defaults if not any(isinstance(own, type(callback)) for own in given)]
+        defaults.append(StepCheckpoint(folder.checkpoints, checkpoint_every))
+    return [callback for callback in defaults if not any(isinstance(own, _kind(callback)) for own in given)]
+
+
+def _kind(default: Callback) -> type[Callback]:
+    """Class of the callbacks that take the place of a default."""
+    return ModelCheckpoint if isinstance(default, ModelCheckpoint) else type(default)
 
 
 def name_control(config: Namespace) -> None:

@@ -8,6 +8,7 @@ from rwml_callbacks.prediction_table import PredictionTable
 from rwml_callbacks.progress import RolloutProgressBar
 from rwml_callbacks.reward_hacking_watch import RewardHackingWatch
 from rwml_callbacks.reward_logger import RewardLogger
+from rwml_callbacks.step_checkpoint import StepCheckpoint
 from rwml_callbacks.trace_recorder import TraceRecorder
 from rwml_callbacks.weight_change import WeightChange
 from rwml_callbacks.weight_sync import WeightSync
@@ -21,6 +22,7 @@ __all__ = [
     "RewardHackingWatch",
     "RewardLogger",
     "RolloutProgressBar",
+    "StepCheckpoint",
     "TraceRecorder",
     "WeightChange",
     "WeightSync",

@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
+from rwml_callbacks.passing import passes_multiple
 from rwml_lightning.modules.base import PolicyModule
 
 _INCREMENTS = 90  # W&B shows the last hundred of a table; evaluations and the end add a few
@@ -46,7 +47,8 @@ class GrowingTable(L.Callback):
 
     def send_now_and_then(self, trainer: L.Trainer, module: PolicyModule) -> None:
         """After a training step: send what there is, unless so long a run sends several steps at once."""
-        if trainer.global_step % (module.num_planned_steps // _INCREMENTS + 1) == 0:
+        every = module.num_planned_steps // _INCREMENTS + 1
+        if passes_multiple(trainer.global_step, module.steps_per_batch, every):
             self.send(trainer)
 
     @override

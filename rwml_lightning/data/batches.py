@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from rwml_lightning.data.prompts import WorldModelPrompt, encode_answer
 from rwml_lightning.schema import EpisodeBatch, Transition
@@ -69,7 +71,7 @@ class StepLoader(Generic[Item, Batch]):
 
     Each pass is a new permutation, and all passes make up one Lightning epoch, so that a position is one number. The
     length is known, so Lightning fetches no batch ahead: a batch is made after the weights of the step before it have
-    reached the generator. ``state_dict`` is the position, nothing is replayed.
+    reached the generator. ``state_dict`` is the position, and what the items of all steps follow from; nothing is replayed.
 
     Args:
         items: What to draw from.
@@ -77,6 +79,7 @@ class StepLoader(Generic[Item, Batch]):
         make: Makes the batch of a step from (step, items).
         seed: Seed of the permutations; ``None`` keeps the order.
         num_passes: How often every item is used.
+        first_step: Position to begin at.
     """
 
     def __init__(
@@ -86,13 +89,22 @@ class StepLoader(Generic[Item, Batch]):
         make: Callable[[int, Sequence[Item]], Batch],
         seed: int | None,
         num_passes: int = 1,
+        first_step: int = 0,
     ) -> None:
         self.items = items
         self.batch_size = batch_size
         self.make = make
         self.seed = seed
         self.num_passes = num_passes
-        self.step = 0
+        self.step = self.first_step = first_step
+
+    @cached_property
+    def digest(self) -> str:
+        """Digest of the items and their order."""
+        digest = hashlib.sha256()
+        for item in self.items:
+            digest.update(repr(item).encode())
+        return digest.hexdigest()
 
     @property
     def steps_per_pass(self) -> int:
@@ -103,11 +115,8 @@ class StepLoader(Generic[Item, Batch]):
         return self.num_passes * self.steps_per_pass
 
     def __iter__(self) -> Iterator[Batch]:
-        if self.step >= len(self):
-            self.step = 0
-        while self.step < len(self):
-            step = self.step
-            self.step += 1
+        for step in range(self.first_step, len(self)):
+            self.step = step + 1
             yield self.make(step, self.select(step))
 
     def select(self, step: int) -> list[Item]:
@@ -120,8 +129,14 @@ class StepLoader(Generic[Item, Batch]):
         chosen = order[index * self.batch_size : (index + 1) * self.batch_size]
         return [self.items[i] for i in chosen]
 
-    def state_dict(self) -> dict[str, int]:
-        return {"step": self.step}
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            "num_items": len(self.items),
+            "items": self.digest,
+        }
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.step = state["step"]
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step = self.first_step = state["step"]

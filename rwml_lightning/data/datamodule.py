@@ -19,6 +19,7 @@ from rwml_lightning.data.games import GameSource, Play
 from rwml_lightning.data.generated_games import GeneratedGames
 from rwml_lightning.data.play import Game
 from rwml_lightning.data.prompts import WorldModelPrompt, encode_answer, encode_chat
+from rwml_lightning.data.resumed import check_same_items
 from rwml_lightning.data.rollouts import WorldModelRollouts
 from rwml_lightning.data.selection import Validation, draw, those_that_fit
 from rwml_lightning.data.transitions import read_transitions
@@ -124,7 +125,7 @@ class RolloutDataModule(L.LightningDataModule):
         self.train_transitions: list[Transition] = []
         self.validation_transitions: list[Transition] = []
         self._train_loader: StepLoader[Any, Any] | None = None
-        self._first_step = 0
+        self._resumed: dict[str, Any] | None = None
         self._most_transitions: int | None = None
         self._only: frozenset[str] | None = None
 
@@ -256,37 +257,35 @@ class RolloutDataModule(L.LightningDataModule):
 
     @override
     def train_dataloader(self) -> StepLoader[Any, Any]:
+        items, batch_size, make = self._training_items()
+        first_step = 0 if self._resumed is None else self._resumed["step"]
+        loader = StepLoader(items, batch_size, make, self.seed, self.num_passes, first_step)
+        if self._resumed is not None:
+            check_same_items(loader, self._resumed, self.module.reads)
+        self._train_loader = loader
+        return loader
+
+    def _training_items(self) -> tuple[Sequence[Any], int, Callable[[int, Sequence[Any]], Any]]:
+        """What the current stage draws from, how many of them a step, and what makes its batch."""
         if self.module.reads == "episodes":
-            self._train_loader = StepLoader(
-                self.game_source.train, self.play.games_per_step, self._play, self.seed, self.num_passes
-            )
-        elif self.module.reads == "actions":
+            return self.game_source.train, self.play.games_per_step, self._play
+        if self.module.reads == "actions":
             assert self.demonstrations is not None
             labels = read_labels(Path(self.demonstrations.path), self.module.tokenizer)
-            parts = in_parts(labels[: self._most_transitions], self.prompts_per_step)
-            self._train_loader = StepLoader(parts, 1, self._imitate, self.seed, self.num_passes)
-        else:
-            self._train_loader = StepLoader(
-                [t for t in self.train_transitions if self._only is None or t.transition_id in self._only][
-                    : self._most_transitions
-                ],
-                self.prompts_per_step,
-                self._rollout if self.module.on_policy else self._label,
-                self.seed,
-                self.num_passes,
-            )
-        self._train_loader.step = self._first_step
-        return self._train_loader
+            return in_parts(labels[: self._most_transitions], self.prompts_per_step), 1, self._imitate
+        kept = [t for t in self.train_transitions if self._only is None or t.transition_id in self._only]
+        make = self._rollout if self.module.on_policy else self._label
+        return kept[: self._most_transitions], self.prompts_per_step, make
 
     @override
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         return {} if self._train_loader is None else self._train_loader.state_dict()
 
     @override
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         # Lightning restores a loader's own state too, but not when the loader was made before the checkpoint was read,
         # as it is to learn the number of steps for a learning rate schedule.
-        self._first_step = state_dict["step"]
+        self._resumed = state_dict
 
     @override
     def val_dataloader(self) -> list[StepLoader[Any, Any]]:

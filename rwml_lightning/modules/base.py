@@ -22,6 +22,7 @@ from rwml_lightning.functional import (
 from rwml_lightning.models import load_tokenizer
 from rwml_lightning.modules.adapters import LoRA
 from rwml_lightning.modules.loading import Dtype, load_policy
+from rwml_lightning.modules.resuming import LearningRate, keep_settings, reopen_epoch
 from rwml_lightning.modules.scoring import score_text
 from rwml_lightning.weights import model_tensors
 
@@ -118,6 +119,12 @@ class PolicyModule(L.LightningModule):
         limit = self.trainer.max_steps
         return min(planned, limit) if limit >= 0 else planned
 
+    @property
+    def steps_of_batch(self) -> int:
+        """Optimizer steps to take on the current batch: ``steps_per_batch``, fewer where ``trainer.max_steps`` ends the stage."""
+        limit = self.trainer.max_steps
+        return self.steps_per_batch if limit < 0 else min(self.steps_per_batch, limit - self.policy_version)
+
     @override
     def configure_model(self) -> None:
         if not hasattr(self, "policy"):
@@ -155,10 +162,9 @@ class PolicyModule(L.LightningModule):
         optimizer = torch.optim.AdamW(
             trained, lr=self.learning_rate, weight_decay=self.weight_decay, betas=(0.9, 0.95), fused=True
         )
+        optimizer.register_load_state_dict_pre_hook(keep_settings)
         total = self.num_planned_steps
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: self._learning_rate_factor(step, total)
-        )
+        scheduler = LearningRate(optimizer, lambda step: self._learning_rate_factor(step, total))
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
     @override
@@ -181,6 +187,7 @@ class PolicyModule(L.LightningModule):
                 f"the checkpoint is of stage {saved or 'unknown'}, not {self.stage}: to start from its weights, name it "
                 "in model.init_from instead of --ckpt_path"
             )
+        reopen_epoch(checkpoint)
         torch.set_rng_state(checkpoint["torch_rng_state"])
 
     def _learning_rate_factor(self, step: int, total: int) -> float:

@@ -126,7 +126,7 @@ class GRPOModule(PolicyModule):
         labels: Sequence[Label] = (),
         label_weight: float = 0.0,
     ) -> dict[str, float]:
-        """Take ``num_iterations`` optimizer steps on one rollout.
+        """Take ``num_iterations`` optimizer steps on one rollout, or as many as are left of ``trainer.max_steps``.
 
         Samples without advantage cost nothing unless the KL penalty needs them; they count in the normalisation.
 
@@ -150,7 +150,7 @@ class GRPOModule(PolicyModule):
         micros = _micro_batches([samples[i] for i in trained], self.max_tokens_per_micro_batch)
         place = torch.tensor(trained, device=self.device)
         metrics: dict[str, float] = {}
-        for iteration in range(self.num_iterations):
+        for iteration in range(self.steps_of_batch):
             totals = _Totals()
             for micro in micros:
                 micro = micro.to(self.device)
@@ -162,9 +162,9 @@ class GRPOModule(PolicyModule):
                 self.manual_backward(loss)
             if labels:
                 totals.label_loss = self.backward_labels(labels, weight=label_weight)
+            learning_rate = float(self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
             norm = self.optimizer_step_checked([samples[i].name for i in trained])
-            metrics = totals.metrics() | {"train/grad_norm": norm}
-        metrics["train/learning_rate"] = float(self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
+            metrics = totals.metrics() | {"train/grad_norm": norm, "train/learning_rate": learning_rate}
         metrics["train/trained_tokens"] = float(sum(len(samples[i].completion.token_ids) for i in trained))
         return metrics
 

@@ -50,7 +50,7 @@ def test_order_is_of_the_seed_and_the_pass() -> None:
 def test_it_goes_on_from_any_position(position: int) -> None:
     batches = list(make_loader(10, 3, num_passes=2))
     loader = make_loader(10, 3, num_passes=2)
-    loader.step = position
+    loader.load_state_dict({"step": position})
     assert list(loader) == batches[position:]
 
 
@@ -90,3 +90,13 @@ def test_seeds_differ_by_position_and_never_change() -> None:
     assert (
         derive_seed(0, "wm", 1, 2) == 1630114836
     )  # by another process, machine or Python: runs can be repeated
+
+
+def test_the_digest_is_of_the_items_and_their_order() -> None:
+    def digest(*items: Transition) -> str:
+        return StepLoader(items, 2, lambda step, chosen: None, 0).digest
+
+    first, second = make_transition(0), make_transition(1)
+    assert digest(first, second) == digest(make_transition(0), make_transition(1))
+    changed = make_transition(1, next_state="It is dark.")
+    assert len({digest(first, second), digest(second, first), digest(first), digest(first, changed)}) == 4

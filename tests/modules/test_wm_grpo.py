@@ -278,40 +278,6 @@ def test_second_iteration_clips_against_the_first(tiny_model: Path, model: Llama
     assert module.trainer.global_step == 2
 
 
-@pytest.mark.parametrize("schedule", ["linear", "cosine"])
-def test_schedule_ends_with_the_last_optimizer_step(
-    tiny_model: Path, model: LlamaForCausalLM, schedule: str
-) -> None:
-    batch = make_batch(model)
-    later = [
-        replace(
-            batch,
-            groups=tuple(
-                replace(g, predictions=tuple(replace(p, completion=replace(p.completion, policy_version=v)) for p in g.predictions))
-                for g in batch.groups
-            ),
-        )
-        for v in (0, 2, 4)
-    ]  # fmt: skip
-    module = make_module(tiny_model, num_iterations=2, learning_rate=1e-3, learning_rate_schedule=schedule)
-    steps = fit(module, later)
-    rates = [output["metrics"]["train/learning_rate"] for output in steps.outputs]
-    assert rates[1] > 0
-    assert rates[-1] == pytest.approx(0, abs=1e-9)
-
-
-@pytest.mark.parametrize("max_steps", [2, 100])
-def test_planned_steps_count_optimizer_steps(
-    tiny_model: Path, model: LlamaForCausalLM, max_steps: int
-) -> None:
-    module = make_module(tiny_model, num_iterations=2, learning_rate_schedule="linear", learning_rate=1e-3)
-    rates = [
-        o["metrics"]["train/learning_rate"]
-        for o in fit(module, [make_batch(model)], max_steps=max_steps).outputs
-    ]
-    assert rates == pytest.approx([0.0], abs=1e-9)
-
-
 def test_samples_of_another_policy_are_refused(tiny_model: Path, model: LlamaForCausalLM) -> None:
     batch = make_batch(model)
     with pytest.raises(RuntimeError, match="t0#0 was written by policy version 0, the trainer is at 1"):

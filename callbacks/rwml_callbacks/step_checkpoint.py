@@ -1,0 +1,44 @@
+"""Checkpoints by optimizer steps, whatever a batch takes of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ModelCheckpoint
+from typing_extensions import override
+
+from rwml_callbacks.passing import passes_multiple
+from rwml_lightning.modules.base import PolicyModule
+
+
+class StepCheckpoint(ModelCheckpoint):
+    """Saves at the end of each batch that takes the policy to, or past, a multiple of N optimizer steps; keeps the newest.
+
+    Lightning's own class saves where the step itself is a multiple, so seldom when a batch takes several steps.
+
+    Args:
+        folder: Where ``step-<step>.ckpt`` goes.
+        every_n_steps: Optimizer steps between two checkpoints.
+
+    Raises:
+        ValueError: ``every_n_steps`` is below 1.
+    """
+
+    def __init__(self, folder: str | Path, every_n_steps: int = 50) -> None:
+        if every_n_steps < 1:
+            raise ValueError(f"checkpoint_every is {every_n_steps}; it must be at least 1")
+        super().__init__(
+            folder, filename="step-{step}", every_n_train_steps=1, save_top_k=1, monitor="step", mode="max",
+            auto_insert_metric_name=False,
+        )  # fmt: skip
+        self.every_n_steps = every_n_steps
+
+    @override
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, PolicyModule)
+        if passes_multiple(trainer.global_step, pl_module.steps_per_batch, self.every_n_steps):
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
