@@ -24,10 +24,10 @@ from rwml_lightning.credentials import check_config
 from rwml_lightning.data.datamodule import RolloutDataModule
 from rwml_lightning.evaluation import render_episodes
 from rwml_lightning.loggers import introduce, settle
-from rwml_lightning.models import resolve_model
 from rwml_lightning.modules.base import PolicyModule
 from rwml_lightning.modules.playing import PlayingModule
 from rwml_lightning.modules.world_model import WorldModelModule
+from rwml_lightning.named import look_for_all
 from rwml_lightning.rewards import ServerError
 from rwml_lightning.rewards.controls import ControlName
 from rwml_lightning.run import Run, RunFolder, open_run_folder
@@ -74,14 +74,18 @@ class RWMLCLI(LightningCLI):
     @override
     def subcommands() -> dict[str, set[str]]:
         return {
-            "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"},
-            "validate": {"model", "dataloaders", "datamodule"},
-            "test": {"model", "dataloaders", "datamodule"},
+            "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only"},
+            "validate": {"model", "dataloaders", "datamodule", "weights_only"},
+            "test": {"model", "dataloaders", "datamodule", "weights_only"},
             "collect": {"model", "datamodule"},
             "audit": {"model", "datamodule", "default_output"},
             "what_if": {"model", "datamodule"},
             "evaluate": {"model", "datamodule", "settings", "loggers"},
         }
+
+    @override
+    def _parse_ckpt_path(self) -> None:
+        """Take no settings from a checkpoint, as Lightning would: they are the config's."""
 
     @override
     def add_arguments_to_parser(self, parser: Any) -> None:
@@ -107,24 +111,20 @@ class RWMLCLI(LightningCLI):
         config = self.config[self.subcommand]
         check_config(config)
         name_control(config)
+        if config.trainer.max_epochs != 1:
+            raise ValueError(
+                f"trainer.max_epochs is {config.trainer.max_epochs}, but all passes over the data make up one epoch: leave it "
+                "out, and set data.num_passes"
+            )
         model = config.model.init_args.model
         generator = config.data.generator
         if isinstance(generator, Namespace) and generator.init_args.get("model", "") is None:
             generator.init_args.model = model
-        if (
-            self.subcommand == "collect"
-            and config.data.collection
-            and config.data.collection.behaviour != "model"
-        ):
-            return
-        if self.subcommand not in ("audit", "evaluate", "what_if"):
-            resolve_model(model)
-        if self.subcommand != "collect":
-            for embedder in embedders(config.data.reward) | embedders(config.data.evaluator):
-                resolve_model(embedder)
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> RWMLTrainer:
+        assert self.subcommand is not None
+        look_for_all(self.subcommand, self.config[self.subcommand], self.model, self.datamodule)
         if self.subcommand != "fit":
             kwargs["enable_checkpointing"] = False
         if self.subcommand == "evaluate":
@@ -151,7 +151,7 @@ class RWMLCLI(LightningCLI):
     def _run_config(self) -> str:
         """The whole config, as every command takes it; what only ``fit`` takes stands in a comment."""
         text = self._parser("fit").dump(self.config["fit"], skip_none=False)
-        lines = [line for line in text.splitlines() if not line.startswith(("ckpt_path:", "weights_only:"))]
+        lines = [line for line in text.splitlines() if not line.startswith("ckpt_path:")]
         given = self._get(self.config_init, "ckpt_path")
         return "\n".join([*([f"# --ckpt_path {given}"] if given else []), *lines, ""])
 
@@ -220,7 +220,7 @@ class RWMLCLI(LightningCLI):
     ) -> None:
         given = {k: v for k, v in kwargs.items() if k not in ("verbose", "datamodule")}
         try:
-            command(model, self.datamodule, verbose=False, **given)
+            command(model, self.datamodule, verbose=False, weights_only=True, **given)
         finally:
             self.datamodule.close()
 
@@ -301,17 +301,6 @@ def name_control(config: Namespace) -> None:
         if isinstance(logger, Namespace) and "name" in logger.get("init_args", ()):
             given = logger.init_args.name
             logger.init_args.name = given.removesuffix(suffix) + suffix if given else config.run.name
-
-
-def embedders(reward: Any) -> set[str]:
-    """Models that a reward of the config loads to embed texts, those of the rewards within it included."""
-    if isinstance(reward, dict):
-        return set().union(*map(embedders, reward.values()))
-    arguments = reward.get("init_args") if isinstance(reward, Namespace) else None
-    if arguments is None:
-        return set()
-    own = {arguments.embedder} if arguments.get("embedder") and not arguments.get("server") else set()
-    return own.union(*map(embedders, vars(arguments).values()))
 
 
 def quieten() -> None:

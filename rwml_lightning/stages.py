@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import lightning as L
+from lightning.pytorch.strategies import ParallelStrategy
 
 from rwml_lightning.data.datamodule import RolloutDataModule
 from rwml_lightning.modules.adapters import LoRA
@@ -100,10 +101,16 @@ def supervised_copy(
 
 
 def preliminary_trainer(trainer: L.Trainer, callbacks: list[L.Callback]) -> L.Trainer:
-    """A trainer for what comes before the main stage, on the devices of the main stage's ``trainer``."""
+    """A trainer for what comes before the main stage, on the devices and nodes of the main stage's ``trainer``, by a strategy of
+    the same class."""
+    strategy = trainer.strategy
+    devices = strategy.parallel_devices if isinstance(strategy, ParallelStrategy) else [strategy.root_device]
+    indices = [device.index for device in devices or ()]
     return L.Trainer(
         accelerator=trainer.accelerator,
-        devices=trainer.num_devices,
+        devices=len(indices) if None in indices else indices,  # CPUs have no index
+        num_nodes=trainer.num_nodes,
+        strategy=type(strategy)() if isinstance(strategy, ParallelStrategy) else "auto",
         precision=trainer.precision,
         max_epochs=1,
         num_sanity_val_steps=0,

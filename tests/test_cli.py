@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from rwml_testing import make_config, make_world
+from rwml_testing import make_config, make_world, write_config
 
 from rwml_lightning.cli import main
 from rwml_lightning.data.transitions import write_transitions
@@ -65,7 +65,7 @@ def test_a_model_that_is_not_there_is_named_before_a_run_folder_is_made(
 def test_what_lightning_refuses_ends_in_one_line(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = make_config(tmp_path, tiny_model)
+    config = write_config(tmp_path, tiny_model)
     message = error_of(["fit", "--config", str(config), "--trainer.max_time", "00:0:03:12"], capsys)
     assert "'00:0:03:12'" in message
     assert "DD:HH:MM:SS" in message

@@ -29,7 +29,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def loaded(name: object) -> None:
         raise AssertionError(f"{name} was looked for")
 
-    monkeypatch.setattr("rwml_lightning.cli.resolve_model", loaded)
+    monkeypatch.setattr("rwml_lightning.named.resolve_model", loaded)
     monkeypatch.chdir(tmp_path)
 
 

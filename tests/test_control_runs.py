@@ -11,7 +11,7 @@ import yaml
 from jsonargparse import Namespace
 from rwml_testing import write_config
 
-from rwml_lightning.cli import embedders, main, name_control
+from rwml_lightning.cli import main, name_control
 
 
 def test_a_controlled_run_is_named_after_its_control(tiny_model: Path, tmp_path: Path) -> None:
@@ -55,13 +55,3 @@ def test_without_a_control_or_a_logger_names_stay(logger: Any) -> None:
     config = Namespace(control="none", run=Namespace(name="r"), trainer=Namespace(logger=logger))
     name_control(config)
     assert config.run.name == "r"
-
-
-def test_embedders_are_found_wherever_they_stand() -> None:
-    local = Namespace(class_path="x", init_args=Namespace(embedder="a", server=None))
-    remote = Namespace(class_path="x", init_args=Namespace(embedder="b", server=Namespace(model="m")))
-    both = Namespace(class_path="y", init_args=Namespace(rewards={"near": local, "far": remote}))
-    assert embedders(both) == {"a"}
-    assert embedders(Namespace(class_path="z", init_args=Namespace(reward=both, min_agreement=None))) == {"a"}
-    assert embedders(Namespace(class_path="rwml_testing.LetterReward")) == set()
-    assert embedders(None) == set()

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import lightning as L
@@ -73,6 +74,8 @@ class Forgetting(Analysis):
         for name, value in (("limit", limit), ("batch_size", batch_size)):
             if value is not None and value < 1:
                 raise ValueError(f"Forgetting.{name} is {value}; it must be at least 1")
+        if include_path is not None and not Path(include_path).is_dir():
+            raise ValueError(f"Forgetting.include_path names {include_path}, which is no folder")
         self.tasks = tuple(tasks)
         self.limit = limit
         self.batch_size = batch_size

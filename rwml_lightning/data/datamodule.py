@@ -201,17 +201,23 @@ class RolloutDataModule(L.LightningDataModule):
         if not self.path.exists() and (not self._plays or self.play.probe is not None):
             self.collect(self.module)
 
+    def check_collectable(self) -> None:
+        """Raise ValueError when the config does not say how to collect the transitions that are not there."""
+        if self.environment is None or self.collection is None:
+            raise ValueError(
+                f"data.transitions names {self.path}, which does not exist, and data.environment and data.collection do "
+                "not say how to collect it"
+            )
+
     def collect(self, module: PolicyModule) -> None:
         """Collect transitions into the file, or finish what an interrupted collection left.
 
         Args:
             module: The policy; its tokenizer and context are looked up only where the model plays.
         """
-        if self.environment is None or self.collection is None:
-            raise ValueError(
-                f"data.transitions names {self.path}, which does not exist, and data.environment and data.collection do "
-                "not say how to collect it"
-            )
+        self.check_collectable()
+        assert self.environment is not None
+        assert self.collection is not None
         collect(
             self.path, self.environment, self.games, self.collection, self.seed, self.generator,
             lambda: module.tokenizer, lambda: self._context_with(module), self.record_episodes,

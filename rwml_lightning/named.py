@@ -1,0 +1,158 @@
+"""What a config names - models, files, an environment - is looked for before anything is done or written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+
+from rwml_lightning.data.datamodule import RolloutDataModule
+from rwml_lightning.models import resolve_model
+from rwml_lightning.modules.adapters import LoRA, add_lora
+from rwml_lightning.modules.base import PolicyModule
+from rwml_lightning.modules.loading import checkpoint_policy
+from rwml_lightning.modules.playing import PlayingModule
+
+
+def look_for_all(command: str, config: Namespace, model: PolicyModule, data: RolloutDataModule) -> None:
+    """Look for everything that a command will need and that its config names.
+
+    Args:
+        command: Name of the command.
+        config: Its config, before anything was made of it.
+        model: What the config's ``model`` makes; nothing is loaded yet.
+        data: What its ``data`` makes.
+
+    Raises:
+        ValueError: Something is not there, or is not what is needed; names the key.
+    """
+    if command == "collect":
+        if data.path.exists():
+            return
+        look_for_transitions(data)
+        assert data.collection is not None
+        if data.collection.behaviour != "model":
+            return
+    if command in ("fit", "validate", "test", "collect"):
+        _find_model("model.init_args.model", model.model)
+        if (own := getattr(data.generator, "model", None)) is not None:
+            _find_model("data.generator.init_args.model", own)
+    if command == "collect":
+        return
+    parts = {"data.reward": config.data.reward, "data.evaluator": config.data.evaluator}
+    if command == "fit":
+        parts["trainer.callbacks"] = config.trainer.callbacks
+    for key, part in parts.items():
+        for path, embedder in embedders(part, key):
+            _find_model(path, embedder)
+    if command in ("fit", "validate", "test"):
+        look_for_weights(model)
+        look_for_checkpoint(config.ckpt_path)
+    if command in ("fit", "validate", "test", "evaluate"):
+        look_for_data(model, data)
+
+
+def embedders(part: Any, path: str) -> Iterator[tuple[str, str]]:
+    """Models that a part of the config loads to embed texts, wherever in it they are named, each with its key."""
+    if isinstance(part, Namespace):
+        part = vars(part)
+    if isinstance(part, list):
+        part = dict(enumerate(part))
+    if not isinstance(part, dict):
+        return
+    if isinstance(part.get("embedder"), str) and not part.get("server"):
+        yield f"{path}.embedder", part["embedder"]
+    for key, value in part.items():
+        yield from embedders(value, f"{path}.{key}")
+
+
+def look_for_checkpoint(ckpt_path: str | None) -> None:
+    """Take nothing but a local checkpoint of ours: Lightning would fetch what an address names, and run the code in it."""
+    if ckpt_path is None:
+        return
+    path = Path(ckpt_path)
+    if not path.exists() or ckpt_path in (
+        "best",
+        "last",
+        "hpc",
+    ):  # words that Lightning takes for other files
+        raise ValueError(
+            f"--ckpt_path names {ckpt_path}, which is no file here; give the path of a checkpoint, and download one that lies "
+            "elsewhere first"
+        )
+    if path.is_file():
+        checkpoint_policy(path)
+
+
+def look_for_weights(model: PolicyModule) -> None:
+    """See that what ``model.init_from`` names is a model, or a checkpoint that fits this one."""
+    if model.init_from is None:
+        return
+    path = Path(model.init_from)
+    if not path.exists():
+        raise ValueError(f"model.init_from names {path}, which does not exist")
+    if path.is_dir():
+        _find_model("model.init_args.init_from", str(path))
+        return
+    checkpoint_policy(path)
+    state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+    saved = {name.removeprefix("policy."): weight.shape for name, weight in state.items()}
+    own = weight_shapes(model.model, model.lora)
+    differing = sorted(name for name in own.keys() | saved.keys() if own.get(name) != saved.get(name))
+    if differing:
+        raise ValueError(
+            f"model.init_from names {path}, which holds the weights of another model or LoRA setting: {differing[0]} does not "
+            "match"
+        )
+
+
+def weight_shapes(model: str, lora: LoRA | None) -> dict[str, torch.Size]:
+    """Names and shapes of a policy's weights, without reading one."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(resolve_model(model), trust_remote_code=False)
+    with torch.device("meta"):
+        policy = AutoModelForCausalLM.from_config(config)
+        policy = policy if lora is None else add_lora(policy, lora)
+    return {name: weight.shape for name, weight in policy.state_dict().items()}
+
+
+def look_for_data(model: PolicyModule, data: RolloutDataModule) -> None:
+    """See that what the stage reads is there, or can be made."""
+    plays = isinstance(model, PlayingModule)
+    if plays:
+        _ = data.game_source  # says when there is nothing to act in
+        look_for_environment(data)
+        if model.reads == "actions" and data.demonstrations is None:
+            raise ValueError("data.demonstrations is not set, so there is nothing to imitate")
+    if not plays or data.play.probe is not None:
+        _ = data.evaluator  # says when there is none
+        if not data.path.exists():
+            look_for_transitions(data)
+
+
+def look_for_transitions(data: RolloutDataModule) -> None:
+    """See that transitions which are not there can be collected."""
+    data.check_collectable()
+    look_for_environment(data)
+
+
+def look_for_environment(data: RolloutDataModule) -> None:
+    """See that the environment can be made; one that plays generated games has none yet."""
+    assert data.environment is not None
+    if data.games is not None:
+        return
+    try:
+        data.environment.make().close()
+    except ValueError as error:
+        raise ValueError(f"data.environment: {error}") from error
+
+
+def _find_model(key: str, name: str) -> None:
+    try:
+        resolve_model(name)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error

@@ -1,0 +1,170 @@
+"""What a config names and is not there ends a command in one line, before anything is done or written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from jsonargparse import Namespace
+from rwml_testing import make_config, write_config
+from test_cli import error_of
+
+from rwml_lightning.modules import LoRA, WorldModelSFT
+from rwml_lightning.named import embedders, look_for_weights
+
+EMBEDDING = {
+    "class_path": "rwml_lightning.rewards.EmbeddingReward",
+    "init_args": {"embedder": "./no/embedder"},
+}
+NO_GAMES = {"id": "rwml/ALFWorld-v0", "kwargs": {"data": "/no/games"}}
+FILTER = {"class_path": "rwml_callbacks.EasySampleFilter", "init_args": {"reward": EMBEDDING}}
+MISSING: dict[str, tuple[dict[str, Any], str]] = {
+    "init_from": (
+        {"model": {"init_args": {"init_from": "/no/weights"}}},
+        "model.init_from names /no/weights, which does not exist",
+    ),
+    "generator": (
+        {"data": {"generator": {"class_path": "rwml_lightning.generation.HFGenerator", "init_args": {"model": "./no/model"}}}},
+        "data.generator.init_args.model: model './no/model': no such folder",
+    ),
+    "reward": ({"data": {"reward": EMBEDDING}}, "data.reward.init_args.embedder: model './no/embedder'"),
+    "evaluator": (
+        {"data": {"evaluator": {"class_path": "rwml_lightning.rewards.RewardByKind",
+                                "init_args": {"rewards": {"look": EMBEDDING}, "otherwise": EMBEDDING}}}},
+        "data.evaluator.init_args.",
+    ),
+    "callback": (
+        {"trainer": {"callbacks": [FILTER]}},
+        "trainer.callbacks.0.init_args.reward.init_args.embedder: model './no/embedder'",
+    ),
+    "no reward": ({"data": {"reward": None}}, "data.reward is missing"),
+    "transitions": (
+        {"data": {"transitions": "/no/t.parquet"}},
+        "data.transitions names /no/t.parquet, which does not exist, and data.environment and data.collection do not say",
+    ),
+    "environment": (
+        {"data": {"transitions": "/no/t.parquet", "environment": NO_GAMES, "collection": {"behaviour": "random"}}},
+        "data.environment: data: there is no folder '/no/games'",
+    ),
+}  # fmt: skip
+PLAYS: dict[str, tuple[dict[str, Any], str]] = {
+    "nothing to play": ({}, "data.environment is not set"),
+    "no games": (
+        {"data": {"environment": NO_GAMES}},
+        "data.environment: data: there is no folder '/no/games'",
+    ),
+    "nothing to imitate": (
+        {"data": {"environment": {"id": "fake_games:RoomsEnv"}}},
+        "data.demonstrations is not set",
+    ),
+}
+
+
+def refused(command: str, config: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The error of a command that must leave the config's folder as it was."""
+    before = sorted(config.parent.rglob("*"))
+    message = error_of([command, "--config", str(config), *arguments], capsys)
+    assert sorted(config.parent.rglob("*")) == before
+    return message.removeprefix("error: ")
+
+
+def merged(model: Path, changes: dict[str, Any]) -> dict[str, Any]:
+    init_args = {"model": str(model), **changes.get("model", {}).get("init_args", {})}
+    return {**changes, "model": {**changes.get("model", {}), "init_args": init_args}}
+
+
+@pytest.mark.parametrize("case", MISSING)
+@pytest.mark.parametrize("command", ["fit", "validate"])
+def test_what_is_not_there(
+    command: str, case: str, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if (command, case) == ("validate", "callback"):
+        pytest.skip("nothing is filtered")
+    changes, message = MISSING[case]
+    config = write_config(tmp_path, tiny_model, **merged(tiny_model, changes))
+    assert refused(command, config, capsys).startswith(message)
+
+
+@pytest.mark.parametrize("case", PLAYS)
+def test_what_a_policy_needs(
+    case: str, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes, message = PLAYS[case]
+    model = {"class_path": "rwml_lightning.modules.PolicySFT", "init_args": {"model": str(tiny_model)}}
+    config = make_config(tmp_path, tiny_model, **changes, model=model)
+    assert refused("fit", config, capsys).startswith(message)
+
+
+def test_demonstrations_are_not_collected_for_weights_that_are_not_there(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    init_args = {"model": str(tiny_model), "init_from": "/no/weights"}
+    data = {
+        "environment": {"id": "fake_games:RoomsEnv"},
+        "demonstrations": {"path": str(tmp_path / "d.parquet")},
+    }
+    model = {"class_path": "rwml_lightning.modules.PolicySFT", "init_args": init_args}
+    message = refused("fit", make_config(tmp_path, tiny_model, data=data, model=model), capsys)
+    assert message == "model.init_from names /no/weights, which does not exist"
+
+
+def test_collect_looks_for_the_model_only_where_it_acts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = {"environment": {"id": "fake_games:RoomsEnv"}, "collection": {"behaviour": "model"}}
+    config = make_config(tmp_path, "./no/model", data=data)
+    assert refused("collect", config, capsys).startswith("model.init_args.model: model './no/model'")
+    config = make_config(tmp_path, "./no/model", data={"environment": NO_GAMES, "collection": {}})
+    assert refused("collect", config, capsys).startswith(
+        "data.environment: data: there is no folder '/no/games'"
+    )
+
+
+@pytest.mark.parametrize("command", ["evaluate", "audit", "what_if"])
+def test_commands_without_the_configs_model_look_for_its_embedder(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_config(tmp_path, Path("./no/model"), data={"reward": EMBEDDING})
+    arguments = ["--models", "x"] if command == "evaluate" else []
+    assert refused(command, config, capsys, *arguments).startswith("data.reward.init_args.embedder:")
+
+
+def test_epochs_are_refused(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = write_config(tmp_path, tiny_model, trainer={"max_epochs": 3})
+    assert refused("fit", config, capsys).startswith("trainer.max_epochs is 3, but")
+
+
+@pytest.mark.parametrize(
+    ("setting", "fits"),
+    [(None, False), (LoRA(rank=4), True), (LoRA(rank=4, alpha=64), True), (LoRA(rank=8), False)],
+)
+def test_weights_to_start_from_are_those_of_the_model(
+    setting: LoRA | None, fits: bool, tiny_model: Path, tmp_path: Path
+) -> None:
+    saved = WorldModelSFT(model=str(tiny_model), lora=LoRA(rank=4))
+    saved.configure_model()
+    checkpoint: dict[str, Any] = {"state_dict": saved.state_dict()}
+    saved.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, tmp_path / "a.ckpt")
+    module = WorldModelSFT(model=str(tiny_model), lora=setting, init_from=str(tmp_path / "a.ckpt"))
+    if fits:
+        look_for_weights(module)
+    else:
+        with pytest.raises(
+            ValueError,
+            match=r"model\.init_from names .*a\.ckpt, which holds the weights of another model or LoRA",
+        ):
+            look_for_weights(module)
+
+
+def test_embedders_are_found_wherever_they_stand() -> None:
+    local = Namespace(class_path="x", init_args=Namespace(embedder="a", server=None))
+    remote = Namespace(class_path="x", init_args=Namespace(embedder="b", server=Namespace(model="m")))
+    both = Namespace(class_path="y", init_args=Namespace(rewards={"near": local, "far": remote}))
+    assert list(embedders(both, "r")) == [("r.init_args.rewards.near.init_args.embedder", "a")]
+    nested = Namespace(class_path="z", init_args=Namespace(reward=both, min_agreement=None))
+    assert [name for _, name in embedders([nested, local], "r")] == ["a", "a"]
+    assert list(embedders(Namespace(class_path="rwml_testing.LetterReward"), "r")) == []
+    assert list(embedders(None, "r")) == []
