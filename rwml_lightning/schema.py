@@ -11,7 +11,7 @@ from typing import Literal
 
 FinishReason = Literal["stop", "length"]
 REWARD_TOLERANCE = 1e-5
-"""Rewards of a group that differ by no more than this, times the largest of them where that is above 1, count as equal."""
+"""Rewards of a group that differ by no more than this, times their magnitude where it is above 1, count as equal."""
 
 
 def same_rewards(rewards: Iterable[float]) -> bool:
@@ -24,7 +24,7 @@ def same_rewards(rewards: Iterable[float]) -> bool:
     if not values:
         return True
     low, high = min(values), max(values)
-    return high - low <= REWARD_TOLERANCE * max(1.0, abs(low), abs(high))
+    return high - low <= REWARD_TOLERANCE * max(1.0, abs(high))
 
 
 @dataclass(frozen=True, slots=True)

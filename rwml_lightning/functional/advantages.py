@@ -26,7 +26,7 @@ def group_advantages(
     - ``leave_one_out``: r - mean of the others, an unbiased baseline (RLOO, arXiv 2402.14740).
 
     A group of one and a group whose rewards are equal give exactly 0: they say nothing about what to prefer. Equal are rewards
-    that differ by no more than ``tolerance``, or by no more than that share of the largest magnitude where it is above 1:
+    that differ by no more than ``tolerance``, times their magnitude where it is above 1:
     float32 cosines carry noise of about 1e-6, which a division by its own standard deviation would turn into advantages of
     the usual size. (GRPO's formula has no such rule; TRL's eps of 1e-4 damps the noise, and everything else a little.)
 
@@ -60,8 +60,7 @@ def group_advantages(
                 f"normalisation must be 'mean_std', 'mean' or 'leave_one_out', not {normalisation!r}"
             )
     low, high = rewards.amin(dim=1, keepdim=True), rewards.amax(dim=1, keepdim=True)
-    scale = torch.maximum(low.abs(), high.abs()).clamp(min=1.0)
-    constant = high - low <= tolerance * scale
+    constant = high - low <= tolerance * high.abs().clamp(min=1.0)
     return torch.where(constant, 0.0, advantages)
 
 
