@@ -13,6 +13,7 @@ from rwml_lightning.data.datamodule import RolloutDataModule
 from rwml_lightning.modules.adapters import LoRA
 from rwml_lightning.modules.base import PolicyModule
 from rwml_lightning.modules.exporting import export_policy
+from rwml_lightning.modules.loading import load_policy
 from rwml_lightning.modules.playing import PlayingModule
 from rwml_lightning.modules.policy_sft import PolicySFT
 from rwml_lightning.modules.wm_sft import WorldModelSFT
@@ -65,6 +66,10 @@ def warm_up(
     """
     if folder.warm_up.is_dir():
         return folder.warm_up
+    if model.lora is not None:
+        load_policy(
+            model.model, model.dtype_name, model.lora
+        )  # adapters that are refused are refused at once
     log.warning(
         "warm-up: %s on %d samples, so that the model writes well-formed answers before GRPO begins",
         "imitation" if isinstance(model, PlayingModule) else "next-state SFT",

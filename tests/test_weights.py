@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from rwml_lightning.generation import HFGenerator
@@ -16,7 +20,7 @@ from rwml_lightning.models import load_causal_lm, load_skeleton
 from rwml_lightning.modules import LoRA
 from rwml_lightning.modules.exporting import export_policy
 from rwml_lightning.modules.loading import load_policy
-from rwml_lightning.weights import checkpoint_tensors, model_tensors
+from rwml_lightning.weights import base_model, checkpoint_tensors, model_tensors
 
 IDS = torch.tensor([[5, 9, 40, 41, 7, 60]])
 SHAPE = {
@@ -150,3 +154,30 @@ def test_adapters_that_cannot_be_merged_are_refused_at_once(
 def test_tied_tensors_come_once(tiny_model: Path, lora: LoRA | None) -> None:
     names = [name for name, _ in model_tensors(load_policy(str(tiny_model), lora=lora))]
     assert names == [name for name, _ in load_causal_lm(tiny_model).named_parameters()]
+
+
+@pytest.fixture
+def process_group(tmp_path: Path) -> Iterator[None]:
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("process_group")
+@pytest.mark.parametrize("lora", [None, LoRA(4, 8)], ids=["full", "lora"])
+def test_shards_are_gathered_and_merged(folder: Path, lora: LoRA | None) -> None:
+    policy = make_policy(folder, lora)
+    expected = {name: tensor.clone() for name, tensor in model_tensors(policy)}
+    mesh = init_device_mesh("cpu", (1,))
+    for layer in base_model(policy).get_decoder().children():
+        if isinstance(layer, torch.nn.ModuleList):
+            for block in layer:
+                fully_shard(block, mesh=mesh)
+    fully_shard(policy, mesh=mesh)
+    assert any(isinstance(tensor, DTensor) for tensor in policy.state_dict().values())
+    ours = dict(model_tensors(policy))
+    assert ours.keys() == expected.keys()
+    for name, tensor in ours.items():
+        assert not isinstance(tensor, DTensor)
+        torch.testing.assert_close(tensor, expected[name])

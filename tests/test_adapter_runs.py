@@ -1,4 +1,4 @@
-"""Whole runs whose weights are below float32: what trains, and what is refused before anything is done."""
+"""Whole runs with adapters and weights below float32: what trains, and what is refused before anything is done."""
 
 from __future__ import annotations
 
@@ -37,15 +37,27 @@ def test_adapters_train_on_a_bfloat16_base_from_warm_up_to_export(tiny_model: Pa
     assert torch.equal(end["model.embed_tokens.weight"], original["model.embed_tokens.weight"])
 
 
-def test_whole_weights_below_float32_are_refused_before_the_warm_up(
-    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({}, "model.dtype is bfloat16 and model.lora is not set"),
+        ({"lora": {"target_modules": ["embed_tokens"]}}, "adapters on model.embed_tokens cannot be merged"),
+    ],
+)
+def test_what_cannot_train_or_be_exported_is_refused_before_the_warm_up(
+    tiny_model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: dict[str, Any],
+    reason: str,
 ) -> None:
     config = write_config(
-        tmp_path, tiny_model, model=model_section(tiny_model), warm_up={"num_transitions": 8}
+        tmp_path, tiny_model, model=model_section(tiny_model, **arguments), warm_up={"num_transitions": 8}
     )
     with pytest.raises(SystemExit) as exit_info:
         main(["fit", "--config", str(config)])
     assert exit_info.value.code == 2
     (line,) = [text for text in capsys.readouterr().err.splitlines() if text.startswith("error:")]
-    assert "model.dtype is bfloat16 and model.lora is not set" in line
+    assert reason in line
     assert not (tmp_path / "runs" / "r" / "warm_up").exists()
+    assert not (tmp_path / "runs" / "r" / "metrics.csv").exists()
