@@ -53,12 +53,18 @@ def add_lora(policy: Any, lora: LoRA) -> nn.Module:
     return adapted
 
 
+@torch.no_grad()
 def _routers(policy: nn.Module) -> list[str]:
-    """Layers derived from a linear one that compute something else, such as the routers of Llama 4 and Phi-3.5-MoE."""
+    """Layers derived from a linear one that give more than a tensor: the routers of Llama 4 and Phi-3.5-MoE."""
+    derived = {
+        name: module
+        for name, module in policy.named_modules()
+        if isinstance(module, nn.Linear) and type(module) is not nn.Linear
+    }
     return [
         name
-        for name, module in policy.named_modules()
-        if isinstance(module, nn.Linear) and type(module).forward is not nn.Linear.forward
+        for name, module in derived.items()
+        if not isinstance(module(module.weight.new_zeros(1, module.in_features)), torch.Tensor)
     ]
 
 
