@@ -11,7 +11,19 @@ from pathlib import Path
 import pytest
 from architectures import CASES, Row, class_name, documented, documented_engine, examine
 
-FAST = {"falcon", "gemma3_text", "gpt2", "llama", "mamba", "mixtral", "phi3, LongRoPE", "phimoe", "qwen3"}
+FAST = {
+    "falcon",
+    "gemma3_text",
+    "gpt2",
+    "llama",
+    "llama4_text",
+    "mamba",
+    "mixtral",
+    "opt",
+    "phi3, LongRoPE",
+    "phimoe",
+    "qwen3",
+}
 WRITE = "run .venv/bin/python tests/architectures.py, and read what changed in docs/models.md"
 DOCUMENTED = documented()
 

@@ -117,12 +117,12 @@ def verify_packing(model: nn.Module, tolerance: float | None = None) -> float:
     """Compare packed and plain log-probabilities of a few short sequences on the model itself.
 
     An architecture whose hidden states depend on more than a token's ancestors and depth (recurrence, ALiBi, its place
-    in the row), or whose head has a step unknown here, is found out before training rather than trained wrongly. The
-    sequences stand in a row with others, longer than a tile of attention and than the shortest window in use (GPT-Neo's
-    256 tokens).
+    in the row), or whose head has a step unknown here, is found out before training rather than trained wrongly; so is
+    one that computes otherwise in train mode than when it samples (dropout). The sequences stand in a row with others,
+    longer than a tile of attention and than the shortest window in use (GPT-Neo's 256 tokens).
 
     Args:
-        model: As for :func:`packed_logprobs`.
+        model: As for :func:`packed_logprobs`, in the mode that it will be trained in.
         tolerance: Largest difference in nats; by default 0.001 in float32 and wider; 0.5 below, where rounding
             alone gives 0.2 on SmolLM2-135M in bfloat16.
 
@@ -130,7 +130,8 @@ def verify_packing(model: nn.Module, tolerance: float | None = None) -> float:
         Largest difference seen, in nats.
 
     Raises:
-        ValueError: If it is above ``tolerance``, the model takes no ``position_ids``, or its forward pass fails.
+        ValueError: If it is above ``tolerance``, train mode changes anything, the model takes no ``position_ids``, or its
+            forward pass fails.
     """
     lm = causal_lm(model)
     name = type(lm).__name__
@@ -142,15 +143,14 @@ def verify_packing(model: nn.Module, tolerance: float | None = None) -> float:
     sequences = [stem[:8], stem, [*stem[:6], *stem[:4]], stem[5:], stem[5:], last]
     trained_from = [1, 4, 6, 2, 1, 3]
     others = [[*stem[:3], *((7 * i + 5 * k) % vocabulary for k in range(9))] for i in range(31)]
+    (micro,) = micro_batches([*sequences, *others], [*trained_from, *[1] * len(others)], max_tokens=1000)
+    micro = micro.to(lm.device)
     training = model.training
-    model.eval()
     try:
         with torch.no_grad():
+            as_trained = packed_logprobs(model, micro).logprobs
+            packed = packed_logprobs(model.eval(), micro).logprobs
             plain = plain_logprobs(model, sequences, trained_from).logprobs
-            (micro,) = micro_batches(
-                [*sequences, *others], [*trained_from, *[1] * len(others)], max_tokens=1000
-            )
-            packed = packed_logprobs(model, micro.to(lm.device)).logprobs[: len(plain)]
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever a layer says to a mask that it does not know
@@ -160,7 +160,13 @@ def verify_packing(model: nn.Module, tolerance: float | None = None) -> float:
         ) from error
     finally:
         model.train(training)
-    difference = float((packed - plain).abs().max())
+    chance = float((as_trained - packed).abs().max())
+    if not chance <= 1e-3:
+        raise ValueError(
+            f"{name} cannot be trained on what it samples: in train mode its log-probabilities change by {chance:.2g} "
+            f"nats. Dropout or experts chosen at random do that{OTHERS}"
+        )
+    difference = float((packed[: len(plain)] - plain).abs().max())
     if tolerance is None:
         tolerance = 1e-3 if lm.dtype in (torch.float32, torch.float64) else 0.5
     if not difference <= tolerance:

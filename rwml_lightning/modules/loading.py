@@ -51,9 +51,7 @@ def load_policy(
     policy: Any = load_causal_lm(source, dtype=getattr(torch, dtype))
     check_weights(policy, source)
     policy.train()
-    for module in policy.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0  # the log-probabilities must be those of the policy that sampled
+    _without_dropout(policy)
     use_tree_attention(policy)
     verify_packing(policy)
     if gradient_checkpointing != "none":
@@ -65,6 +63,16 @@ def load_policy(
         load_checkpoint_weights(policy, folder)
         check_weights(policy, folder)
     return policy
+
+
+def _without_dropout(policy: nn.Module) -> None:
+    """Take dropout away: the log-probabilities must be those of the policy that sampled."""
+    for module in policy.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "drop" in name and isinstance(value, float):  # for functional.dropout, as in OPT and Seed-OSS
+                setattr(module, name, 0.0)
 
 
 def check_weights(policy: nn.Module, source: str | Path) -> None:

@@ -25,6 +25,7 @@ from transformers import (
     Llama4TextConfig,
     LlamaConfig,
     MistralConfig,
+    OPTConfig,
     PreTrainedConfig,
     Qwen2Config,
     Qwen3Config,
@@ -281,6 +282,19 @@ def test_verify_packing_finds_recurrent_layers():
     )
     with pytest.raises(ValueError, match="Qwen3NextForCausalLM cannot be trained as a prefix tree"):
         verify_packing(CausalLM.from_config(config))
+
+
+def test_verify_packing_finds_what_train_mode_changes():
+    config = OPTConfig(
+        vocab_size=VOCABULARY, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4,
+        word_embed_proj_dim=32, max_position_embeddings=64, dropout=0.1,
+    )  # fmt: skip
+    model = CausalLM.from_config(config)
+    assert verify_packing(model.eval()) < 1e-5
+    with pytest.raises(
+        ValueError, match=r"OPTForCausalLM .* in train mode its log-probabilities change by .* Dropout"
+    ):
+        verify_packing(model.train())
 
 
 def test_a_forward_pass_that_takes_no_tree_is_refused_in_a_line():
