@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rwml_testing import ACTION_PROMPT, LetterReward
+from rwml_testing import ACTION_PROMPT, LetterReward, make_config
 
+from rwml_lightning.cli import main
 from rwml_lightning.data.collection import Collection
 from rwml_lightning.data.datamodule import RolloutDataModule, Validation
 from rwml_lightning.data.transitions import read_transitions, write_transitions
@@ -185,3 +186,36 @@ def test_a_lone_surrogate_of_a_question_is_replaced(world: WhatIf) -> None:
     asked = respond(world, {"place": place, "action": "fly \ud800"})
     assert asked["transition"]["action"] == "fly \ufffd"
     assert asked["predictions"]
+
+
+def test_an_environment_that_is_none_is_never_called(tmp_path: Path, tiny_model: Path) -> None:
+    mark = tmp_path / "called"
+    spec = EnvironmentSpec("os.system", {"command": f"touch {mark}"})
+    world = WhatIf(make_data(tmp_path, tiny_model, spec), load_module(str(tiny_model), "float32"), 1)
+    try:
+        for question in ({"begin": 0}, {"place": {"game": "", "seed": 0, "actions": []}}):
+            assert (
+                "os.system' is neither a gymnasium.Env class nor a function"
+                in respond(world, question)["error"]
+            )
+    finally:
+        world.close()
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    "key", ["data.reward", "data.evaluator", "data.generator", "model", "trainer.callbacks", "trainer.logger"]
+)
+def test_a_class_of_another_sort_is_never_called(
+    tmp_path: Path, tiny_model: Path, key: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mark = tmp_path / "called"
+    hostile: Any = {"class_path": "subprocess.Popen", "init_args": {"args": ["touch", str(mark)]}}
+    section, _, name = key.partition(".")
+    hostile = [hostile] if name == "callbacks" else hostile
+    config = make_config(tmp_path, tiny_model, **{section: {name: hostile} if name else hostile})
+    with pytest.raises(SystemExit) as stopped:
+        main(["what_if", "--config", str(config)])
+    assert stopped.value.code == 2
+    assert key in capsys.readouterr().err
+    assert not mark.exists()

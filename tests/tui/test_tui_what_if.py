@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from rwml_tui.app import Dashboard
 from rwml_tui.screens.what_if import WhatIf
+from rwml_tui.trust import named_in
 from rwml_tui.what_if import WhatIfError, WhatIfProcess
 from textual.pilot import Pilot
 from tui_testing import drive, idle, press, put_in_place, shown
@@ -21,6 +23,9 @@ def test_another_action_in_a_recorded_state(recorded_run: Path) -> None:
         detail = app.reader.group(chosen)
         assert detail is not None
         screen = await press(app, pilot, "w")
+        for words in ("data.environment.id: fake_games.RoomsEnv", "rwml_testing.LetterReward", "config.yaml"):
+            assert words in screen
+        screen = await press(app, pilot, "y")
         assert isinstance(app.screen, WhatIf)
         assert detail.transition.observation in screen
         assert "go on" in screen
@@ -107,6 +112,61 @@ time.sleep(60)
         await process.close()
 
     asyncio.run(asyncio.wait_for(session(), 60))
+
+
+HOSTILE_CONFIG = """
+data:
+  environment: {id: "os.system\\e[31m", kwargs: {command: touch called}}
+  reward: {class_path: "evil.Reward"}
+trainer:
+  callbacks: [{class_path: "[@click=app.quit]evil[/]"}]
+"""
+
+
+def test_nothing_of_a_config_is_run_before_a_person_says_so(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_in_place(
+        "import pathlib; pathlib.Path('started').touch(); raise SystemExit('ended')", tmp_path, monkeypatch
+    )
+    (run / "config.yaml").write_text(HOSTILE_CONFIG)
+
+    async def test(app: Dashboard, pilot: Pilot[None]) -> None:
+        for leave in ("escape", "n"):
+            screen = await press(app, pilot, "w", "enter")
+            for words in (
+                "data.environment.id: os.system\\x1b[31m", "data.reward.class_path: evil.Reward",
+                "trainer.callbacks.0.class_path: [@click=app.quit]evil[/]",
+            ):  # fmt: skip
+                assert words in screen
+            await press(app, pilot, leave)
+            assert len(app.screen_stack) == 1
+        assert not (tmp_path / "started").exists()
+        assert "not answered: ended" in await press(app, pilot, "w", "y")
+        assert (tmp_path / "started").exists()
+        assert "not answered: ended" in await press(app, pilot, "escape", "w")  # asked once for this run
+
+    drive(run, test)
+
+
+def test_a_config_says_what_it_names(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    deep = "a: &a [x]\n" + "".join(
+        f"{new}: &{new} [*{old}, *{old}]\n" for old, new in pairwise("abcdefghijklmnopqrstuv")
+    )
+    config.write_text(
+        f"{deep}model: m\ndata: {{generator: {{init_args: {{model: n, base_url: http://x}}}}}}\n"
+    )
+    assert named_in(config) == [
+        ("model", "m"),
+        ("data.generator.init_args.model", "n"),
+        ("data.generator.init_args.base_url", "http://x"),
+    ]
+    for broken in ("a: [", "[" * 5000, "\x00"):
+        config.write_text(broken)
+        ((name, reason),) = named_in(config)
+        assert name == "config.yaml"
+        assert reason.startswith("cannot be read")
 
 
 @pytest.mark.slow

@@ -19,7 +19,9 @@ from rwml_tui.panes.episodes import Episodes
 from rwml_tui.panes.predictions import Predictions
 from rwml_tui.replay import TICK_SECONDS, Moment, all_steps, moment_at, stride
 from rwml_tui.screens.control import Control
+from rwml_tui.screens.trust import Trust
 from rwml_tui.screens.what_if import WhatIf
+from rwml_tui.trust import named_in
 from rwml_tui.what_if import WhatIfProcess
 from rwml_tui.widgets.run_bar import RunBar
 
@@ -124,8 +126,17 @@ class Dashboard(App[None]):
 
     @on(AskWhatIf)
     def show_what_if(self, asked: AskWhatIf) -> None:
-        """Opens the screen; the child with the model starts with the first question."""
-        self.push_screen(WhatIf(self._model, asked.start))
+        """Opens the screen; the child with the model starts with the first question, once the run's config is trusted."""
+        if self._model.trusted or not self._model.config.is_file():
+            self.push_screen(WhatIf(self._model, asked.start))
+            return
+
+        def go_on(trusted: bool | None) -> None:
+            if trusted:
+                self._model.trusted = True
+                self.push_screen(WhatIf(self._model, asked.start))
+
+        self.push_screen(Trust(self._model.config, named_in(self._model.config)), go_on)
 
     async def on_unmount(self) -> None:
         """Ends the child with the model."""

@@ -83,12 +83,19 @@ class WhatIfProcess:
 
     def __init__(self, run: Path) -> None:
         self.run = run
+        self.trusted = False
+        """Whether a person has said that the run's config may be used."""
         self.weights: str | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._errors: deque[str] = deque(maxlen=20)
         self._drain: asyncio.Task[None] | None = None
         self._lock = asyncio.Lock()
         self._numbers = count()
+
+    @property
+    def config(self) -> Path:
+        """What the child is started with."""
+        return self.run / "config.yaml"
 
     async def ask(
         self, question: Mapping[str, Any], tell: Callable[[str], None]
@@ -131,7 +138,7 @@ class WhatIfProcess:
             tell("starting")
             self._process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "rwml_lightning", "what_if"),
-                *("--config", str(self.run / "config.yaml"), "--weights", str(self.run)),
+                *("--config", str(self.config), "--weights", str(self.run)),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
