@@ -73,6 +73,7 @@ def read_transitions(path: Path, on_broken: Literal["raise", "skip"] = "raise") 
     """
     try:
         table = pq.read_table(path)
+        table.validate(full=True)  # other tools write texts that are no UTF-8
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} can't be read as Parquet: {str(error).splitlines()[0]}") from error
     for name in SCHEMA.names:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from rwml_lightning.data import collection as collecting
 from rwml_lightning.data.action_prompts import ActionPrompt, parse_action
 from rwml_lightning.data.behaviour import ModelBehaviour, RandomBehaviour
 from rwml_lightning.data.collection import Collection, collect, list_jobs
+from rwml_lightning.data.datamodule import RolloutDataModule
 from rwml_lightning.data.episodes import EpisodeState
 from rwml_lightning.data.transitions import read_metadata, read_transitions
 from rwml_lightning.envs import EnvironmentSpec, Observation
@@ -451,3 +453,22 @@ def test_an_episode_that_no_longer_fits_is_truncated(
         2,
     ]  # nothing is asked for what does not fit
     assert len(read_transitions(path)) == 4
+
+
+def test_the_models_own_context_ends_an_episode_where_the_generator_states_none(
+    tmp_path: Path, tiny_model: Path, tiny_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    generator: Any = ScriptedGenerator(tiny_tokenizer, "<action>look</action>")
+    long = ("x y " * 20_000, 0.0, False, False, ACT)
+    answers = {"first": ("a", ACT), "later": long, "tasks": ["x", "y"]}
+    prompt = ActionPrompt("conversation", system="", user="{observation}", reply="{observation}", max_observation_chars=10**6)  # fmt: skip
+    data = RolloutDataModule(
+        str(tmp_path / "t.parquet"),
+        generator,
+        environment=EnvironmentSpec("fake_games:AnsweringEnv", answers),
+        collection=Collection("model", num_workers=1, max_new_tokens=8, prompt=prompt),
+    )
+    episodes: list[Episode] = []
+    data.record_episodes = lambda number, total, played: episodes.extend(played)
+    data.collect(SimpleNamespace(model=str(tiny_model), tokenizer=tiny_tokenizer))  # type: ignore[arg-type]
+    assert [(len(episode.turns), episode.truncated) for episode in episodes] == [(1, True)] * 2

@@ -163,3 +163,14 @@ def test_the_written_history_holds_what_prompts_show(tmp_path: Path) -> None:
     write_transitions(tmp_path / "t.parquet", [make_transition(0, history=(turn,))])
     (read,) = read_transitions(tmp_path / "t.parquet")
     assert read.history == (replace(turn, valid=True, reward=0.0, thinking=""),)
+
+
+def test_a_text_that_is_no_utf8_is_named(tmp_path: Path) -> None:
+    table = pa.Table.from_pylist([make_row(0)], schema=SCHEMA)
+    surrogate = [None, pa.py_buffer(b"\0\0\0\0\3\0\0\0"), pa.py_buffer(b"\xed\xa0\x80")]
+    texts = pa.Array.from_buffers(pa.string(), 1, surrogate)
+    pq.write_table(
+        table.set_column(SCHEMA.names.index("next_state"), "next_state", texts), tmp_path / "t.parquet"
+    )
+    with pytest.raises(ValueError, match=r"t\.parquet can't be read as Parquet: .*next_state.*Invalid UTF8"):
+        read_transitions(tmp_path / "t.parquet")
