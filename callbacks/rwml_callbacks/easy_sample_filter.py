@@ -19,10 +19,17 @@ from typing_extensions import override
 
 from rwml_callbacks.easy_sample_copy import CopyData, predict_with_copy
 from rwml_callbacks.easy_sample_report import filter_metrics, log_filter
-from rwml_callbacks.fingerprint import digest_of_names, digest_of_weights, plain, similarity_settings
+from rwml_callbacks.fingerprint import (
+    digest_of_names,
+    digest_of_weights,
+    plain,
+    prompt_settings,
+    similarity_settings,
+)
 from rwml_callbacks.scored_parts import Answers, ScoredParts, Throughput, read_parts
 from rwml_callbacks.trace_recorder import TraceRecorder
 from rwml_lightning.data.datamodule import RolloutDataModule
+from rwml_lightning.data.demonstrations import fingerprint
 from rwml_lightning.data.easy_samples import (
     Marks,
     check_marks,
@@ -33,6 +40,7 @@ from rwml_lightning.data.easy_samples import (
     render_histogram,
 )
 from rwml_lightning.data.filter_columns import read_filter_columns, write_filter_columns
+from rwml_lightning.models import end_token_ids
 from rwml_lightning.modules.base import PolicyModule
 from rwml_lightning.rewards import NextStateReward
 from rwml_lightning.schema import Transition
@@ -171,7 +179,7 @@ class EasySampleFilter(L.Callback):
         recorder: TraceRecorder | None,
     ) -> None:
         taught, judged = self._choose(data)
-        predictions = self._prediction_settings(model, data, taught, judged)
+        predictions = self._prediction_settings(model, data, taught, judged, trainer.precision)
         decision = {name: getattr(self, name) for name in ("tau_easy", "target_share", "keep_probability")}
         digest = hashlib.sha256(json.dumps(predictions, sort_keys=True).encode()).hexdigest()[:12]
         work = data.path.with_name(f"{data.path.name}.filter-{digest}")
@@ -220,6 +228,7 @@ class EasySampleFilter(L.Callback):
         data: RolloutDataModule,
         taught: Sequence[Transition],
         judged: Sequence[Transition],
+        precision: str | None,
     ) -> dict[str, Any]:
         """All that the mean rewards depend on, as JSON gives it back."""
         names = ("num_samples", "learning_rate", "batch_size", "num_passes", "seed")
@@ -228,13 +237,18 @@ class EasySampleFilter(L.Callback):
             "init_from": digest_of_weights(model.init_from),
             "lora": model.lora,
             "dtype": model.dtype_name,
+            "precision": precision,
+            "tokenizer": fingerprint(model.tokenizer),
+            "generator": type(data.generator).__qualname__,
+            "end_tokens": sorted(
+                getattr(data.generator, "end_token_ids", None) or end_token_ids(model.model)
+            ),
             "reward": similarity_settings(data.reward) | {"tau_d": self.tau_d}
             if self.reward is None
             else self.reward,
-            "prompt": data.prompt,
-            "sampling": data.sampling,
             "taught": digest_of_names(taught),
             "judged": digest_of_names(judged),
+            **prompt_settings(data),
         }
         return json.loads(json.dumps(plain(settings)))
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rwml_lightning.data.datamodule import RolloutDataModule
 from rwml_lightning.schema import Transition
 
 
@@ -35,8 +36,28 @@ def plain(value: Any) -> Any:
         return {str(name): plain(item) for name, item in value.items()}
     if isinstance(value, Sequence):
         return [plain(item) for item in value]
-    names = [name for name in inspect.signature(type(value)).parameters if hasattr(value, name)]
-    return {"class": type(value).__qualname__, **{name: plain(getattr(value, name)) for name in names}}
+    return {
+        "class": type(value).__qualname__,
+        **{name: plain(one) for name, one in arguments_of(value).items()},
+    }
+
+
+def arguments_of(value: Any) -> dict[str, Any]:
+    """What an object was made with: its constructor's arguments, as it keeps them under their names or behind an underscore."""
+    names = inspect.signature(type(value)).parameters
+    kept = {name: next((n for n in (name, f"_{name}") if hasattr(value, n)), None) for name in names}
+    return {name: getattr(value, place) for name, place in kept.items() if place is not None}
+
+
+_OF_THE_MAIN_STAGE = frozenset({
+    "transitions", "environment", "games", "collection", "reward", "evaluator", "generator", "prompts_per_step", "group_size",
+    "num_passes", "num_transitions", "validation", "on_broken", "max_dropped_share", "control", "play", "demonstrations", "seed",
+})  # fmt: skip
+
+
+def prompt_settings(data: RolloutDataModule) -> dict[str, Any]:
+    """Settings of ``data`` that decide what is read and sampled: all but those known to concern the main stage alone."""
+    return {name: value for name, value in arguments_of(data).items() if name not in _OF_THE_MAIN_STAGE}
 
 
 def similarity_settings(reward: Any) -> dict[str, Any]:

@@ -21,15 +21,28 @@ from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import WandbLogger
 from rwml_callbacks import RewardLogger, RolloutProgressBar, TraceRecorder, WeightSync
 from rwml_callbacks.progress import describe
-from rwml_callbacks.reward_logger import rollout_metrics
+from rwml_callbacks.reward_logger import episode_metrics, rollout_metrics
 from rwml_testing import ACTION_PROMPT, LetterReward, make_transition, make_world
 
 from rwml_lightning.data.datamodule import RolloutDataModule
 from rwml_lightning.data.transitions import write_transitions
 from rwml_lightning.evaluation import Result
 from rwml_lightning.generation import HFGenerator, WeightSyncError
-from rwml_lightning.modules import WorldModelGRPO
-from rwml_lightning.schema import Completion, Group, Prediction, RolloutBatch, Sampling, Score
+from rwml_lightning.modules import WorldModelGRPO, WorldModelSFT
+from rwml_lightning.schema import (
+    ActionSample,
+    Completion,
+    Episode,
+    EpisodeBatch,
+    EpisodeGroup,
+    Group,
+    Playthrough,
+    Prediction,
+    RolloutBatch,
+    Sampling,
+    Score,
+    Turn,
+)
 from rwml_lightning.trace import GroupQuery, TraceReader
 
 
@@ -188,6 +201,45 @@ def test_metrics_by_hand() -> None:
         "throughput/generated_tokens_per_s": 5.0,
     }
     assert rollout_metrics(RolloutBatch(0, 0, ())) == {"wm/dropped_groups": 0.0}
+
+
+def test_metrics_of_play_by_hand() -> None:
+    """Two games: in the first, two episodes of one and two turns; in the second one of three. Each turn has two tokens."""
+
+    def play(*rewards: float) -> Playthrough:
+        sample = ActionSample((1,), Completion((2, 3), (0.0, 0.0), "stop", 0), 0.0)
+        turns = tuple(Turn("o", "A", valid=True, reward=0.0) for _ in rewards)
+        episode = Episode("e", "env", "g", "t", 0, turns, "end", sum(rewards) > 0, False, "heat")
+        return Playthrough(episode, tuple(replace(sample, reward=reward) for reward in rewards))
+
+    groups = (
+        EpisodeGroup("g", "s", (play(10.0), play(-0.1, 0.0))),
+        EpisodeGroup("h", "s", (play(0.0, 0.0, 10.0),)),
+    )
+    metrics = episode_metrics(
+        EpisodeBatch(0, 0, groups, dropped_groups=1, seconds={"generate": 4.0, "env": 2.0})
+    )
+    expected = {
+        "policy/return": (10.0 - 0.1 + 10.0) / 3,
+        "policy/success": (0.5 + 1.0) / 2,
+        "policy/turns": (1.5 + 3.0) / 2,
+        "policy/completion_tokens": 2.0,
+        "policy/zero_variance_groups": 0.5,
+        "policy/dropped_groups": 1.0,
+        "throughput/generated_tokens_per_s": 12 / 4.0,
+        "time/generate": 4.0,
+        "time/env": 2.0,
+    }
+    assert {name: metrics[name] for name in expected} == pytest.approx(expected)
+    assert episode_metrics(EpisodeBatch(0, 0, (), dropped_groups=2)) == {"policy/dropped_groups": 2.0}
+
+
+def test_throughput_of_training_by_hand() -> None:
+    logger, module = RewardLogger(), WorldModelSFT(model="unused")
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    metrics = {"train/trained_tokens": 30.0, "time/update": 1.5}
+    logger.on_train_batch_end(trainer, module, {"metrics": metrics}, None, 0)
+    assert logger.metrics == {**metrics, "throughput/trained_tokens_per_s": 20.0}
 
 
 def test_parts_of_a_reward_are_means_over_the_predictions_that_have_them() -> None:
