@@ -11,7 +11,7 @@ from jsonargparse import Namespace
 
 from rwml_lightning.data.datamodule import RolloutDataModule
 from rwml_lightning.models import resolve_model
-from rwml_lightning.modules.adapters import LoRA, add_lora
+from rwml_lightning.modules.adapters import LoRA, wrap
 from rwml_lightning.modules.base import PolicyModule
 from rwml_lightning.modules.loading import checkpoint_policy
 from rwml_lightning.modules.playing import PlayingModule
@@ -116,7 +116,7 @@ def weight_shapes(model: str, lora: LoRA | None) -> dict[str, torch.Size]:
     config = AutoConfig.from_pretrained(resolve_model(model), trust_remote_code=False)
     with torch.device("meta"):
         policy = AutoModelForCausalLM.from_config(config)
-        policy = policy if lora is None else add_lora(policy, lora)
+        policy = policy if lora is None else wrap(policy, lora)
     return {name: weight.shape for name, weight in policy.state_dict().items()}
 
 

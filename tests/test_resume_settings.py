@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from rwml_testing import make_world, write_config
+from rwml_testing import make_config, make_world, write_config
 from safetensors.torch import load_file
 from test_cli import error_of
 
@@ -140,8 +140,8 @@ def test_the_same_names_with_other_texts_are_other_data(
     write_transitions(
         tmp_path / "t.parquet", [replace(world[0], next_state="You drop the apple."), *world[1:]]
     )
-    arguments = ["--config", str(tmp_path / "config.yaml"), "--run.name", "b", "--data.num_passes", "2"]
-    message = error_of(["fit", *arguments, "--ckpt_path", str(one_pass)], capsys)
+    config = make_config(tmp_path, tiny_model, data={"prompts_per_step": 8, "num_passes": 2})
+    message = error_of(["fit", "--config", str(config), "--ckpt_path", str(one_pass)], capsys)
     assert "training draws from 32 items that are not the 32 of the checkpoint" in message
 
 

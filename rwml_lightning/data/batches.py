@@ -79,7 +79,6 @@ class StepLoader(Generic[Item, Batch]):
         make: Makes the batch of a step from (step, items).
         seed: Seed of the permutations; ``None`` keeps the order.
         num_passes: How often every item is used.
-        first_step: Position to begin at.
     """
 
     def __init__(
@@ -89,14 +88,13 @@ class StepLoader(Generic[Item, Batch]):
         make: Callable[[int, Sequence[Item]], Batch],
         seed: int | None,
         num_passes: int = 1,
-        first_step: int = 0,
     ) -> None:
         self.items = items
         self.batch_size = batch_size
         self.make = make
         self.seed = seed
         self.num_passes = num_passes
-        self.step = self.first_step = first_step
+        self.step = self.first_step = 0
 
     @cached_property
     def digest(self) -> str:

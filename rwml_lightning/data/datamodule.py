@@ -264,11 +264,10 @@ class RolloutDataModule(L.LightningDataModule):
     @override
     def train_dataloader(self) -> StepLoader[Any, Any]:
         items, batch_size, make = self._training_items()
-        first_step = 0 if self._resumed is None else self._resumed["step"]
-        loader = StepLoader(items, batch_size, make, self.seed, self.num_passes, first_step)
+        loader = self._train_loader = StepLoader(items, batch_size, make, self.seed, self.num_passes)
         if self._resumed is not None:
             check_same_items(loader, self._resumed, self.module.reads)
-        self._train_loader = loader
+            loader.load_state_dict(self._resumed)
         return loader
 
     def _training_items(self) -> tuple[Sequence[Any], int, Callable[[int, Sequence[Any]], Any]]:

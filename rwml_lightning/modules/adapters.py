@@ -38,6 +38,13 @@ def add_lora(policy: Any, lora: LoRA) -> nn.Module:
     Raises:
         ValueError: They cannot be merged into the weights; see :func:`verify_merging`.
     """
+    adapted = wrap(policy, lora)
+    verify_merging(adapted)
+    return adapted
+
+
+def wrap(policy: Any, lora: LoRA) -> nn.Module:
+    """Wrap a model in fresh adapters without trying them, as on the meta device, which computes nothing."""
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
@@ -48,9 +55,7 @@ def add_lora(policy: Any, lora: LoRA) -> nn.Module:
         exclude_modules=_routers(policy) if lora.target_modules == "all-linear" else None,
         task_type="CAUSAL_LM",
     )
-    adapted = get_peft_model(policy, config)
-    verify_merging(adapted)
-    return adapted
+    return get_peft_model(policy, config)
 
 
 @torch.no_grad()

@@ -115,6 +115,39 @@ def test_logprobs_are_those_of_the_plain_forward_pass(architecture: str, tempera
     assert len(lengths) > 2
 
 
+def test_a_member_that_stops_ends_itself_alone() -> None:
+    """Three steps, where an eighth of all tokens ends: some members stop, the others go on to the limit."""
+    sampling = Sampling(3)
+    generator = attached(tiny_model(), end_token_ids=tuple(range(12)))
+    groups = generator.generate(PROMPTS, sampling, [list(range(16))] * len(PROMPTS))
+    for group in groups:
+        assert {completion.finish_reason for completion in group} == {"stop", "length"}
+        for completion in group:
+            ended = completion.token_ids[-1] < 12
+            assert completion.finish_reason == ("stop" if ended else "length")
+            assert ended or len(completion.token_ids) == sampling.max_tokens
+
+
+@pytest.mark.parametrize("tokens_a_pass", [1, 20, 62])
+def test_prompts_are_read_in_any_number_of_passes(
+    tokens_a_pass: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, passes = tiny_model(), []
+    seeds = [[0, 1]] * len(PROMPTS)
+    at_once = attached(model).generate(PROMPTS, Sampling(8), seeds)
+    monkeypatch.setattr("rwml_lightning.generation.group_decoding.PREFILL_TOKENS", tokens_a_pass)
+    place = GroupCache.place
+    monkeypatch.setattr(GroupCache, "place", lambda *a: (passes.append(a[1]), place(*a))[1])
+    in_passes = attached(model).generate(PROMPTS, Sampling(8), seeds)
+    assert len({(rows.start, rows.stop) for rows in passes if rows.stop is not None}) > 1
+    for prompt, group, other in zip(PROMPTS, in_passes, at_once, strict=True):
+        for completion, expected in zip(group, other, strict=True):
+            assert completion.token_ids == expected.token_ids
+            assert completion.logprobs == pytest.approx(
+                plain_logprobs(model, prompt, completion), abs=TOLERANCE
+            )
+
+
 def test_nucleus_keeps_the_smallest_set_and_renormalises() -> None:
     model = tiny_model()
     prompt = PROMPTS[1]
