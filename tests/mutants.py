@@ -343,7 +343,7 @@ def report(names: Sequence[str]) -> int:
         shares.append(share)
         numbers = [str(count.total()), *(str(count[column]) for column in columns[1:])]
         table.add_row(package, *numbers, f"{share:.1%}" if tried else "-")
-    Console().print(table)
+    Console(width=110).print(table)
     return int(min(shares, default=0.0) < LEAST_KILLED)
 
 

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import lightning as L
 import pytest
 import torch
-from rwml_testing import fit, make_transition
+from plain_grpo import LENGTHS, Settings, gradients_of, make_batch, plain_loss, read_batch, with_version
+from rwml_testing import fit
 from transformers import LlamaForCausalLM
 
 from rwml_lightning.modules import LoRA, WorldModelGRPO
 from rwml_lightning.modules.base import NonFiniteError
-from rwml_lightning.schema import Completion, Group, Prediction, RolloutBatch, Score
 
 # float32; the packed and the plain path sum in different orders. Measured: below 1e-6.
 TOLERANCE = 1e-5
-PROMPTS = ((5, 9, 14), (20, 21, 22, 23, 24, 25, 26), (5, 9, 30))
-REWARDS = ((1.0, 0.0, 0.0), (0.0, 1.0, 1.0), (1.0, 1.0, 1.0))  # the last group has no variance
-LENGTHS = ((4, 1, 6), (2, 7, 3), (5, 5, 2))
 
 
 @pytest.fixture(scope="module")
@@ -34,54 +30,6 @@ def make_module(folder: Path, **arguments: object) -> WorldModelGRPO:
     return WorldModelGRPO(model=str(folder), **{**defaults, **arguments})
 
 
-def plain_logprobs(model: torch.nn.Module, groups: Sequence[Group], temperature: float = 1.0) -> torch.Tensor:
-    """Log-probabilities [samples, longest completion] by one padded forward pass; 0 where there is no token."""
-    samples = [(list(g.prompt_ids), list(p.completion.token_ids)) for g in groups for p in g.predictions]
-    longest = max(len(prompt) + len(answer) for prompt, answer in samples)
-    ids = torch.zeros(len(samples), longest, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, (prompt, answer) in enumerate(samples):
-        ids[row, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
-        mask[row, : len(prompt) + len(answer)] = 1
-    logprobs = (model(input_ids=ids, attention_mask=mask).logits / temperature).log_softmax(-1)
-    chosen = logprobs[:, :-1].gather(-1, ids[:, 1:, None])[..., 0]
-    width = max(len(answer) for _, answer in samples)
-    rows = []
-    for row, (prompt, answer) in enumerate(samples):
-        own = chosen[row, len(prompt) - 1 : len(prompt) + len(answer) - 1]
-        rows.append(torch.cat([own, own.new_zeros(width - len(answer))]))
-    return torch.stack(rows)
-
-
-def make_batch(model: LlamaForCausalLM, rewards: Sequence[Sequence[float]] = REWARDS) -> RolloutBatch:
-    """Random completions whose log-probabilities are a little off the model's, as another engine's are."""
-    generator = torch.Generator().manual_seed(1)
-    groups = []
-    for number, (prompt, row, lengths) in enumerate(zip(PROMPTS, rewards, LENGTHS, strict=True)):
-        members = [torch.randint(2, 300, (n,), generator=generator).tolist() for n in lengths[: len(row)]]
-        predictions = tuple(
-            Prediction(
-                Completion(tuple(ids), (0.0,) * len(ids), "length", 0), "", "", "x", Score(r, r, True), 0.0, m
-            )
-            for m, (ids, r) in enumerate(zip(members, row, strict=True))
-        )
-        groups.append(Group(make_transition(number), prompt, "", predictions))
-    with torch.no_grad():
-        logprobs = plain_logprobs(model, groups)
-    noise = torch.randn(logprobs.shape, generator=generator) * 0.5
-    rows = iter((logprobs + noise).tolist())
-    return RolloutBatch(0, 0, tuple(with_logprobs(group, rows) for group in groups))
-
-
-def of_version(version: int, group: Group) -> Group:
-    return replace(
-        group,
-        predictions=tuple(
-            replace(p, completion=replace(p.completion, policy_version=version)) for p in group.predictions
-        ),
-    )
-
-
 class SaveAtFirstStep(L.Callback):
     """Writes a checkpoint after the first optimizer step."""
 
@@ -91,45 +39,6 @@ class SaveAtFirstStep(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
         if trainer.global_step == 1:
             trainer.save_checkpoint(self.path)
-
-
-def with_logprobs(group: Group, rows: object) -> Group:
-    def changed(p: Prediction) -> Prediction:
-        values = tuple(next(rows)[: len(p.completion.token_ids)])  # type: ignore[call-overload]
-        return replace(p, completion=replace(p.completion, logprobs=values))
-
-    return replace(group, predictions=tuple(changed(p) for p in group.predictions))
-
-
-def plain_step(
-    model: LlamaForCausalLM,
-    batch: RolloutBatch,
-    old: torch.Tensor | None = None,
-    kl: float = 0.0,
-    reference: torch.Tensor | None = None,
-) -> tuple[float, dict[str, torch.Tensor]]:
-    """GRPO (arXiv 2402.03300, equation 3) with truncated importance weights, by loops; gives loss and gradients."""
-    logprobs = plain_logprobs(model, batch.groups)
-    old = logprobs.detach() if old is None else old
-    loss = torch.zeros(())
-    samples = [(group, p) for group in batch.groups for p in group.predictions]
-    for row, (group, prediction) in enumerate(samples):
-        rewards = torch.tensor([p.score.reward for p in group.predictions])
-        advantage = (prediction.score.reward - rewards.mean()) / (rewards.std() + 1e-6)
-        terms = []
-        for t, generated in enumerate(prediction.completion.logprobs):
-            ratio = (logprobs[row, t] - old[row, t]).exp()
-            surrogate = -torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
-            weight = (old[row, t] - generated).exp().clamp(max=2.0)
-            term = surrogate * weight
-            if reference is not None:
-                difference = reference[row, t] - logprobs[row, t]
-                term = term + kl * (difference.exp() - 1 - difference)
-            terms.append(term)
-        loss = loss + torch.stack(terms).mean() / len(samples)
-    model.zero_grad()
-    loss.backward()
-    return loss.item(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
 def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float) -> None:
@@ -144,10 +53,12 @@ def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
 def test_one_step_is_grpo_written_out(tiny_model: Path, model: LlamaForCausalLM, max_tokens: int) -> None:
     batch = make_batch(model)
     steps = fit(make_module(tiny_model, max_tokens_per_micro_batch=max_tokens), [batch])
-    loss, gradients = plain_step(copy.deepcopy(model), batch)
+    policy = copy.deepcopy(model)
+    loss, _ = plain_loss(policy, read_batch(batch), Settings())
+    gradients = gradients_of(policy, loss)
     metrics = steps.outputs[0]["metrics"]
-    assert abs(loss) > 1e-3
-    assert metrics["train/loss"] == pytest.approx(loss, abs=TOLERANCE)
+    assert abs(loss.item()) > 1e-3
+    assert metrics["train/loss"] == pytest.approx(loss.item(), abs=TOLERANCE)
     assert_close(steps.gradients[0], gradients, TOLERANCE)
     norm = torch.stack([g.norm() for g in gradients.values()]).norm().item()
     assert metrics["train/grad_norm"] == pytest.approx(norm, rel=1e-4)
@@ -157,7 +68,8 @@ def test_one_step_is_grpo_written_out(tiny_model: Path, model: LlamaForCausalLM,
 
 
 def test_advantages_come_back_with_the_batch(tiny_model: Path, model: LlamaForCausalLM) -> None:
-    steps = fit(make_module(tiny_model), [make_batch(model)])
+    batch = make_batch(model, ((1.0, 0.0, 0.0), (0.0, 1.0, 1.0), (1.0, 1.0, 1.0)))
+    steps = fit(make_module(tiny_model), [batch])
     groups = steps.outputs[0]["batch"].groups
     # (1, 0, 0): mean 1/3, sample standard deviation 1/sqrt(3).
     expected = [2 / 3 * 3**0.5, -1 / 3 * 3**0.5, -1 / 3 * 3**0.5]
@@ -206,35 +118,14 @@ def test_kl_pulls_towards_the_model_at_the_start(
             p.mul_(0.95)
             q.mul_(0.95)
     batch = make_batch(moved)
-    with torch.no_grad():
-        reference = plain_logprobs(start, batch.groups)
-    loss, gradients = plain_step(moved, batch, kl=0.3, reference=reference)
+    loss, _ = plain_loss(moved, read_batch(batch), Settings(kl_coefficient=0.3), reference=start)
+    gradients = gradients_of(moved, loss)
     steps = fit(module, [batch])
     metrics = steps.outputs[0]["metrics"]
     assert metrics["train/kl"] > 0.01
-    assert metrics["train/loss"] == pytest.approx(loss, abs=TOLERANCE)
+    assert metrics["train/loss"] == pytest.approx(loss.item(), abs=TOLERANCE)
     assert_close(steps.gradients[0], gradients, TOLERANCE)
     assert metrics["train/trained_tokens"] == sum(map(sum, LENGTHS))  # the penalty needs every sample
-
-
-def test_kl_of_adapters_is_against_the_model_without_them(tiny_model: Path, model: LlamaForCausalLM) -> None:
-    module = make_module(tiny_model, kl_coefficient=0.3, lora=LoRA(rank=4))
-    module.configure_model()
-    torch.manual_seed(3)
-    with torch.no_grad():
-        for name, p in module.policy.named_parameters():
-            if "lora_B" in name:
-                p.normal_(std=0.1)
-    batch = make_batch(model)
-    with torch.no_grad():
-        reference = plain_logprobs(model, batch.groups)
-        ours = plain_logprobs(module.policy, batch.groups)
-    difference = reference - ours
-    tokens = reference != 0
-    expected = (difference.exp() - 1 - difference)[tokens].mean().item()
-    metrics = fit(module, [batch]).outputs[0]["metrics"]
-    assert metrics["train/kl"] > 0.001
-    assert metrics["train/kl"] == pytest.approx(expected, rel=1e-3)
 
 
 def test_kl_of_adapters_is_against_those_of_the_start(
@@ -248,7 +139,7 @@ def test_kl_of_adapters_is_against_those_of_the_start(
     start = tmp_path / "start.ckpt"
     earlier.trainer.save_checkpoint(start)
     stage = {"kl_coefficient": 0.3, "lora": lora, "init_from": str(start), "learning_rate": 1e-1}
-    second = replace(batch, groups=tuple(of_version(1, group) for group in batch.groups))
+    second = with_version(batch, 1)
     middle = tmp_path / "middle.ckpt"
     whole = make_module(tiny_model, **stage)
     steps = fit(whole, [batch, second], callbacks=[SaveAtFirstStep(middle)])
@@ -260,30 +151,6 @@ def test_kl_of_adapters_is_against_those_of_the_start(
     assert [output["metrics"]["train/kl"] for output in steps.outputs] == pytest.approx([second_kl], rel=1e-5)
     for name, tensor in whole.policy.state_dict().items():
         torch.testing.assert_close(resumed.policy.state_dict()[name], tensor)
-
-
-def test_second_iteration_clips_against_the_first(tiny_model: Path, model: LlamaForCausalLM) -> None:
-    batch = make_batch(model)
-    once = make_module(tiny_model, learning_rate=3e-2)
-    fit(once, [batch])
-    module = make_module(tiny_model, num_iterations=2, learning_rate=3e-2)
-    steps = fit(module, [batch])
-    with torch.no_grad():
-        old_logprobs = plain_logprobs(model, batch.groups)
-    loss, gradients = plain_step(once.policy, batch, old=old_logprobs)
-    metrics = steps.outputs[0]["metrics"]
-    assert metrics["train/clip_fraction"] > 0.1
-    assert metrics["train/loss"] == pytest.approx(loss, abs=TOLERANCE)
-    assert_close(steps.gradients[1], gradients, 2e-5)
-    assert module.trainer.global_step == 2
-
-
-def test_samples_of_another_policy_are_refused(tiny_model: Path, model: LlamaForCausalLM) -> None:
-    batch = make_batch(model)
-    with pytest.raises(RuntimeError, match="t0#0 was written by policy version 0, the trainer is at 1"):
-        fit(make_module(tiny_model), [batch, batch])
-    steps = fit(make_module(tiny_model, max_staleness=1), [batch, batch])
-    assert len(steps.outputs) == 2
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update(tiny_model: Path, model: LlamaForCausalLM) -> None:
@@ -313,13 +180,6 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(
     with pytest.raises(NonFiniteError, match=r"the gradient is (inf|nan); nothing was updated.*t0#0, t0#1"):
         fit(module, [make_batch(model)])
     assert all(torch.equal(p, before[name]) for name, p in module.policy.named_parameters())
-
-
-def test_long_gradients_are_shortened(tiny_model: Path, model: LlamaForCausalLM) -> None:
-    steps = fit(make_module(tiny_model, max_grad_norm=0.01), [make_batch(model)])
-    norm = torch.stack([g.norm() for g in steps.gradients[0].values()]).norm().item()
-    assert norm == pytest.approx(0.01, rel=1e-3)
-    assert steps.outputs[0]["metrics"]["train/grad_norm"] > 0.01
 
 
 @pytest.mark.parametrize(
