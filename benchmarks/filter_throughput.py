@@ -83,7 +83,7 @@ def run_generator(
 ) -> Throughput:
     """One call for all."""
     judged = data.train_transitions
-    prompts = [data.prompt.encode(data.module.tokenizer, transition) for transition in judged]
+    prompts = [data.prompt.encode(data.chat, transition) for transition in judged]
     seeds = member_seeds(seed, "easy_sample_filter", 0, judged, arguments.num_samples)
     if isinstance(generator, VLLMGenerator):
         generator.reset_prefix_cache()

@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rwml_lightning.data.action_prompts import ActionPrompt
+from rwml_lightning.data.chat_format import ChatFormat
 from rwml_lightning.data.games import list_games
 from rwml_lightning.data.play import EpisodePlayer
 from rwml_lightning.envs import EnvironmentPool, EnvironmentSpec
@@ -94,7 +95,7 @@ def main() -> None:
         if arguments.generator == "hf"
         else VLLMGenerator(arguments.model, max_model_len=1024, block_size=32, enforce_eager=True)
     )
-    tokenizer = load_tokenizer(arguments.model)
+    chat = ChatFormat(load_tokenizer(arguments.model))
     sampling = Sampling(arguments.max_tokens)
     generator.start()
     table = Table(
@@ -120,7 +121,7 @@ def main() -> None:
                 own = games[number * arguments.games :][: arguments.games]
                 empty_cache(generator)
                 recorder = Recorder(generator)
-                player = EpisodePlayer(pool, spec.id, recorder, PROMPT, tokenizer, number, 1024)  # type: ignore[arg-type]
+                player = EpisodePlayer(pool, spec.id, recorder, PROMPT, chat, number, 1024)  # type: ignore[arg-type]
                 seconds = player.collect(
                     "benchmark", number, own, arguments.members, sampling, arguments.turns
                 ).seconds

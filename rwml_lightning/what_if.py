@@ -79,7 +79,12 @@ class WhatIf:
         generator = HFGenerator(max_model_len=data.generator.max_model_len)
         generator.attach(module.policy)
         self.rollouts = WorldModelRollouts(
-            generator, data.evaluator, data.prompt, module.tokenizer, data.seed, max_dropped_share=1.0
+            generator,
+            data.evaluator,
+            data.prompt,
+            data.chat_format(module.tokenizer),
+            data.seed,
+            max_dropped_share=1.0,
         )
         self._asked: Counter[tuple[Place, str]] = Counter()
 

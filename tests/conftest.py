@@ -9,6 +9,8 @@ import pytest
 from rwml_testing import write_taught_model
 from transformers import PreTrainedTokenizerBase
 
+from rwml_lightning.data.chat_format import ChatFormat
+
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -23,3 +25,9 @@ def tiny_tokenizer(tiny_model: Path) -> PreTrainedTokenizerBase:
     from rwml_lightning.models import load_tokenizer
 
     return load_tokenizer(tiny_model)
+
+
+@pytest.fixture(scope="session")
+def tiny_chat(tiny_tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
+    """Chat format of the tiny model: plain text."""
+    return ChatFormat(tiny_tokenizer)

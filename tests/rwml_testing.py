@@ -16,9 +16,11 @@ import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from rwml_lightning.answers import format_answer
+from rwml_lightning.data.chat_format import ChatFormat
 from rwml_lightning.data.prompts import WorldModelPrompt, encode_answer
 from rwml_lightning.data.transitions import write_transitions
-from rwml_lightning.rewards import EmbeddingReward, format_answer
+from rwml_lightning.rewards import EmbeddingReward
 from rwml_lightning.schema import Transition
 
 ACTION_PROMPT = WorldModelPrompt(history_turns=0, system="", user="{action}")
@@ -140,8 +142,10 @@ def teach(
 ) -> None:
     """Plain supervised training on the answers, a batch of them all at each step."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    chat = ChatFormat(tokenizer)
+    prompts = [ACTION_PROMPT.encode(chat, t) for t in transitions]
     pairs = [
-        (ACTION_PROMPT.encode(tokenizer, t), encode_answer(tokenizer, t.next_state)) for t in transitions
+        (ids, encode_answer(chat, ids, t.next_state)) for ids, t in zip(prompts, transitions, strict=True)
     ]
     length = max(len(prompt) + len(answer) for prompt, answer in pairs)
     ids = torch.zeros(len(pairs), length, dtype=torch.long)

@@ -10,6 +10,7 @@ from rwml_testing import make_config
 from test_cli import error_of
 
 from rwml_lightning.cli import main
+from rwml_lightning.data.chat_format import ChatFormat
 from rwml_lightning.data.demonstrations import read_labels
 from rwml_lightning.models import load_tokenizer
 from rwml_lightning.trace import GroupQuery, TraceReader
@@ -193,11 +194,11 @@ def test_a_policy_reflects_with_the_weights_that_it_starts_from(
     ]
     reflect += ["--data.play.prompt.answer", answer, "--data.play.sampling.max_tokens", "20"]
     main(["fit", "--config", config, *reflect])
-    first = read_labels(tmp_path / "expert.parquet", load_tokenizer(str(tiny_model)))
+    first = read_labels(tmp_path / "expert.parquet", ChatFormat(load_tokenizer(str(tiny_model))))
     taught = str(tmp_path / "runs" / "r" / "export")
     own = [*reflect, "--model.init_args.init_from", taught, "--run.name", "second"]
     main(["fit", "--config", config, *own, "--data.demonstrations.path", str(tmp_path / "second.parquet")])
-    second = read_labels(tmp_path / "second.parquet", load_tokenizer(str(tiny_model)))
+    second = read_labels(tmp_path / "second.parquet", ChatFormat(load_tokenizer(str(tiny_model))))
     assert [label.name for label in first] == [label.name for label in second]
     assert [label.answer_ids for label in first] != [label.answer_ids for label in second]
     assert "Evaluation games" in capsys.readouterr().out

@@ -6,13 +6,14 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning as L
 import torch
 from rwml_callbacks import WeightSync
 
 from rwml_lightning.cli import default_callbacks, quieten
+from rwml_lightning.data.chat_format import ChatFormat
 from rwml_lightning.data.datamodule import RolloutDataModule
 from rwml_lightning.data.prompts import WorldModelPrompt
 from rwml_lightning.data.transitions import write_transitions
@@ -25,9 +26,6 @@ from rwml_lightning.schema import Completion, Sampling, Score, Transition
 from rwml_lightning.trainer import RWMLTrainer
 from wm_grpo.case import EMBEDDER, SYSTEM, TRANSITION, Case, GeneratorName, Given, Turns
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
 
 @dataclass(frozen=True)
 class FixedLengthPrompt(WorldModelPrompt):
@@ -36,8 +34,8 @@ class FixedLengthPrompt(WorldModelPrompt):
     num_tokens: int = 512
     system: str = SYSTEM
 
-    def encode(self, tokenizer: PreTrainedTokenizerBase, transition: Transition) -> tuple[int, ...]:
-        ids = super().encode(tokenizer, transition)
+    def encode(self, chat: ChatFormat, transition: Transition) -> tuple[int, ...]:
+        ids = super().encode(chat, transition)
         return (ids * (self.num_tokens // len(ids) + 1))[-self.num_tokens :]
 
 
@@ -94,7 +92,8 @@ class StepTurns(L.Callback):
 
 def prompt_ids(case: Case) -> tuple[int, ...]:
     """The prompt's tokens, for either side."""
-    return FixedLengthPrompt(num_tokens=case.prompt_tokens).encode(load_tokenizer(case.model), TRANSITION)
+    chat = ChatFormat(load_tokenizer(case.model))
+    return FixedLengthPrompt(num_tokens=case.prompt_tokens).encode(chat, TRANSITION)
 
 
 def run(case: Case, turns: Turns, generator_name: GeneratorName = "hf", given: Given | None = None) -> None:

@@ -11,8 +11,9 @@ from datasets import Dataset
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
+from rwml_lightning.answers import extract_answer
 from rwml_lightning.models import load_tokenizer, resolve_model
-from rwml_lightning.rewards import EmbeddingReward, extract_answer
+from rwml_lightning.rewards import EmbeddingReward
 from wm_grpo.case import EMBEDDER, TRANSITION, Case, Given, Turns
 from wm_grpo.here import prompt_ids
 

@@ -12,7 +12,8 @@ from typing_extensions import override
 from rwml_callbacks.analysis import Analysis, Measurement, find
 from rwml_callbacks.instruction_checks import CHECKS, passed_checks
 from rwml_callbacks.weight_sync import WeightSync
-from rwml_lightning.data.prompts import encode_chat
+from rwml_lightning.answers import read_reply
+from rwml_lightning.data.datamodule import RolloutDataModule
 from rwml_lightning.models import context_tokens
 from rwml_lightning.modules.base import PolicyModule
 from rwml_lightning.schema import Sampling
@@ -60,14 +61,14 @@ class CapabilityProbe(Analysis):
                 "CapabilityProbe needs the callback WeightSync: its answers come from the generator"
             )
         sync.sync(module)
-        prompts = [encode_chat(module.tokenizer, "", check.prompt) for check in CHECKS]
+        data: RolloutDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        prompts = [data.chat.encode_user("", check.prompt) for check in CHECKS]
         sampling = Sampling(self.max_tokens, temperature=0.0)
-        generator = trainer.datamodule.generator  # type: ignore[attr-defined]
-        completions = generator.generate(prompts, sampling, [[0]] * len(prompts))
-        texts = module.tokenizer.batch_decode(
-            [list(c[0].token_ids) for c in completions], skip_special_tokens=True
-        )
-        return {check.name: text for check, text in zip(CHECKS, texts, strict=True)}
+        completions = data.generator.generate(prompts, sampling, [[0]] * len(prompts))
+        return {
+            check.name: read_reply(data.chat.decode(completion), data.chat.in_thinking(prompt)).said
+            for check, prompt, (completion,) in zip(CHECKS, prompts, completions, strict=True)
+        }
 
 
 def general_text() -> list[str]:

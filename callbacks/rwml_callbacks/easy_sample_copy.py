@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import lightning as L
@@ -14,12 +15,14 @@ from rwml_callbacks.progress import RolloutProgressBar
 from rwml_callbacks.reward_logger import RewardLogger
 from rwml_callbacks.scored_parts import Answers, ScoredParts
 from rwml_callbacks.weight_sync import WeightSync
+from rwml_lightning.answers import extract_answer
 from rwml_lightning.data.batches import LabelledBatch, StepLoader, label_transitions
+from rwml_lightning.data.chat_format import ChatFormat
 from rwml_lightning.data.datamodule import RolloutDataModule
 from rwml_lightning.data.rollouts import member_seeds
 from rwml_lightning.generation import Generator, HFGenerator
+from rwml_lightning.models import end_token_ids
 from rwml_lightning.modules.base import PolicyModule
-from rwml_lightning.rewards import extract_answer
 from rwml_lightning.schema import Transition
 from rwml_lightning.stages import preliminary_trainer, supervised_copy, write_export
 
@@ -81,30 +84,30 @@ class CopyData(L.LightningDataModule):
         return batch
 
     def _label(self, step: int, transitions: Sequence[Transition]) -> LabelledBatch:
-        return label_transitions(step, self._own(transitions), self.data.prompt, self._tokenizer)
+        return label_transitions(step, self._own(transitions), self.data.prompt, self._chat)
 
     def _answer(self, step: int, transitions: Sequence[Transition]) -> Answers:
-        own, tokenizer = self._own(transitions), self._tokenizer
-        prompts = [self.data.prompt.encode(tokenizer, transition) for transition in own]
+        own, chat = self._own(transitions), self._chat
+        prompts = [self.data.prompt.encode(chat, transition) for transition in own]
         seeds = member_seeds(self.seed, "easy_sample_filter", 0, own, self.num_samples)
         start = time.perf_counter()
         groups = self.generator.generate(prompts, self.data.sampling, seeds)
         seconds = time.perf_counter() - start
-        texts = [
-            tokenizer.batch_decode([list(c.token_ids) for c in group], skip_special_tokens=True)
-            for group in groups
-        ]
         return Answers(
             transitions=own,
-            predictions=[[extract_answer(text).next_state for text in group] for group in texts],
+            predictions=[
+                [extract_answer(chat.decode(one), chat.in_thinking(prompt)).next_state for one in group]
+                for prompt, group in zip(prompts, groups, strict=True)
+            ],
             num_tokens=sum(len(completion.token_ids) for group in groups for completion in group),
             generate_seconds=seconds,
         )
 
-    @property
-    def _tokenizer(self) -> Any:
+    @cached_property
+    def _chat(self) -> ChatFormat:
         assert self.trainer is not None
-        return self.trainer.lightning_module.tokenizer
+        module: Any = self.trainer.lightning_module
+        return self.data.chat_format(module.tokenizer, end_token_ids(module.model))
 
     def _own(self, transitions: Sequence[Transition]) -> Sequence[Transition]:
         """This rank's share."""

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
+from rwml_lightning.answers import read_reply
+from rwml_lightning.data.chat_format import ChatFormat
 from rwml_lightning.data.episodes import View
-from rwml_lightning.data.prompts import check_fields, encode_chat, encode_messages, render_history, shorten
-from rwml_lightning.envs.chat import without_thinking
-from rwml_lightning.rewards.extraction import extract_answer
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from rwml_lightning.data.prompts import check_fields, render_history, shorten
+from rwml_lightning.schema import Turn
 
 _SYSTEM = (
     "You act in a text environment to solve a task. Think briefly inside <think></think>, then write one action "
@@ -27,16 +23,8 @@ Admissible actions: {actions}"""
 _REPLY = """\
 Current observation: {observation}
 Admissible actions: {actions}"""
-_TOOLS = """\
-You can call these tools:
-{schemas}
-To call one, answer with nothing but
-<tool_call>
-{{"name": NAME, "arguments": {{...}}}}
-</tool_call>"""
 _ACTION = re.compile(r"<action>(.*?)</action>", re.DOTALL)
 _MAX_ACTION_CHARS = 1000  # more is babble, which an environment might quote back into the prompt
-_MARK = "\u241f-completion-\u241f"
 
 
 @dataclass(frozen=True)
@@ -75,81 +63,62 @@ class ActionPrompt:
         check_fields("prompt.reply", self.reply, {"task", "observation", "actions"})
         check_fields("prompt.answer", self.answer, {"action", "thinking"})
 
-    def encode(
-        self, tokenizer: PreTrainedTokenizerBase, view: View, so_far: tuple[int, ...] | None = None
-    ) -> tuple[int, ...]:
+    def encode(self, chat: ChatFormat, view: View, so_far: tuple[int, ...] | None = None) -> tuple[int, ...]:
         """Prompt token ids of one turn.
 
         Args:
-            tokenizer: The policy's.
+            chat: The policy's.
             view: What it can see.
             so_far: Prompt and completion of the turn before; ``conversation`` and ``chat`` go on from them.
         """
         fields = {
-            "task": view.task,
-            "observation": shorten(view.observation, self.max_observation_chars),
-            "actions": ", ".join(view.admissible),
+            "task": chat.quote(view.task),
+            "observation": self._shown(chat, view.observation),
+            "actions": chat.quote(", ".join(view.admissible)),
         }
         messages = [
-            {"role": message["role"], "content": shorten(message["content"], self.max_observation_chars)}
+            {"role": message["role"], "content": self._shown(chat, message["content"])}
             for message in view.messages
         ]
         if self.layout != "window" and so_far is not None:
             if self.layout == "conversation":
                 messages = [{"role": "user", "content": self.reply.format(**fields)}]
-            tail = reply_ids(tokenizer, messages)
+            tail = chat.encode_reply(messages)
             return so_far + (tail[1:] if tail and tail[0] == so_far[-1] else tail)
-        system = self.system.format(task=view.task, instructions=view.instructions)
+        system = self.system.format(task=fields["task"], instructions=chat.quote(view.instructions))
         if self.layout == "chat":
             messages = messages or [{"role": "user", "content": self.user.format(history="", **fields)}]
-            if "tools" in str(tokenizer.chat_template):
-                return encode_messages(tokenizer, system, messages, view.tools)
-            return encode_messages(tokenizer, _with_tools(system, view.tools), messages)
+            return chat.encode(system, messages, view.tools)
         recent = view.history[-self.history_turns :] if self.history_turns and self.layout == "window" else ()
-        return encode_chat(tokenizer, system, self.user.format(history=render_history(recent), **fields))
+        turns = [Turn(chat.quote(turn.observation), chat.quote(turn.action)) for turn in recent]
+        return chat.encode_user(system, self.user.format(history=render_history(turns), **fields))
 
-    def parse(self, text: str) -> tuple[str, str]:
-        """(action, thinking) of an answer."""
+    def check(self, chat: ChatFormat) -> None:
+        """Raise a ValueError where the chat template cannot show what the layout needs, before anything is played."""
+        user, tool = ({"role": role, "content": "x"} for role in ("user", "tool"))
+        chat.encode("x" if self.system else "", [user])
+        if self.layout != "window":
+            chat.encode_reply([user])
         if self.layout == "chat":
-            said = without_thinking(text)
-            found = _ACTION.search(said)
-            return (found.group(1) if found else said).strip(), extract_answer(text).thinking
-        return parse_action(text)
+            chat.encode_reply([tool])
+            chat.encode_reply([tool, tool])
+
+    def parse(self, text: str, in_thinking: bool = False) -> tuple[str, str]:
+        """(action, thinking) of an answer; arguments as for :func:`rwml_lightning.answers.read_reply`."""
+        if self.layout != "chat":
+            return parse_action(text, in_thinking)
+        thinking, said = read_reply(text, in_thinking)
+        found = _ACTION.search(said)
+        return (found.group(1) if found else said).strip(), thinking
+
+    def _shown(self, chat: ChatFormat, text: str) -> str:
+        return chat.quote(shorten(text, self.max_observation_chars))
 
 
-def _with_tools(system: str, tools: Sequence[Mapping[str, Any]]) -> str:
-    """The system message with what a chat template without tools leaves out."""
-    if not tools:
-        return system
-    schemas = "\n".join(json.dumps(tool) for tool in tools)
-    return f"{system}\n\n{_TOOLS.format(schemas=schemas)}".strip()
-
-
-def reply_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
-    """Tokens between the end of what the policy wrote and where it writes next: its turn's end, what it is answered.
-
-    Raises:
-        ValueError: The chat template does not show an assistant's message as it is, so that none can follow on it.
-    """
-    if tokenizer.chat_template is None:
-        text = "\n\n".join(message["content"] for message in messages)
-        return tuple(tokenizer.encode(f"\n\n{text}\n", add_special_tokens=False))
-    chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _MARK}, *map(dict, messages)]
-    rendered = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-    _, mark, tail = str(rendered).rpartition(_MARK)
-    if not mark:
-        raise ValueError(
-            "the chat template changes what the assistant wrote, so episodes cannot be conversations; set prompt.layout "
-            "to 'window'"
-        )
-    return tuple(tokenizer.encode(tail, add_special_tokens=False))
-
-
-def parse_action(text: str) -> tuple[str, str]:
+def parse_action(text: str, in_thinking: bool = False) -> tuple[str, str]:
     """(action, thinking) of an answer; without ``<action>`` tags the last line is the action."""
-    thinking = extract_answer(text).thinking
-    answer = without_thinking(text)
-    found = _ACTION.search(answer)
-    lines = [line.strip() for line in answer.splitlines() if line.strip()]
+    thinking, said = read_reply(text, in_thinking)
+    found = _ACTION.search(said)
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
     action = found.group(1).strip() if found else (lines[-1] if lines else "")
     return " ".join(action.split())[:_MAX_ACTION_CHARS], thinking

@@ -7,14 +7,12 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
+from rwml_lightning.data.chat_format import ChatFormat
 from rwml_lightning.data.prompts import WorldModelPrompt, encode_answer
 from rwml_lightning.schema import EpisodeBatch, Transition
 from rwml_lightning.seeds import derive_seed
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 Item = TypeVar("Item")
 Batch = TypeVar("Batch")
@@ -41,14 +39,15 @@ def label_transitions(
     step: int,
     transitions: Sequence[Transition],
     prompt: WorldModelPrompt,
-    tokenizer: PreTrainedTokenizerBase,
+    chat: ChatFormat,
 ) -> LabelledBatch:
     """The prompts of a step's transitions, and their real next states as answers."""
+    prompts = [prompt.encode(chat, transition) for transition in transitions]
     return LabelledBatch(
         step,
         tuple(
-            Label(t.transition_id, prompt.encode(tokenizer, t), encode_answer(tokenizer, t.next_state))
-            for t in transitions
+            Label(t.transition_id, ids, encode_answer(chat, ids, t.next_state))
+            for t, ids in zip(transitions, prompts, strict=True)
         ),
     )
 

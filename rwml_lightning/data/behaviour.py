@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Protocol
 
 from rwml_lightning.data.action_prompts import ActionPrompt
+from rwml_lightning.data.chat_format import ChatFormat
 from rwml_lightning.data.episodes import EpisodeState
 from rwml_lightning.generation import Generator
 from rwml_lightning.schema import Sampling
 from rwml_lightning.seeds import derive_seed
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 _STRETCH_STEPS = 4
 
@@ -78,7 +76,7 @@ class ModelBehaviour:
 
     Args:
         generator: Writes the actions.
-        tokenizer: The policy's.
+        chat: The policy's.
         sampling: Temperature and limits.
         seed: The run's seed.
         prompt: Template.
@@ -88,14 +86,14 @@ class ModelBehaviour:
     def __init__(
         self,
         generator: Generator,
-        tokenizer: PreTrainedTokenizerBase,
+        chat: ChatFormat,
         sampling: Sampling,
         seed: int,
         prompt: ActionPrompt = ActionPrompt(),  # noqa: B008
         context: int | None = None,
     ) -> None:
         self.generator = generator
-        self.tokenizer = tokenizer
+        self.chat = chat
         self.sampling = sampling
         self.seed = seed
         self.prompt = prompt
@@ -110,7 +108,7 @@ class ModelBehaviour:
             if s.turns and s.episode_id in self._so_far
         }
         prompts = {
-            place: self.prompt.encode(self.tokenizer, state.view, self._so_far.get(state.episode_id))
+            place: self.prompt.encode(self.chat, state.view, self._so_far.get(state.episode_id))
             for place, state in enumerate(states)
         }
         if self.context is not None:
@@ -124,12 +122,9 @@ class ModelBehaviour:
             for place in prompts
         ]
         completions = self.generator.generate(list(prompts.values()), self.sampling, seeds)
-        texts = self.tokenizer.batch_decode(
-            [list(c[0].token_ids) for c in completions], skip_special_tokens=True
-        )
-        for (place, prompt), (completion,), text in zip(prompts.items(), completions, texts, strict=True):
+        for (place, prompt), (completion,) in zip(prompts.items(), completions, strict=True):
             self._so_far[states[place].episode_id] = prompt + completion.token_ids
-            answers[place] = self.prompt.parse(text)
+            answers[place] = self.prompt.parse(self.chat.decode(completion), self.chat.in_thinking(prompt))
         return answers
 
 
@@ -140,11 +135,13 @@ def make_behaviour(
     max_tokens: int,
     seed: int,
     generator: Generator,
-    tokenizer: Callable[[], Any],
+    chat: Callable[[], ChatFormat],
     context: Callable[[], int | None],
     prompt: ActionPrompt,
 ) -> Behaviour:
-    """The player that a config names; tokenizer and context are looked up for a model alone."""
+    """The player that a config names; chat format and context are looked up, and the template checked, for a model alone."""
     if name == "random":
         return RandomBehaviour(expert_share, invalid_share, seed)
-    return ModelBehaviour(generator, tokenizer(), Sampling(max_tokens), seed, prompt, context())
+    policy_chat = chat()
+    prompt.check(policy_chat)
+    return ModelBehaviour(generator, policy_chat, Sampling(max_tokens), seed, prompt, context())

@@ -18,6 +18,7 @@ from rich.table import Table
 from rwml_lightning.data.action_prompts import ActionPrompt
 from rwml_lightning.data.behaviour import Behaviour, make_behaviour
 from rwml_lightning.data.branches import ExpertGame, follow_expert, transitions_of
+from rwml_lightning.data.chat_format import ChatFormat
 from rwml_lightning.data.episodes import EpisodeState, episode_name, episode_seed
 from rwml_lightning.data.generated_games import GeneratedGames, make_games
 from rwml_lightning.data.transitions import (
@@ -104,7 +105,7 @@ def collect(
     collection: Collection,
     seed: int,
     generator: Generator,
-    tokenizer: Callable[[], Any],
+    chat: Callable[[], ChatFormat],
     context: Callable[[], int | None],
     record: Callable[[int, int, list[Episode]], None] | None = None,
 ) -> None:
@@ -119,7 +120,7 @@ def collect(
         collection: How to collect.
         seed: The run's seed; an episode's actions follow from it and the episode's name.
         generator: For ``behaviour: model``.
-        tokenizer: Gives the policy's tokenizer; for ``behaviour: model``.
+        chat: Gives the policy's chat format; for ``behaviour: model``.
         context: Gives the most tokens of a prompt and its completion; for ``behaviour: model``.
         record: Called with (number of the batch from 1, how many there are, its episodes) after each.
 
@@ -146,7 +147,7 @@ def collect(
             collection.max_new_tokens,
             seed,
             generator,
-            tokenizer,
+            chat,
             context,
             collection.prompt,
         )

@@ -12,13 +12,14 @@ import lightning as L
 from typing_extensions import override
 
 from rwml_lightning.data.batches import Label, LabelledBatch, StepLoader, draw_played, label_transitions
+from rwml_lightning.data.chat_format import ChatFormat
 from rwml_lightning.data.collection import Collection, collect
 from rwml_lightning.data.demonstrations import Demonstrations, collect_demonstrations, in_parts, read_labels
 from rwml_lightning.data.floors import floors_for
 from rwml_lightning.data.games import GameSource, Play
 from rwml_lightning.data.generated_games import GeneratedGames
 from rwml_lightning.data.play import Game
-from rwml_lightning.data.prompts import WorldModelPrompt, encode_answer, encode_chat
+from rwml_lightning.data.prompts import WorldModelPrompt, encode_answer
 from rwml_lightning.data.resumed import check_same_items
 from rwml_lightning.data.rollouts import WorldModelRollouts
 from rwml_lightning.data.selection import Validation, draw, those_that_fit
@@ -27,7 +28,7 @@ from rwml_lightning.envs import EnvironmentSpec
 from rwml_lightning.evaluation import Measured, Result, evaluate_floors, measure_groups
 from rwml_lightning.generation import Generator, WeightCheck
 from rwml_lightning.generation.base import check_trainable
-from rwml_lightning.models import context_tokens
+from rwml_lightning.models import context_tokens, end_token_ids
 from rwml_lightning.rewards import NextStateReward
 from rwml_lightning.rewards.controls import Control, ControlName
 from rwml_lightning.schema import Episode, EpisodeBatch, Group, RolloutBatch, Sampling, Transition
@@ -67,6 +68,7 @@ class RolloutDataModule(L.LightningDataModule):
             the command line's ``control``.
         play: How the policy stage plays the environment.
         demonstrations: What a policy imitates.
+        chat_template_kwargs: Arguments of the tokenizer's chat template, such as ``{enable_thinking: false}``.
         seed: The run's seed; ``null`` takes ``seed_everything``.
     """
 
@@ -91,6 +93,7 @@ class RolloutDataModule(L.LightningDataModule):
         control: ControlName = "none",
         play: Play = Play(),  # noqa: B008
         demonstrations: Demonstrations | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -121,6 +124,7 @@ class RolloutDataModule(L.LightningDataModule):
         self.control: ControlName = control
         self.play = play
         self.demonstrations = demonstrations
+        self.chat_template_kwargs = chat_template_kwargs or {}
         self.seed = seed
         self.train_transitions: list[Transition] = []
         self.validation_transitions: list[Transition] = []
@@ -151,6 +155,27 @@ class RolloutDataModule(L.LightningDataModule):
     def evaluator(self) -> NextStateReward:
         """Scores held-out predictions."""
         return self.reward if self._evaluator is None else self._evaluator
+
+    @cached_property
+    def chat(self) -> ChatFormat:
+        """How the current stage's texts become tokens; checked for all that the stage asks of it.
+
+        Raises:
+            ValueError: The chat template does not show what the prompts hold.
+        """
+        given = getattr(self.generator, "end_token_ids", None)
+        chat = self.chat_format(self.module.tokenizer, given or end_token_ids(self.module.model))
+        if self._plays:
+            self.play.prompt.check(chat)
+        if not self._plays or self.play.probe is not None:
+            self.prompt.check(chat)
+        return chat
+
+    def chat_format(self, tokenizer: Any, end_token_ids: Sequence[int] = ()) -> ChatFormat:
+        """The chat format of any model under this config."""
+        chat = ChatFormat(tokenizer, self.chat_template_kwargs, end_token_ids)
+        chat.check()
+        return chat
 
     @cached_property
     def rollouts(self) -> WorldModelRollouts:
@@ -186,7 +211,7 @@ class RolloutDataModule(L.LightningDataModule):
             self.generator,
             reward,
             self.prompt,
-            self.module.tokenizer,
+            self.chat,
             self.seed,
             self.max_dropped_share,
             control,
@@ -194,6 +219,7 @@ class RolloutDataModule(L.LightningDataModule):
 
     @override
     def prepare_data(self) -> None:
+        _ = self.chat  # a template that hides a message is found before anything is played or generated
         if self._plays:
             self.game_source.prepare()
             if self.module.reads == "actions":
@@ -220,7 +246,7 @@ class RolloutDataModule(L.LightningDataModule):
         assert self.collection is not None
         collect(
             self.path, self.environment, self.games, self.collection, self.seed, self.generator,
-            lambda: module.tokenizer, lambda: self._context_with(module), self.record_episodes,
+            lambda: self.chat_format(module.tokenizer), lambda: self._context_with(module), self.record_episodes,
         )  # fmt: skip
 
     @override
@@ -252,9 +278,9 @@ class RolloutDataModule(L.LightningDataModule):
         return self._that_fit(draw(transitions, "validation", count, self.seed))
 
     def _that_fit(self, transitions: Sequence[Transition]) -> list[Transition]:
-        tokenizer, max_tokens = self.module.tokenizer, self.sampling.max_tokens
+        max_tokens = self.sampling.max_tokens
         return those_that_fit(
-            self.path, transitions, self.prompt, tokenizer, self._context, max_tokens, self.on_broken
+            self.path, transitions, self.prompt, self.chat, self._context, max_tokens, self.on_broken
         )
 
     def keep_only(self, transition_ids: Iterable[str]) -> None:
@@ -276,7 +302,7 @@ class RolloutDataModule(L.LightningDataModule):
             return self.game_source.train, self.play.games_per_step, self._play
         if self.module.reads == "actions":
             assert self.demonstrations is not None
-            labels = read_labels(Path(self.demonstrations.path), self.module.tokenizer)
+            labels = read_labels(Path(self.demonstrations.path), self.chat)
             return in_parts(labels[: self._most_transitions], self.prompts_per_step), 1, self._imitate
         kept = [t for t in self.train_transitions if self._only is None or t.transition_id in self._only]
         make = self._rollout if self.module.on_policy else self._label
@@ -323,13 +349,13 @@ class RolloutDataModule(L.LightningDataModule):
         )
 
     def _label(self, step: int, transitions: Sequence[Transition]) -> LabelledBatch:
-        return label_transitions(step, self._own(transitions), self.prompt, self.module.tokenizer)
+        return label_transitions(step, self._own(transitions), self.prompt, self.chat)
 
     def label_played(self, batch: EpisodeBatch, count: int) -> tuple[Label, ...]:
         """Next states as answers, for a draw of what the actions of a step's episodes did; those whose prompt is too long are
         left out."""
         played = draw_played(batch, count, self.seed)
-        labels = label_transitions(batch.step, played, self.prompt, self.module.tokenizer).labels
+        labels = label_transitions(batch.step, played, self.prompt, self.chat).labels
         context = self._context
         return tuple(x for x in labels if context is None or len(x.prompt_ids) + len(x.answer_ids) <= context)
 
@@ -346,15 +372,15 @@ class RolloutDataModule(L.LightningDataModule):
             self.module.configure_model()  # what is written should be written by the weights that will learn from it
             WeightCheck().update(self.generator, self.module, 0, self.probe_ids())
         source = self.game_source
-        player = source.player(self.generator, self.module.tokenizer, self._context)
+        player = source.player(self.generator, self.chat, self._context)
         collect_demonstrations(wanted, player, source.list_training(), self.play.sampling.max_tokens)
 
     def _play(self, step: int, games: Sequence[Game]) -> EpisodeBatch:
-        player = self.game_source.player(self.generator, self.module.tokenizer, self._context)
+        player = self.game_source.player(self.generator, self.chat, self._context)
         return self.game_source.rollout(player, self.module.stage, step, self._own(games))
 
     def _play_held_out(self, step: int, games: Sequence[Game]) -> EpisodeBatch:
-        player = self.game_source.player(self.generator, self.module.tokenizer, self._context)
+        player = self.game_source.player(self.generator, self.chat, self._context)
         return self.game_source.rollout_held_out(player, step, self._own(games))
 
     def _own(self, items: Sequence[Item]) -> Sequence[Item]:
@@ -386,12 +412,12 @@ class RolloutDataModule(L.LightningDataModule):
 
     def probe_ids(self) -> list[int]:
         """A fixed sequence for comparing generator and trainer: the first held-out prompt and its real answer, or words."""
-        tokenizer = self.module.tokenizer
         known = self.validation_transitions or self.train_transitions
         if not known:
-            return list(encode_chat(tokenizer, self.play.prompt.system, self.play.prompt.user))
+            return list(self.chat.encode_user(self.play.prompt.system, self.play.prompt.user))
         transition = known[0]
-        return [*encode_answer(tokenizer, transition.next_state), *self.prompt.encode(tokenizer, transition)]
+        prompt_ids = self.prompt.encode(self.chat, transition)
+        return [*encode_answer(self.chat, (), transition.next_state), *prompt_ids]
 
     def close(self) -> None:
         """End the generator and the environments."""

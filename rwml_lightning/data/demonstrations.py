@@ -8,7 +8,7 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,17 +17,14 @@ from rich.progress import track
 
 from rwml_lightning.data.batches import Label
 from rwml_lightning.data.branches import ExpertEpisode, ExpertGame, follow_expert
+from rwml_lightning.data.chat_format import ChatFormat
 from rwml_lightning.data.episodes import episode_name
 from rwml_lightning.data.games import Game
 from rwml_lightning.data.play import EpisodePlayer
-from rwml_lightning.data.prompts import encode_label
 from rwml_lightning.data.reflections import Reflection, write_reflections
 from rwml_lightning.data.transitions import METADATA_KEY
 from rwml_lightning.evaluation import is_solved
 from rwml_lightning.schema import Sampling
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 _SCHEMA = pa.schema(
@@ -67,7 +64,7 @@ def collect_demonstrations(
 
     Args:
         wanted: How.
-        player: Environments, prompt, tokenizer, and where the policy writes something the generator.
+        player: Environments, prompt, chat format, and where the policy writes something the generator.
         games: What to play.
         max_tokens: For ``policy``: most tokens a turn.
 
@@ -102,7 +99,7 @@ def collect_demonstrations(
             "data.demonstrations.episodes_per_game, or data.demonstrations.source 'expert'"
             + "".join(f"; {name}: {reason}" for name, reason in [*unsolved.items()][-1:])
         )
-    write_labels(Path(wanted.path), labels, {**asdict(wanted), "tokenizer": fingerprint(player.tokenizer)})
+    write_labels(Path(wanted.path), labels, {**asdict(wanted), "tokenizer": fingerprint(player.chat)})
     console.print(f"{len(labels)} turns of {solved} solved episodes, of {len(games)} games: {wanted.path}")
 
 
@@ -139,7 +136,7 @@ def _expert_labels(
     """Labels of each episode, as far as they fit the context."""
     steps = [step for episode in episodes for step in episode.steps]
     thoughts = iter(
-        write_reflections(wanted.reflection, steps, player.generator, player.tokenizer, player.seed)
+        write_reflections(wanted.reflection, steps, player.generator, player.chat, player.seed)
         if wanted.source == "reflection"
         else [""] * len(steps)
     )
@@ -147,9 +144,11 @@ def _expert_labels(
         labels: list[Label] = []
         so_far: tuple[int, ...] | None = None
         for step in episode.steps:
-            prompt = player.prompt.encode(player.tokenizer, step.view, so_far)
-            answer = player.prompt.answer.format(action=step.transition.action, thinking=next(thoughts))
-            answer_ids = encode_label(player.tokenizer, answer)
+            chat = player.chat
+            prompt = player.prompt.encode(chat, step.view, so_far)
+            action, thinking = chat.quote_action(step.transition.action), chat.quote(next(thoughts))
+            answer = player.prompt.answer.format(action=action, thinking=thinking)
+            answer_ids = chat.encode_label(prompt, answer)
             so_far = prompt + answer_ids
             if player.context is None or len(so_far) <= player.context:
                 labels.append(Label(step.transition.transition_id, prompt, answer_ids))
@@ -168,11 +167,11 @@ def write_labels(path: Path, labels: Iterable[Label], metadata: dict[str, Any]) 
     partial.replace(path)
 
 
-def read_labels(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[Label]:
+def read_labels(path: Path, chat: ChatFormat) -> list[Label]:
     """Read labels.
 
     Raises:
-        ValueError: The file is none of labels, or was written with another tokenizer.
+        ValueError: The file is none of labels, or was written with another tokenizer or chat template.
     """
     try:
         table = pq.read_table(path)
@@ -182,9 +181,9 @@ def read_labels(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[Label]:
         raise ValueError(
             f"data.demonstrations.path: {path} is no file of demonstrations ({error})"
         ) from error
-    if metadata.get("tokenizer") != fingerprint(tokenizer):
+    if metadata.get("tokenizer") != fingerprint(chat):
         raise ValueError(
-            f"data.demonstrations.path: {path} was written with another tokenizer; name another file, or remove it to collect "
+            f"data.demonstrations.path: {path} was written with another tokenizer or chat template; name another file, or remove it to collect "
             "anew"
         )
     return [Label(row["name"], tuple(row["prompt_ids"]), tuple(row["answer_ids"])) for row in rows]
@@ -195,7 +194,10 @@ def in_parts(labels: Sequence[Label], size: int) -> list[Sequence[Label]]:
     return [labels[start : start + size] for start in range(0, len(labels), size)]
 
 
-def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """What tells tokenizers apart: vocabulary and chat template."""
-    text = json.dumps([sorted(tokenizer.get_vocab().items()), tokenizer.chat_template])
+def fingerprint(chat: ChatFormat) -> str:
+    """What tells labels of token ids apart: vocabulary, chat template and its arguments."""
+    tokenizer = chat.tokenizer
+    text = json.dumps(
+        [sorted(tokenizer.get_vocab().items()), tokenizer.chat_template, dict(chat.template_kwargs)]
+    )
     return hashlib.sha256(text.encode()).hexdigest()[:16]

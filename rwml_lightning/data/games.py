@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 from rwml_lightning.data.action_prompts import ActionPrompt
+from rwml_lightning.data.chat_format import ChatFormat
 from rwml_lightning.data.collection import is_validation, task_names
 from rwml_lightning.data.generated_games import GeneratedGames, make_games
 from rwml_lightning.data.play import EpisodePlayer, Game
@@ -16,9 +16,6 @@ from rwml_lightning.generation import Generator
 from rwml_lightning.generation.base import check_trainable
 from rwml_lightning.schema import EpisodeBatch, Sampling
 from rwml_lightning.seeds import derive_seed
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -179,18 +176,16 @@ class GameSource:
         play = self.play
         return list_games(self.environment, play.splits, play.num_games, self.seed, False, "data.play")
 
-    def player(
-        self, generator: Generator, tokenizer: PreTrainedTokenizerBase, context: int | None
-    ) -> EpisodePlayer:
+    def player(self, generator: Generator, chat: ChatFormat, context: int | None) -> EpisodePlayer:
         """Who plays, with one set of environments for all stages."""
         if self._player is None:
             play = self.play
             pool = EnvironmentPool(self.environment, play.num_workers, play.step_timeout_s)
             self._player = EpisodePlayer(
-                pool, self.environment.id, generator, play.prompt, tokenizer, self.seed, context,
+                pool, self.environment.id, generator, play.prompt, chat, self.seed, context,
                 play.success_reward, play.invalid_penalty, max_dropped_share=self.max_dropped_share,
             )  # fmt: skip
-        self._player.tokenizer = tokenizer
+        self._player.chat = chat
         return self._player
 
     def rollout(self, player: EpisodePlayer, stage: str, step: int, games: Sequence[Game]) -> EpisodeBatch:

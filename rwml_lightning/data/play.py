@@ -7,9 +7,9 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 from rwml_lightning.data.action_prompts import ActionPrompt
+from rwml_lightning.data.chat_format import ChatFormat
 from rwml_lightning.data.episodes import EpisodeState, episode_name
 from rwml_lightning.envs import EnvironmentPool, Failure, Observation
 from rwml_lightning.generation.base import Generator
@@ -23,9 +23,6 @@ from rwml_lightning.schema import (
     Transition,
 )
 from rwml_lightning.seeds import derive_seed
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +64,7 @@ class EpisodePlayer:
         environment: Its name, for records.
         generator: Writes the actions.
         prompt: Turns a state into a prompt.
-        tokenizer: The policy's.
+        chat: The policy's.
         seed: The run's seed; a sample's seed follows from it and (stage, step, game, member, turn).
         context: Most tokens of a prompt and its completion together; ``None`` for no limit.
         success_reward: What the environment's reward is multiplied with.
@@ -82,7 +79,7 @@ class EpisodePlayer:
         environment: str,
         generator: Generator,
         prompt: ActionPrompt,
-        tokenizer: PreTrainedTokenizerBase,
+        chat: ChatFormat,
         seed: int,
         context: int | None = None,
         success_reward: float = 1.0,
@@ -94,7 +91,7 @@ class EpisodePlayer:
         self.environment = environment
         self.generator = generator
         self.prompt = prompt
-        self.tokenizer = tokenizer
+        self.chat = chat
         self.seed = seed
         self.context = context
         self.success_reward = success_reward
@@ -191,10 +188,10 @@ class EpisodePlayer:
                 break
             seeds = {slot: self._sample_seed(position, games, slots[slot], turn) for slot in live}
             completions = self._generate(prompts, seeds, sampling)
-            texts = self.tokenizer.batch_decode(
-                [list(one.token_ids) for one in completions.values()], skip_special_tokens=True
-            )
-            actions = {slot: self.prompt.parse(text) for slot, text in zip(completions, texts, strict=True)}
+            actions = {
+                slot: self.prompt.parse(self.chat.decode(one), self.chat.in_thinking(prompts[slot]))
+                for slot, one in completions.items()
+            }
             seconds["generate"] += time.perf_counter() - start
             acting = {slot: action for slot, (action, _) in actions.items()}
             results = self._timed(seconds, lambda acting=acting: self.pool.step_many(acting))  # type: ignore[misc]
@@ -226,7 +223,7 @@ class EpisodePlayer:
         }
 
     def _encode(self, running: _Running) -> tuple[int, ...]:
-        return self.prompt.encode(self.tokenizer, running.state.view, running.so_far)
+        return self.prompt.encode(self.chat, running.state.view, running.so_far)
 
     def _advance(
         self,

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
-from rwml_lightning.rewards.extraction import format_answer
+from rwml_lightning.answers import format_answer
+from rwml_lightning.data.chat_format import ChatFormat
 from rwml_lightning.schema import Transition, Turn
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 _WORLD_MODEL_SYSTEM = (
     "You foresee what a text environment answers. Think briefly inside <think></think> about what the action does, "
@@ -25,37 +22,6 @@ Potential action: {action}"""
 def render_history(turns: Sequence[Turn]) -> str:
     """Earlier turns, oldest first, as the lines that stand before the current observation; empty without turns."""
     return "".join(f"Past observation: {turn.observation}\nPast action: {turn.action}\n" for turn in turns)
-
-
-def encode_chat(tokenizer: PreTrainedTokenizerBase, system: str, user: str) -> tuple[int, ...]:
-    """Token ids up to where the model begins to write; see :func:`encode_messages`."""
-    return encode_messages(tokenizer, system, [{"role": "user", "content": user}])
-
-
-def encode_messages(
-    tokenizer: PreTrainedTokenizerBase,
-    system: str,
-    messages: Sequence[Mapping[str, str]],
-    tools: Sequence[Mapping[str, Any]] = (),
-) -> tuple[int, ...]:
-    """Token ids up to where the model begins to write; plain text for a tokenizer without a chat template.
-
-    Args:
-        tokenizer: The policy's.
-        system: System message; empty for none.
-        messages: Chat messages after it.
-        tools: Schemas of tools, for a chat template that takes them.
-    """
-    if tokenizer.chat_template is None:
-        text = "\n\n".join(message["content"] for message in messages)
-        return tuple(tokenizer.encode(f"{system}\n\n{text}\n" if system else text))
-    chat = [{"role": "system", "content": system}] if system else []
-    chat += [dict(message) for message in messages]
-    schemas: Any = list(tools) or None
-    ids: Any = tokenizer.apply_chat_template(
-        chat, tools=schemas, add_generation_prompt=True, return_dict=False
-    )
-    return tuple(ids)
 
 
 @dataclass(frozen=True)
@@ -77,35 +43,35 @@ class WorldModelPrompt:
     def __post_init__(self) -> None:
         check_fields("data.prompt.user", self.user, {"task", "history", "observation", "action"})
 
-    def render(self, transition: Transition) -> str:
-        """The user message for one transition; the real next state is no part of it."""
+    def render(self, transition: Transition, quote: Callable[[str], str] = str) -> str:
+        """The user message for one transition; the real next state is no part of it.
+
+        Args:
+            transition: What is to be predicted.
+            quote: Applied to every text of the environment, after it was shortened.
+        """
         recent = transition.history[-self.history_turns :] if self.history_turns else ()
-        turns = [Turn(shorten(turn.observation, self.max_observation_chars), turn.action) for turn in recent]
+        most = self.max_observation_chars
+        turns = [Turn(quote(shorten(turn.observation, most)), quote(turn.action)) for turn in recent]
         return self.user.format(
-            task=transition.task,
+            task=quote(transition.task),
             history=render_history(turns),
-            observation=shorten(transition.observation, self.max_observation_chars),
-            action=transition.action,
+            observation=quote(shorten(transition.observation, most)),
+            action=quote(transition.action),
         )
 
-    def encode(self, tokenizer: PreTrainedTokenizerBase, transition: Transition) -> tuple[int, ...]:
+    def encode(self, chat: ChatFormat, transition: Transition) -> tuple[int, ...]:
         """Prompt token ids."""
-        return encode_chat(tokenizer, self.system, self.render(transition))
+        return chat.encode_user(self.system, self.render(transition, chat.quote))
+
+    def check(self, chat: ChatFormat) -> None:
+        """Raise a ValueError where the chat template cannot show the prompt."""
+        chat.encode_user(self.system, "x")
 
 
-def encode_answer(tokenizer: PreTrainedTokenizerBase, next_state: str) -> tuple[int, ...]:
+def encode_answer(chat: ChatFormat, prompt_ids: Sequence[int], next_state: str) -> tuple[int, ...]:
     """Label of next-state SFT: empty thinking, the next state, the end token (arXiv 2602.05842, WM SFT)."""
-    return encode_label(tokenizer, format_answer(next_state))
-
-
-def encode_label(tokenizer: PreTrainedTokenizerBase, answer: str) -> tuple[int, ...]:
-    """An answer to imitate, and the end token."""
-    ids = tokenizer.encode(answer, add_special_tokens=False)
-    if tokenizer.eos_token_id is None:
-        raise ValueError(
-            "the tokenizer has no end token (eos_token), so the model could not learn where to stop"
-        )
-    return (*ids, tokenizer.eos_token_id)
+    return chat.encode_label(prompt_ids, format_answer(chat.quote(next_state)))
 
 
 def shorten(text: str, max_chars: int) -> str:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from rwml_lightning.answers import TAGS, read_reply
 from rwml_lightning.data.branches import ExpertStep
-from rwml_lightning.data.prompts import check_fields, encode_chat
+from rwml_lightning.data.chat_format import ChatFormat
+from rwml_lightning.data.prompts import check_fields
 from rwml_lightning.generation.base import Generator
 from rwml_lightning.rewards.server import NoAnswerError, Request, Server, ServerClient
 from rwml_lightning.schema import Sampling
 from rwml_lightning.seeds import derive_seed
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 _USER = """\
@@ -52,14 +51,14 @@ class Reflection:
         if self.num_alternatives < 1:
             raise ValueError(f"{key}.num_alternatives is {self.num_alternatives}; it must be at least 1")
 
-    def ask(self, step: ExpertStep) -> str:
-        """The question about one step."""
+    def ask(self, step: ExpertStep, quote: Callable[[str], str] = str) -> str:
+        """The question about one step, with ``quote`` applied to every text of the environment."""
         known = sorted([step.transition, *step.alternatives], key=lambda one: one.action)
         return self.user.format(
-            task=step.transition.task,
-            observation=step.transition.observation,
-            outcomes="\n".join(f"- {one.action}: {one.next_state}" for one in known),
-            action=step.transition.action,
+            task=quote(step.transition.task),
+            observation=quote(step.transition.observation),
+            outcomes="\n".join(f"- {quote(one.action)}: {quote(one.next_state)}" for one in known),
+            action=quote(step.transition.action),
         )
 
 
@@ -67,32 +66,33 @@ def write_reflections(
     how: Reflection,
     steps: Sequence[ExpertStep],
     generator: Generator,
-    tokenizer: PreTrainedTokenizerBase,
+    chat: ChatFormat,
     seed: int,
 ) -> list[str]:
     """Thoughts for each step, on one line; empty where a server gave none or there was no other action to compare with."""
     asked = [number for number, step in enumerate(steps) if step.alternatives]
-    texts = [how.ask(steps[number]) for number in asked]
     if how.server is None:
-        prompts = [encode_chat(tokenizer, "", text) for text in texts]
+        prompts = [chat.encode_user("", how.ask(steps[number], chat.quote)) for number in asked]
         seeds = [[derive_seed(seed, "reflection", steps[n].transition.transition_id)] for n in asked]
         written = generator.generate(prompts, Sampling(how.max_tokens, how.temperature), seeds)
-        ids = [list(answers[0].token_ids) for answers in written]
-        found: list[str] = tokenizer.batch_decode(ids, skip_special_tokens=True)
+        found = [
+            read_reply(chat.decode(completion), chat.in_thinking(prompt)).said
+            for prompt, (completion,) in zip(prompts, written, strict=True)
+        ]
     else:
         client = ServerClient(how.server, "data.demonstrations.reflection.server")
-        answers = client.ask("chat/completions", [_request(how, text) for text in texts])
+        answers = client.ask("chat/completions", [_request(how, how.ask(steps[n])) for n in asked])
         lost = [answer for answer in answers if isinstance(answer, NoAnswerError)]
         if lost:
             log.warning("%d of %d reflections are empty; the first: %s", len(lost), len(answers), lost[0])
-        found = ["" if isinstance(answer, NoAnswerError) else answer for answer in answers]
+        found = ["" if isinstance(answer, NoAnswerError) else read_reply(answer).said for answer in answers]
     thoughts = dict(zip(asked, found, strict=True))
     return [one_line(thoughts.get(number, "")) for number in range(len(steps))]
 
 
 def one_line(text: str) -> str:
     """The text without line breaks and without the tags that an answer is read by."""
-    for tag in ("<think>", "</think>", "<action>", "</action>"):
+    for tag in TAGS:
         text = text.replace(tag, " ")
     return " ".join(text.split())
 

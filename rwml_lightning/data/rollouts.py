@@ -5,18 +5,17 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
+from rwml_lightning.answers import extract_answer
+from rwml_lightning.data.chat_format import ChatFormat
 from rwml_lightning.data.prompts import WorldModelPrompt
 from rwml_lightning.generation.base import Generator
-from rwml_lightning.rewards import NextStateReward, extract_answer
+from rwml_lightning.rewards import NextStateReward
 from rwml_lightning.rewards.base import score_checked
 from rwml_lightning.rewards.controls import Control
 from rwml_lightning.schema import Completion, Group, Prediction, RolloutBatch, Sampling, Transition
 from rwml_lightning.seeds import derive_seed
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -39,7 +38,7 @@ class WorldModelRollouts:
         generator: Writes the completions.
         reward: Scores them.
         prompt: Turns a transition into a prompt.
-        tokenizer: The policy's.
+        chat: The policy's.
         seed: The run's seed; a sample's seed follows from it and (stage, step, transition, member).
         max_dropped_share: Stop when more than this share of groups, and more than one, got no verdict.
         control: What takes the place of the reward.
@@ -50,7 +49,7 @@ class WorldModelRollouts:
         generator: Generator,
         reward: NextStateReward,
         prompt: WorldModelPrompt,
-        tokenizer: PreTrainedTokenizerBase,
+        chat: ChatFormat,
         seed: int,
         max_dropped_share: float = 0.1,
         control: Control | None = None,
@@ -58,7 +57,7 @@ class WorldModelRollouts:
         self.generator = generator
         self.reward = reward
         self.prompt = prompt
-        self.tokenizer = tokenizer
+        self.chat = chat
         self.seed = seed
         self.max_dropped_share = max_dropped_share
         self.control = control
@@ -81,7 +80,7 @@ class WorldModelRollouts:
             ValueError: Too many groups got no verdict.
         """
         start = time.perf_counter()
-        prompts = [self.prompt.encode(self.tokenizer, transition) for transition in transitions]
+        prompts = [self.prompt.encode(self.chat, transition) for transition in transitions]
         seeds = member_seeds(self.seed, stage, step, transitions, group_size)
         completions = self.generator.generate(prompts, sampling, seeds)
         generated = time.perf_counter()
@@ -104,8 +103,11 @@ class WorldModelRollouts:
         completions: Sequence[Sequence[Completion]],
     ) -> tuple[Group, ...]:
         flat = [completion for group in completions for completion in group]
-        texts = self.tokenizer.batch_decode([list(c.token_ids) for c in flat], skip_special_tokens=True)
-        answers = [extract_answer(text) for text in texts]
+        texts = [self.chat.decode(completion) for completion in flat]
+        begun = [
+            self.chat.in_thinking(ids) for ids, group in zip(prompts, completions, strict=True) for _ in group
+        ]
+        answers = [extract_answer(*told) for told in zip(texts, begun, strict=True)]
         owners = [t for t, group in zip(transitions, completions, strict=True) for _ in group]
         states = [answer.next_state for answer in answers]
         sizes = [len(group) for group in completions]

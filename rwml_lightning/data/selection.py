@@ -6,14 +6,12 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+from rwml_lightning.data.chat_format import ChatFormat
 from rwml_lightning.data.prompts import WorldModelPrompt
 from rwml_lightning.schema import Transition
 from rwml_lightning.seeds import derive_seed
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +48,7 @@ def those_that_fit(
     path: Path,
     transitions: Sequence[Transition],
     prompt: WorldModelPrompt,
-    tokenizer: PreTrainedTokenizerBase,
+    chat: ChatFormat,
     context: int | None,
     max_tokens: int,
     on_broken: Literal["raise", "skip"],
@@ -61,7 +59,7 @@ def those_that_fit(
         path: Their file, for errors.
         transitions: What to choose from.
         prompt: Template.
-        tokenizer: The policy's.
+        chat: The policy's.
         context: Most tokens of a prompt and its completion together; ``None`` for no limit.
         max_tokens: Most tokens of a completion.
         on_broken: ``raise`` refuses a longer one, ``skip`` leaves it out and logs how many.
@@ -72,7 +70,7 @@ def those_that_fit(
     if context is None:
         return list(transitions)
     room = context - max_tokens
-    lengths = {t.transition_id: len(prompt.encode(tokenizer, t)) for t in transitions}
+    lengths = {t.transition_id: len(prompt.encode(chat, t)) for t in transitions}
     too_long = [name for name, length in lengths.items() if length > room]
     if too_long:
         text = (

@@ -21,9 +21,3 @@ def as_text(messages: Sequence[Message]) -> str:
     if len(messages) == 1:
         return messages[0]["content"]
     return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
-
-
-def without_thinking(text: str) -> str:
-    """What was written after ``<think>...</think>``; nothing where the thinking was cut off, which is nobody's to hear or to do."""
-    _, closed, rest = text.rpartition("</think>")
-    return rest if closed or "<think>" not in text else ""

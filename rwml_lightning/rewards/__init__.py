@@ -5,14 +5,12 @@ from rwml_lightning.rewards.by_kind import RewardByKind
 from rwml_lightning.rewards.content import ContentReward
 from rwml_lightning.rewards.contrastive import ContrastiveReward
 from rwml_lightning.rewards.embedding import EmbeddingReward
-from rwml_lightning.rewards.extraction import Answer, extract_answer, format_answer
 from rwml_lightning.rewards.judge import JudgeReward
 from rwml_lightning.rewards.server import Server, ServerError
 from rwml_lightning.rewards.text import ExactMatchReward, RougeReward
 from rwml_lightning.rewards.weighted import WeightedReward
 
 __all__ = [
-    "Answer",
     "ContentReward",
     "ContrastiveReward",
     "EmbeddingReward",
@@ -24,6 +22,4 @@ __all__ = [
     "Server",
     "ServerError",
     "WeightedReward",
-    "extract_answer",
-    "format_answer",
 ]

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
-from rwml_lightning.data.action_prompts import ActionPrompt, parse_action, reply_ids
+from rwml_lightning.data.action_prompts import ActionPrompt, parse_action
+from rwml_lightning.data.chat_format import ChatFormat
 from rwml_lightning.data.episodes import View
-from rwml_lightning.data.prompts import encode_label
 from rwml_lightning.models import load_tokenizer
 from rwml_lightning.schema import Turn
 
@@ -33,7 +33,7 @@ def test_a_conversation_is_what_the_chat_template_makes_of_its_messages(
     messages = [{"role": "system", "content": CONVERSATION.system}]
     ids: tuple[int, ...] | None = None
     for turn, observation in enumerate(observations):
-        ids = CONVERSATION.encode(tokenizer, see("tidy up", observation, "look", "wait"), ids)
+        ids = CONVERSATION.encode(ChatFormat(tokenizer), see("tidy up", observation, "look", "wait"), ids)
         first = "Task: tidy up\n" if turn == 0 else ""
         text = f"{first}Current observation: {observation}\nAdmissible actions: look, wait"
         messages.append({"role": "user", "content": text})
@@ -41,7 +41,7 @@ def test_a_conversation_is_what_the_chat_template_makes_of_its_messages(
             tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
         )
         if turn < len(answers):
-            ids += encode_label(tokenizer, answers[turn])
+            ids += ChatFormat(tokenizer).encode_label(ids, answers[turn])
             messages.append({"role": "assistant", "content": answers[turn]})
 
 
@@ -51,9 +51,9 @@ def test_sampled_tokens_stay_as_they_are(
     tokenizer: PreTrainedTokenizerBase, answer: list[int], cut: bool, observation: str
 ) -> None:
     assert tokenizer.eos_token_id is not None
-    prompt = CONVERSATION.encode(tokenizer, see("t", "o", "a"))
+    prompt = CONVERSATION.encode(ChatFormat(tokenizer), see("t", "o", "a"))
     completion = tuple(answer) if cut else (*answer, tokenizer.eos_token_id)
-    following = CONVERSATION.encode(tokenizer, see("t", observation, "a"), prompt + completion)
+    following = CONVERSATION.encode(ChatFormat(tokenizer), see("t", observation, "a"), prompt + completion)
     assert following[: len(prompt) + len(answer)] == prompt + tuple(answer)
     assert following[len(prompt) + len(answer)] == tokenizer.eos_token_id  # once, whoever wrote it
     assert following[len(prompt) + len(answer) + 1] != tokenizer.eos_token_id
@@ -62,7 +62,9 @@ def test_sampled_tokens_stay_as_they_are(
 def test_a_window_shows_the_last_turns_alone(tokenizer: PreTrainedTokenizerBase) -> None:
     turns = tuple(Turn(f"state {n}", f"act {n}") for n in range(4))
     prompt = ActionPrompt(history_turns=2)
-    text = tokenizer.decode(list(prompt.encode(tokenizer, View("t", turns, "now", ("a",)), so_far=(1, 2))))
+    text = tokenizer.decode(
+        list(prompt.encode(ChatFormat(tokenizer), View("t", turns, "now", ("a",)), so_far=(1, 2)))
+    )
     assert "state 1" not in text
     assert text.index("state 2") < text.index("act 3") < text.index("Current observation: now")
 
@@ -70,8 +72,8 @@ def test_a_window_shows_the_last_turns_alone(tokenizer: PreTrainedTokenizerBase)
 def test_without_a_chat_template_a_conversation_is_plain_text(
     tiny_tokenizer: PreTrainedTokenizerBase,
 ) -> None:
-    first = CONVERSATION.encode(tiny_tokenizer, see("t", "o"))
-    second = CONVERSATION.encode(tiny_tokenizer, see("t", "p", "a"), (*first, 70, 71))
+    first = CONVERSATION.encode(ChatFormat(tiny_tokenizer), see("t", "o"))
+    second = CONVERSATION.encode(ChatFormat(tiny_tokenizer), see("t", "p", "a"), (*first, 70, 71))
     assert tiny_tokenizer.decode(list(second[len(first) + 2 :])) == (
         "\n\nCurrent observation: p\nAdmissible actions: a\n"
     )
@@ -82,7 +84,7 @@ def test_a_template_that_hides_what_the_assistant_wrote_is_refused(
 ) -> None:
     monkeypatch.setattr(tokenizer, "chat_template", "{% for m in messages %}{{ m.role }}{% endfor %}")
     with pytest.raises(ValueError, match=r"set prompt\.layout to 'window'"):
-        reply_ids(tokenizer, [{"role": "user", "content": "x"}])
+        ChatFormat(tokenizer).encode_reply([{"role": "user", "content": "x"}])
 
 
 @pytest.mark.parametrize(
@@ -114,15 +116,15 @@ def hear(*messages: tuple[str, str]) -> View:
 
 
 def test_a_chat_is_the_environments_own_messages(tokenizer: PreTrainedTokenizerBase) -> None:
-    first = CHAT.encode(tokenizer, hear(("user", "Hello?")))
+    first = CHAT.encode(ChatFormat(tokenizer), hear(("user", "Hello?")))
     text = tokenizer.decode(list(first))
     system, _, rest = text.partition("<|im_end|>")
     assert system.startswith("<|im_start|>system\nBe kind.\nthe task\n\nYou can call these tools:\n")
     assert '"name": "look_up"' in system  # this template has no place for tools
     assert '{"name": NAME, "arguments": {...}}' in system
     assert rest == "\n<|im_start|>user\nHello?<|im_end|>\n<|im_start|>assistant\n"
-    answer = encode_label(tokenizer, "Hi.")
-    second = CHAT.encode(tokenizer, hear(("tool", "x" * 60), ("user", "And?")), first + answer)
+    answer = ChatFormat(tokenizer).encode_label(first, "Hi.")
+    second = CHAT.encode(ChatFormat(tokenizer), hear(("tool", "x" * 60), ("user", "And?")), first + answer)
     assert second[: len(first) + len(answer)] == first + answer
     assert tokenizer.decode(list(second[len(first) + len(answer) :])) == (
         f"\n<|im_start|>tool\n{'x' * 26} ... {'x' * 14}<|im_end|>\n<|im_start|>user\nAnd?<|im_end|>\n<|im_start|>assistant\n"
@@ -130,16 +132,16 @@ def test_a_chat_is_the_environments_own_messages(tokenizer: PreTrainedTokenizerB
 
 
 def test_a_chat_that_nobody_began_begins_with_the_user_template(tokenizer: PreTrainedTokenizerBase) -> None:
-    text = tokenizer.decode(list(CHAT.encode(tokenizer, hear())))
+    text = tokenizer.decode(list(CHAT.encode(ChatFormat(tokenizer), hear())))
     assert text.endswith("<|im_start|>user\nBegin.<|im_end|>\n<|im_start|>assistant\n")
 
 
 def test_a_template_with_tools_gets_their_schemas(
     tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    template = "{% for t in tools %}[{{ t.function.name }}]{% endfor %}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    template = "{% for t in tools or [] %}[{{ t.function.name }}]{% endfor %}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
     monkeypatch.setattr(tokenizer, "chat_template", template)
-    text = tokenizer.decode(list(CHAT.encode(tokenizer, hear(("user", "Hello?")))))
+    text = tokenizer.decode(list(CHAT.encode(ChatFormat(tokenizer), hear(("user", "Hello?")))))
     assert text == "[look_up]system: Be kind.\nthe task\nuser: Hello?\n"
 
 
@@ -149,11 +151,11 @@ def test_a_template_with_tools_gets_their_schemas(
         ("<think>hm</think>\n\nTwo lines\nof text. ", "Two lines\nof text.", "hm"),
         ("x" * 900, "x" * 900, ""),
         ("<think>hm</think>", "", "hm"),
-        ("<think>should I <tool_call>{}</tool_call>", "", ""),
+        ("<think>should I <tool_call>{}</tool_call>", "", "should I <tool_call>{}</tool_call>"),
         ("<think>hm</think>\n<action>Two lines\nof text.</action>", "Two lines\nof text.", "hm"),
     ],
 )
 def test_an_answer_in_a_chat_is_the_action_as_it_stands(text: str, action: str, thinking: str) -> None:
     assert CHAT.parse(text) == (action, thinking)
     assert ActionPrompt().parse("<action>go</action>") == ("go", "")
-    assert ActionPrompt().parse("<think>or <action>go</action>") == ("", "")
+    assert ActionPrompt().parse("<think>or <action>go</action>") == ("", "or <action>go</action>")

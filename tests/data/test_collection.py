@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from rwml_lightning.data import collection as collecting
 from rwml_lightning.data.action_prompts import ActionPrompt, parse_action
 from rwml_lightning.data.behaviour import ModelBehaviour, RandomBehaviour
+from rwml_lightning.data.chat_format import ChatFormat
 from rwml_lightning.data.collection import Collection, collect, list_jobs
 from rwml_lightning.data.datamodule import RolloutDataModule
 from rwml_lightning.data.episodes import EpisodeState
@@ -254,7 +255,7 @@ def test_random_play_needs_admissible_actions() -> None:
         ("<think>hm</think>\n go on \n\n", "go on", "hm"),
         ("so\nwait", "wait", ""),
         ("", "", ""),
-        ("<think>never ends", "", ""),
+        ("<think>never ends", "", "never ends"),
         ("x" * 1900, "x" * 1000, ""),
     ],
 )
@@ -270,7 +271,7 @@ class ScriptedGenerator:
     policy_version = 0
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, text: str) -> None:
-        self.ids = tuple(tokenizer.encode(text, add_special_tokens=False))
+        self.ids = ChatFormat(tokenizer).encode_label((), text)
         self.calls: list[tuple[Any, Sampling, Any]] = []
 
     def generate(self, prompts: Any, sampling: Sampling, seeds: Any) -> list[list[Completion]]:
@@ -280,7 +281,7 @@ class ScriptedGenerator:
 
 def test_the_model_plays_at_temperature_one(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
     generator = ScriptedGenerator(tiny_tokenizer, "<think>a way</think><action>wait</action>")
-    player = ModelBehaviour(generator, tiny_tokenizer, Sampling(32), seed=0)  # type: ignore[arg-type]
+    player = ModelBehaviour(generator, ChatFormat(tiny_tokenizer), Sampling(32), seed=0)  # type: ignore[arg-type]
     assert player.act([make_state(), make_state(1)]) == [("wait", "a way")] * 2
     prompts, sampling, seeds = generator.calls[0]
     assert sampling == Sampling(32, temperature=1.0)
@@ -293,7 +294,7 @@ def test_a_model_that_plays_a_conversation_goes_on_with_its_own_tokens(
 ) -> None:
     generator = ScriptedGenerator(tiny_tokenizer, "<action>wait</action>")
     prompt = ActionPrompt(layout="conversation")
-    player = ModelBehaviour(generator, tiny_tokenizer, Sampling(32), 0, prompt)  # type: ignore[arg-type]
+    player = ModelBehaviour(generator, ChatFormat(tiny_tokenizer), Sampling(32), 0, prompt)  # type: ignore[arg-type]
     states = [make_state(), make_state(1), make_state(2)]
     for state in states:
         player.act([state])
@@ -306,7 +307,7 @@ def test_a_model_that_plays_a_conversation_goes_on_with_its_own_tokens(
 
 def test_an_episode_that_no_longer_fits_is_not_played_on(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
     generator = ScriptedGenerator(tiny_tokenizer, "<action>wait</action>")
-    player = ModelBehaviour(generator, tiny_tokenizer, Sampling(32), 0, context=600)  # type: ignore[arg-type]
+    player = ModelBehaviour(generator, ChatFormat(tiny_tokenizer), Sampling(32), 0, context=600)  # type: ignore[arg-type]
     long = make_state()
     long.last = Observation("x" * 900)
     assert player.act([long, make_state()]) == [None, ("wait", "")]
@@ -319,7 +320,8 @@ def test_the_model_collects(tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerB
     generator: Generator = ScriptedGenerator(tiny_tokenizer, "<action>go on</action>")  # type: ignore[assignment]
     collection = Collection(behaviour="model", num_workers=1)
     path = tmp_path / "t.parquet"
-    collect(path, make_spec(tmp_path), None, collection, 0, generator, lambda: tiny_tokenizer, lambda: None)
+    chat = ChatFormat(tiny_tokenizer)
+    collect(path, make_spec(tmp_path), None, collection, 0, generator, lambda: chat, lambda: None)
     assert Counter(t.action for t in read_transitions(path)) == {"go on": 12}
 
 

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rwml_lightning.data.action_prompts import ActionPrompt
 from rwml_lightning.data.batches import Label
+from rwml_lightning.data.chat_format import ChatFormat
 from rwml_lightning.data.demonstrations import Demonstrations, collect_demonstrations, in_parts, read_labels
 from rwml_lightning.data.play import EpisodePlayer, Game
 from rwml_lightning.data.reflections import Reflection, one_line
@@ -42,10 +43,10 @@ def collect(
     **settings: Any,
 ) -> tuple[list[Label], Scripted]:
     generator = Scripted(tokenizer, answer)
-    player = EpisodePlayer(pool, "rooms", generator, prompt, tokenizer, 0)  # type: ignore[arg-type]
+    player = EpisodePlayer(pool, "rooms", generator, prompt, ChatFormat(tokenizer), 0)  # type: ignore[arg-type]
     wanted = Demonstrations(str(path), max_steps=4, **settings)
     collect_demonstrations(wanted, player, [Game("a", 1), Game("b", 2)], 20)
-    return read_labels(path, tokenizer), generator
+    return read_labels(path, ChatFormat(tokenizer)), generator
 
 
 def texts(tokenizer: PreTrainedTokenizerBase, labels: list[Label]) -> list[str]:
@@ -73,7 +74,7 @@ def test_reflections_see_what_others_would_have_done_and_become_thoughts(
 
     def reflect(prompt: str, seed: int) -> str:
         asked.append(prompt)
-        return "Going on\nleads</think> there."
+        return "<think>Hm.</think>Going on\nleads</action> there."
 
     labels, _ = collect(
         pool, tiny_tokenizer, tmp_path / "d.parquet", reflect, source="reflection", reflection=Reflection(2)
@@ -99,7 +100,11 @@ def test_a_chat_model_on_a_server_may_write_the_reflections(
 ) -> None:
     def answer(number: int, body: dict[str, Any]) -> tuple[int, Any]:
         asked = body["messages"][0]["content"]
-        return (400, {"error": "no"}) if "Observation: Room 1 of b" in asked else (200, say("Onwards."))
+        return (
+            (400, {"error": "no"})
+            if "Observation: Room 1 of b" in asked
+            else (200, say("<think>Hm.</think>Onwards."))
+        )
 
     with serving(FakeServer(answer)) as fake, caplog.at_level(logging.WARNING):
         how = Reflection(1, max_tokens=9, temperature=0.5, server=Server("writer", fake.url))
@@ -144,12 +149,12 @@ def test_what_does_not_fit_is_refused(
         Reflection(user="{outcome}")
     write_transitions(tmp_path / "t.parquet", [])
     with pytest.raises(ValueError, match="is no file of demonstrations"):
-        read_labels(tmp_path / "t.parquet", tiny_tokenizer)
+        read_labels(tmp_path / "t.parquet", ChatFormat(tiny_tokenizer))
     collect(pool, tiny_tokenizer, tmp_path / "d.parquet")
     tiny_tokenizer.chat_template, kept = "{{ messages }}", tiny_tokenizer.chat_template
     try:
         with pytest.raises(ValueError, match="was written with another tokenizer"):
-            read_labels(tmp_path / "d.parquet", tiny_tokenizer)
+            read_labels(tmp_path / "d.parquet", ChatFormat(tiny_tokenizer))
     finally:
         tiny_tokenizer.chat_template = kept
 

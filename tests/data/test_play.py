@@ -12,9 +12,9 @@ from transformers import PreTrainedTokenizerBase
 
 from rwml_lightning.data.action_prompts import ActionPrompt
 from rwml_lightning.data.batches import draw_played
+from rwml_lightning.data.chat_format import ChatFormat
 from rwml_lightning.data.games import Play, list_games
 from rwml_lightning.data.play import EpisodePlayer, Game
-from rwml_lightning.data.prompts import encode_label
 from rwml_lightning.envs import EnvironmentPool, EnvironmentSpec
 from rwml_lightning.schema import Completion, EpisodeBatch, Sampling
 
@@ -46,7 +46,7 @@ class Scripted:
         ]
 
     def _complete(self, prompt: str, seed: int) -> Completion:
-        ids = encode_label(self.tokenizer, self.answer(prompt, seed))
+        ids = ChatFormat(self.tokenizer).encode_label((), self.answer(prompt, seed))
         return Completion(ids, (-1.0,) * len(ids), "stop", self.policy_version)
 
 
@@ -69,7 +69,7 @@ def play(
     generator = Scripted(tokenizer, answer)
     settings = {"success_reward": 10.0, "invalid_penalty": 0.1, "prompt": PROMPT, **settings}
     prompt = settings.pop("prompt")
-    player = EpisodePlayer(pool, "rooms", generator, prompt, tokenizer, 0, **settings)  # type: ignore[arg-type]
+    player = EpisodePlayer(pool, "rooms", generator, prompt, ChatFormat(tokenizer), 0, **settings)  # type: ignore[arg-type]
     batch = player.collect(
         "policy_grpo",
         5,

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from rwml_testing import make_transition
 from transformers import PreTrainedTokenizerBase
 
+from rwml_lightning.answers import extract_answer
 from rwml_lightning.data.action_prompts import ActionPrompt
+from rwml_lightning.data.chat_format import ChatFormat
 from rwml_lightning.data.episodes import View
-from rwml_lightning.data.prompts import WorldModelPrompt, encode_answer, encode_chat, shorten
-from rwml_lightning.rewards import extract_answer
+from rwml_lightning.data.prompts import WorldModelPrompt, encode_answer, shorten
 from rwml_lightning.schema import Turn
 
 HISTORY = tuple(Turn(f"saw {n}", f"did {n}", thinking=f"thought {n}") for n in range(4))
@@ -67,27 +68,28 @@ def test_a_template_with_other_fields_is_refused(user: str, message: str) -> Non
 
 def test_with_and_without_a_chat_template(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
     assert tiny_tokenizer.chat_template is None
-    assert tiny_tokenizer.decode(encode_chat(tiny_tokenizer, "sys", "user")) == "sys\n\nuser\n"
-    assert tiny_tokenizer.decode(encode_chat(tiny_tokenizer, "", "user")) == "user"
+    plain = ChatFormat(tiny_tokenizer)
+    assert tiny_tokenizer.decode(plain.encode_user("sys", "user")) == "sys\n\nuser\n"
+    assert tiny_tokenizer.decode(plain.encode_user("", "user")) == "user"
     tiny_tokenizer.chat_template = CHAT_TEMPLATE
     try:
-        assert (
-            tiny_tokenizer.decode(encode_chat(tiny_tokenizer, "sys", "user"))
-            == "[system]sys[user]user[assistant]"
-        )
-        assert tiny_tokenizer.decode(encode_chat(tiny_tokenizer, "", "user")) == "[user]user[assistant]"
+        chat = ChatFormat(tiny_tokenizer)
+        assert tiny_tokenizer.decode(chat.encode_user("sys", "user")) == "[system]sys[user]user[assistant]"
+        assert tiny_tokenizer.decode(chat.encode_user("", "user")) == "[user]user[assistant]"
     finally:
         tiny_tokenizer.chat_template = None
 
 
 def test_the_label_is_an_answer_and_an_end(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
-    ids = encode_answer(tiny_tokenizer, "It moves.")
+    ids = encode_answer(ChatFormat(tiny_tokenizer), (), "It moves.")
     assert ids[-1] == tiny_tokenizer.eos_token_id
     assert extract_answer(tiny_tokenizer.decode(ids, skip_special_tokens=True)) == ("", "It moves.")
 
 
 def test_action_prompts_list_what_is_admissible(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
-    ids = ActionPrompt(history_turns=1).encode(tiny_tokenizer, View("win", HISTORY, "here", ("go", "stay")))
+    ids = ActionPrompt(history_turns=1).encode(
+        ChatFormat(tiny_tokenizer), View("win", HISTORY, "here", ("go", "stay"))
+    )
     text = tiny_tokenizer.decode(ids)
     assert text.endswith(
         "Task: win\nPast observation: saw 3\nPast action: did 3\nCurrent observation: here\n"

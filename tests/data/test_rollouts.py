@@ -15,6 +15,7 @@ from rwml_callbacks import RewardLogger, WeightSync
 from rwml_testing import ACTION_PROMPT, OBJECTS, LetterReward, Steps, make_world
 from transformers import PreTrainedTokenizerBase
 
+from rwml_lightning.data.chat_format import ChatFormat
 from rwml_lightning.data.datamodule import RolloutDataModule, Validation
 from rwml_lightning.data.rollouts import WorldModelRollouts
 from rwml_lightning.data.transitions import write_transitions
@@ -63,7 +64,9 @@ def test_a_sample_depends_on_its_place_alone(
     tiny_model: Path, tiny_tokenizer: PreTrainedTokenizerBase
 ) -> None:
     generator = HFGenerator(str(tiny_model), device="cpu")
-    rollouts = WorldModelRollouts(generator, LetterReward(), ACTION_PROMPT, tiny_tokenizer, seed=0)
+    rollouts = WorldModelRollouts(
+        generator, LetterReward(), ACTION_PROMPT, ChatFormat(tiny_tokenizer), seed=0
+    )
     world = make_world()[:4]
     batch = rollouts.collect("wm_grpo", 3, world, 3, Sampling(20, temperature=0.8))
     assert [group.transition for group in batch.groups] == world
@@ -83,7 +86,7 @@ def test_a_sample_depends_on_its_place_alone(
     assert texts(batch) != texts(other[0]) != texts(other[1]) != texts(batch)
     for group in batch.groups:
         for p in group.predictions:
-            assert p.text == tiny_tokenizer.decode(p.completion.token_ids, skip_special_tokens=True)
+            assert p.text == ChatFormat(tiny_tokenizer).decode(p.completion)
             assert p.score.well_formed == (p.next_state is not None)
             assert p.score == rollouts.reward.score([group.transition], [p.next_state])[0]
 
@@ -134,7 +137,7 @@ def test_one_group_without_a_verdict_stops_nothing(
     generator, world = HFGenerator(str(tiny_model), device="cpu"), make_world()
     names = [t.transition_id for t in world]
     rollouts = WorldModelRollouts(
-        generator, NoVerdict(names[0], names[1]), ACTION_PROMPT, tiny_tokenizer, 0, 0.5
+        generator, NoVerdict(names[0], names[1]), ACTION_PROMPT, ChatFormat(tiny_tokenizer), 0, 0.5
     )
     assert rollouts.collect("wm_grpo", 0, world[:1], 2, Sampling(20)).groups == ()
     assert len(rollouts.collect("wm_grpo", 1, world[1:4], 2, Sampling(20)).groups) == 2  # 2 of 4

@@ -10,8 +10,8 @@ from transformers import PreTrainedTokenizerBase
 
 from rwml_lightning.data.action_prompts import ActionPrompt
 from rwml_lightning.data.branches import ExpertGame, follow_expert
+from rwml_lightning.data.chat_format import ChatFormat
 from rwml_lightning.data.games import GameSource, Play, PlayEvaluation
-from rwml_lightning.data.prompts import encode_label
 from rwml_lightning.envs import EnvironmentPool, EnvironmentSpec
 from rwml_lightning.evaluation import summarise_episodes
 from rwml_lightning.schema import Completion, Episode, EpisodeBatch, Sampling
@@ -29,6 +29,7 @@ class Expert:
         self, tokenizer: PreTrainedTokenizerBase, plans: dict[str, list[str]], wrong_turns: int
     ) -> None:
         self.tokenizer, self.plans, self.wrong_turns = tokenizer, plans, wrong_turns
+        self.chat = ChatFormat(tokenizer)
         self.turn = 0
 
     def generate(
@@ -40,7 +41,7 @@ class Expert:
             text = self.tokenizer.decode(list(prompt), skip_special_tokens=True)
             (plan,) = (plan for beginning, plan in self.plans.items() if beginning in text)
             action = "dance" if place < 0 else plan[place]
-            ids = encode_label(self.tokenizer, f"<think>on</think><action>{action}</action>")
+            ids = self.chat.encode_label(prompt, f"<think>on</think><action>{action}</action>")
             found.append([Completion(ids, (-1.0,) * len(ids), "stop", 0)] * len(group))
         return found
 
@@ -66,7 +67,7 @@ def play(
     settings = Play(PROMPT, Sampling(40), validation=evaluation, success_reward=10.0, invalid_penalty=0.1)
     source = GameSource(settings, spec, None, 0, 0.0)
     source.set_up("validate")
-    player = source.player(Expert(tokenizer, plans, wrong_turns), tokenizer, None)  # type: ignore[arg-type]
+    player = source.player(Expert(tokenizer, plans, wrong_turns), ChatFormat(tokenizer), None)  # type: ignore[arg-type]
     try:
         return source.rollout_held_out(player, 0, source.held_out), plans
     finally:

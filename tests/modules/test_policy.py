@@ -14,6 +14,7 @@ from rwml_testing import fit, make_world
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from rwml_lightning.data.batches import Label, LabelledBatch
+from rwml_lightning.data.chat_format import ChatFormat
 from rwml_lightning.data.prompts import encode_answer
 from rwml_lightning.export import export
 from rwml_lightning.functional import Checkpointing
@@ -98,8 +99,9 @@ def test_an_export_loads_in_transformers_and_answers_the_same(
 
 def make_labels(tokenizer: PreTrainedTokenizerBase, count: int = 8) -> tuple[Label, ...]:
     prompts = [(t, tuple(tokenizer.encode(t.action))) for t in make_world()[:count]]
+    chat = ChatFormat(tokenizer)
     return tuple(
-        Label(t.transition_id, prompt, encode_answer(tokenizer, t.next_state)) for t, prompt in prompts
+        Label(t.transition_id, prompt, encode_answer(chat, prompt, t.next_state)) for t, prompt in prompts
     )
 
 
@@ -140,7 +142,9 @@ def test_sft_loss_is_the_cross_entropy_of_the_answers(
 
 def test_sft_lowers_the_loss(tiny_model: Path, tiny_tokenizer: PreTrainedTokenizerBase) -> None:
     module = WorldModelSFT(model=str(tiny_model), learning_rate=3e-3)
-    news = encode_answer(tiny_tokenizer, "The pen is in the safe.")  # not what the tiny model was taught
+    news = encode_answer(
+        ChatFormat(tiny_tokenizer), (), "The pen is in the safe."
+    )  # not what the tiny model was taught
     labels = tuple(replace(label, answer_ids=news) for label in make_labels(tiny_tokenizer))
     steps = fit(module, [LabelledBatch(step, labels) for step in range(10)])
     losses = [output["metrics"]["train/loss"] for output in steps.outputs]

@@ -13,8 +13,8 @@ from tau2.user.base import STOP, UserState, ValidUserInputMessage
 from tau2.user.user_simulator import UserSimulator
 
 from rwml_lightning.credentials import check_server_url, read_key
+from rwml_lightning.answers import read_reply
 from rwml_lightning.envs.boundary import well_formed
-from rwml_lightning.envs.chat import without_thinking
 from rwml_lightning.envs.tau2.messages import read_action
 
 GOODBYE = "goodbye"
@@ -121,7 +121,7 @@ class ServedUser(UserSimulator):
         usage = answer.usage or {}
         self.prompt_tokens += usage.get("prompt_tokens") or 0
         self.completion_tokens += usage.get("completion_tokens") or 0
-        answer.content = well_formed(without_thinking(answer.content or "")).strip() or None
+        answer.content = well_formed(read_reply(answer.content or "").said).strip() or None
         if not answer.content and not answer.is_tool_call():
             raise ValueError("it wrote nothing, or nothing after its thinking")
         return answer
