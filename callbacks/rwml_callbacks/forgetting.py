@@ -103,7 +103,12 @@ class Forgetting(Analysis):
         try:
             with isolate_rng():
                 found = simple_evaluate(
-                    model=HFLM(module.policy, tokenizer=module.tokenizer, batch_size=self.batch_size),
+                    model=HFLM(
+                        module.policy,
+                        tokenizer=module.tokenizer,
+                        batch_size=self.batch_size,
+                        chat_template_args=trainer.datamodule.chat_template_kwargs,  # type: ignore[attr-defined]
+                    ),
                     tasks=list(self._reachable),
                     task_manager=manager,
                     limit=self.limit,

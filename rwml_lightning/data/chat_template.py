@@ -86,7 +86,7 @@ class ChatTemplate:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template_kwargs: Mapping[str, Any]) -> None:
         self.tokenizer = tokenizer
         self.template_kwargs = template_kwargs
-        self._forms: dict[tuple[str | bool, ...], Form] = {}
+        self._forms: dict[tuple[tuple[str, ...], bool], Form] = {}
         taken = inspect.signature(tokenizer.apply_chat_template).parameters
         for name in template_kwargs:
             if name in taken or not re.search(rf"\b{re.escape(name)}\b", str(tokenizer.chat_template)):
@@ -150,7 +150,7 @@ class ChatTemplate:
             )
 
     def _form(self, roles: tuple[str, ...], with_tools: bool = False) -> Form:
-        key = (*roles, with_tools)
+        key = (roles, with_tools)
         if key not in self._forms:
             self._forms[key] = self._find_form(roles, [_PROBE_TOOL] if with_tools else [])
         return self._forms[key]

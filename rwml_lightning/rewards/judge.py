@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from rwml_lightning.answers import read_reply
 from rwml_lightning.rewards.base import NO_PREDICTION
 from rwml_lightning.rewards.server import NoAnswerError, Request, Server, ServerClient
 from rwml_lightning.schema import Score, Transition
@@ -93,7 +94,7 @@ class JudgeReward:
 
 
 def read_verdict(body: Any, scale: Literal["binary", "real"]) -> float:
-    """The last verdict in a chat completion, from 0 to 1.
+    """The last verdict in what a chat completion says after its thinking, from 0 to 1.
 
     Args:
         body: JSON of the answer.
@@ -104,7 +105,7 @@ def read_verdict(body: Any, scale: Literal["binary", "real"]) -> float:
     """
     match body:
         case {"choices": [{"message": {"content": str(text)}}, *_]}:
-            found = _VERDICT.findall(text)
+            found = _VERDICT.findall(read_reply(text).said)
         case _:
             raise ValueError("no text in choices[0].message.content")
     if not found:

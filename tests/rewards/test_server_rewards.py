@@ -262,6 +262,7 @@ def test_a_real_valued_judge() -> None:
         ("<verdict>yes</verdict>", "real"),
         ("<verdict>1.5</verdict>", "real"),
         ("<verdict>nan</verdict>", "real"),
+        ("<think>It seems <verdict>1</verdict>", "real"),
         (None, "real"),
     ],
 )
