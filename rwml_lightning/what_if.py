@@ -82,7 +82,7 @@ class WhatIf:
             generator,
             data.evaluator,
             data.prompt,
-            data.chat_format(module.tokenizer),
+            data.chat_format(module),
             data.seed,
             max_dropped_share=1.0,
         )

@@ -21,7 +21,6 @@ from rwml_lightning.data.chat_format import ChatFormat
 from rwml_lightning.data.datamodule import RolloutDataModule
 from rwml_lightning.data.rollouts import member_seeds
 from rwml_lightning.generation import Generator, HFGenerator
-from rwml_lightning.models import end_token_ids
 from rwml_lightning.modules.base import PolicyModule
 from rwml_lightning.schema import Transition
 from rwml_lightning.stages import preliminary_trainer, supervised_copy, write_export
@@ -106,8 +105,7 @@ class CopyData(L.LightningDataModule):
     @cached_property
     def _chat(self) -> ChatFormat:
         assert self.trainer is not None
-        module: Any = self.trainer.lightning_module
-        return self.data.chat_format(module.tokenizer, end_token_ids(module.model))
+        return self.data.chat_format(self.trainer.lightning_module)  # type: ignore[arg-type]
 
     def _own(self, transitions: Sequence[Transition]) -> Sequence[Transition]:
         """This rank's share."""

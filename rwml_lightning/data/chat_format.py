@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 from rwml_lightning.answers import TAGS, after_prompt, ends_in_thinking
 from rwml_lightning.data.chat_template import ChatTemplate, Message
 from rwml_lightning.data.control_tokens import ControlTokens
+from rwml_lightning.models import end_token_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from rwml_lightning.generation import Generator
+    from rwml_lightning.modules.base import PolicyModule
     from rwml_lightning.schema import Completion
 
 _TOOLS = """\
@@ -151,6 +154,18 @@ class ChatFormat:
         return str(
             self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
         )
+
+
+def policy_chat(module: PolicyModule, generator: Generator, template_kwargs: Mapping[str, Any]) -> ChatFormat:
+    """The chat format of a policy, with the tokens that its generator stops at.
+
+    Raises:
+        ValueError: See :meth:`ChatFormat.check`; or no token ends a completion.
+    """
+    ends = getattr(generator, "end_token_ids", None) or end_token_ids(module.model)
+    chat = ChatFormat(module.tokenizer, template_kwargs, ends)
+    chat.check()
+    return chat
 
 
 def _conversation(system: str, messages: Sequence[Message]) -> list[Message]:

@@ -12,7 +12,7 @@ import lightning as L
 from typing_extensions import override
 
 from rwml_lightning.data.batches import Label, LabelledBatch, StepLoader, draw_played, label_transitions
-from rwml_lightning.data.chat_format import ChatFormat
+from rwml_lightning.data.chat_format import ChatFormat, policy_chat
 from rwml_lightning.data.collection import Collection, collect
 from rwml_lightning.data.demonstrations import Demonstrations, collect_demonstrations, in_parts, read_labels
 from rwml_lightning.data.floors import floors_for
@@ -28,7 +28,7 @@ from rwml_lightning.envs import EnvironmentSpec
 from rwml_lightning.evaluation import Measured, Result, evaluate_floors, measure_groups
 from rwml_lightning.generation import Generator, WeightCheck
 from rwml_lightning.generation.base import check_trainable
-from rwml_lightning.models import context_tokens, end_token_ids
+from rwml_lightning.models import context_tokens
 from rwml_lightning.rewards import NextStateReward
 from rwml_lightning.rewards.controls import Control, ControlName
 from rwml_lightning.schema import Episode, EpisodeBatch, Group, RolloutBatch, Sampling, Transition
@@ -158,24 +158,17 @@ class RolloutDataModule(L.LightningDataModule):
 
     @cached_property
     def chat(self) -> ChatFormat:
-        """How the current stage's texts become tokens; checked for all that the stage asks of it.
-
-        Raises:
-            ValueError: The chat template does not show what the prompts hold.
-        """
-        given = getattr(self.generator, "end_token_ids", None)
-        chat = self.chat_format(self.module.tokenizer, given or end_token_ids(self.module.model))
+        """How the current stage's texts become tokens, checked for the prompts that it reads."""
+        chat = self.chat_format(self.module)
         if self._plays:
             self.play.prompt.check(chat)
         if not self._plays or self.play.probe is not None:
             self.prompt.check(chat)
         return chat
 
-    def chat_format(self, tokenizer: Any, end_token_ids: Sequence[int] = ()) -> ChatFormat:
-        """The chat format of any model under this config."""
-        chat = ChatFormat(tokenizer, self.chat_template_kwargs, end_token_ids)
-        chat.check()
-        return chat
+    def chat_format(self, module: PolicyModule) -> ChatFormat:
+        """The chat format of any policy under this config; see :func:`policy_chat`."""
+        return policy_chat(module, self.generator, self.chat_template_kwargs)
 
     @cached_property
     def rollouts(self) -> WorldModelRollouts:
@@ -208,13 +201,7 @@ class RolloutDataModule(L.LightningDataModule):
 
     def _make_rollouts(self, reward: NextStateReward, control: Control | None) -> WorldModelRollouts:
         return WorldModelRollouts(
-            self.generator,
-            reward,
-            self.prompt,
-            self.chat,
-            self.seed,
-            self.max_dropped_share,
-            control,
+            self.generator, reward, self.prompt, self.chat, self.seed, self.max_dropped_share, control
         )
 
     @override
@@ -246,7 +233,7 @@ class RolloutDataModule(L.LightningDataModule):
         assert self.collection is not None
         collect(
             self.path, self.environment, self.games, self.collection, self.seed, self.generator,
-            lambda: self.chat_format(module.tokenizer), lambda: self._context_with(module), self.record_episodes,
+            lambda: self.chat_format(module), lambda: self._context_with(module), self.record_episodes,
         )  # fmt: skip
 
     @override
@@ -278,10 +265,8 @@ class RolloutDataModule(L.LightningDataModule):
         return self._that_fit(draw(transitions, "validation", count, self.seed))
 
     def _that_fit(self, transitions: Sequence[Transition]) -> list[Transition]:
-        max_tokens = self.sampling.max_tokens
-        return those_that_fit(
-            self.path, transitions, self.prompt, self.chat, self._context, max_tokens, self.on_broken
-        )
+        context, most = self._context, self.sampling.max_tokens
+        return those_that_fit(self.path, transitions, self.prompt, self.chat, context, most, self.on_broken)
 
     def keep_only(self, transition_ids: Iterable[str]) -> None:
         """Train on these transitions alone; ``train_transitions`` stays whole."""

@@ -88,7 +88,7 @@ def test_results_that_depend_on_them_say_so(tiny_model: Path, tmp_path: Path) ->
     for thinks in (True, False):
         kwargs = {"thinks": thinks}
         data = RolloutDataModule("t.parquet", HFGenerator(), LetterReward(), chat_template_kwargs=kwargs)
-        chat = data.chat_format(module.tokenizer)
+        chat = data.chat_format(module)
         settings.append(EasySampleFilter()._prediction_settings(module, data, [], []))
         labels.append(fingerprint(chat))
         prompts.append(chat.encode_user("", "ask"))
