@@ -366,7 +366,7 @@ def collect_answers(
         Collection(**arguments),
         0,
         generator,
-        lambda: tokenizer,
+        lambda: ChatFormat(tokenizer),
         lambda: 600,
         lambda number, total, episodes: seen.extend(episodes),
     )

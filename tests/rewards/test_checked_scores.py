@@ -11,6 +11,7 @@ from rwml_testing import ACTION_PROMPT, make_transition, make_world
 from transformers import PreTrainedTokenizerBase
 
 from rwml_lightning.audit.measure import audit_reward
+from rwml_lightning.data.chat_format import ChatFormat
 from rwml_lightning.data.easy_samples import mean_rewards
 from rwml_lightning.data.rollouts import WorldModelRollouts
 from rwml_lightning.evaluation import evaluate_floors
@@ -92,6 +93,6 @@ def test_whoever_asks_a_reward_refuses_nan(user: str) -> None:
 
 def test_rollouts_refuse_nan(tiny_model: Path, tiny_tokenizer: PreTrainedTokenizerBase) -> None:
     generator = HFGenerator(str(tiny_model), device="cpu")
-    rollouts = WorldModelRollouts(generator, Strange(), ACTION_PROMPT, tiny_tokenizer, 0)
+    rollouts = WorldModelRollouts(generator, Strange(), ACTION_PROMPT, ChatFormat(tiny_tokenizer), 0)
     with pytest.raises(ValueError, match="Strange gave the reward nan"):
         rollouts.collect("wm_grpo", 0, WORLD[:1], 2, Sampling(4))
