@@ -12,8 +12,8 @@ from tau2.environment.tool import Tool
 from tau2.user.base import STOP, UserState, ValidUserInputMessage
 from tau2.user.user_simulator import UserSimulator
 
-from rwml_lightning.credentials import check_server_url, read_key
 from rwml_lightning.answers import read_reply
+from rwml_lightning.credentials import check_server_url, read_key
 from rwml_lightning.envs.boundary import well_formed
 from rwml_lightning.envs.tau2.messages import read_action
 
