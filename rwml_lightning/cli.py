@@ -28,11 +28,13 @@ from rwml_lightning.modules.base import PolicyModule
 from rwml_lightning.modules.playing import PlayingModule
 from rwml_lightning.modules.world_model import WorldModelModule
 from rwml_lightning.named import look_for_all
+from rwml_lightning.printable import guard_terminal, printable
 from rwml_lightning.rewards import ServerError
 from rwml_lightning.rewards.controls import ControlName
 from rwml_lightning.run import Run, RunFolder, open_run_folder
 from rwml_lightning.stages import WarmUp, fit_stage, record_collection, warm_up
 from rwml_lightning.summary import print_summary
+from rwml_lightning.terminal import Terminal
 from rwml_lightning.trainer import NO_TRAINING, RWMLTrainer
 
 log = logging.getLogger(__name__)
@@ -160,7 +162,7 @@ class RWMLCLI(LightningCLI):
         from rwml_callbacks import EasySampleFilter
 
         assert self.folder is not None
-        print(f"run folder: {self.folder.path}", file=sys.stderr)
+        print(printable(f"run folder: {self.folder.path}"), file=sys.stderr)
         if not self.folder.finished:
             model.check_precision(self.trainer.precision)
             self.datamodule.record_episodes = partial(record_collection, self.folder.trace)
@@ -192,8 +194,6 @@ class RWMLCLI(LightningCLI):
 
     def validate(self, model: PolicyModule, **kwargs: Any) -> None:
         """Held-out results of a checkpoint, or of the model as it is, as a table."""
-        from rich.console import Console
-
         from rwml_lightning.evaluation import render_results
 
         self._evaluate_with(self.trainer.validate, model, kwargs)
@@ -203,8 +203,8 @@ class RWMLCLI(LightningCLI):
         assert isinstance(model, WorldModelModule)
         if not self.datamodule.validation_transitions:
             raise ValueError(f"{self.datamodule.path} holds no validation transitions")
-        Console().print(render_results("Held-out transitions", model.results))
-        Console().print(render_results("Floors: predictors without a model", model.floors))
+        Terminal().print(render_results("Held-out transitions", model.results))
+        Terminal().print(render_results("Floors: predictors without a model", model.floors))
 
     def test(self, model: PolicyModule, **kwargs: Any) -> None:
         """Success of a policy on all held-out games, or on those that ``data.play.test`` names."""
@@ -246,13 +246,11 @@ class RWMLCLI(LightningCLI):
 
 def print_played(module: PlayingModule) -> None:
     """Tables of the last evaluation: games, and predictions where some were made."""
-    from rich.console import Console
-
     from rwml_lightning.evaluation import render_results
 
-    Console().print(render_episodes("Evaluation games", {row.name: row for row in module.results}))
+    Terminal().print(render_episodes("Evaluation games", {row.name: row for row in module.results}))
     if module.probe_groups:
-        Console().print(render_results("Held-out transitions", module.probe_results))
+        Terminal().print(render_results("Held-out transitions", module.probe_results))
 
 
 def default_callbacks(
@@ -304,8 +302,8 @@ def name_control(config: Namespace) -> None:
 
 
 def quieten() -> None:
-    """Leave the terminal to what a user wants to know."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    """Leave the terminal to what a user wants to know, and let no text of others steer it."""
+    guard_terminal()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module=r"lightning\..*")
@@ -370,5 +368,5 @@ def main(args: list[str] | None = None) -> None:
     ) as error:
         if logging.getLogger("rwml_lightning").isEnabledFor(logging.DEBUG):
             raise
-        print(f"error: {reason(error)}", file=sys.stderr)
+        print(printable(f"error: {reason(error)}"), file=sys.stderr)
         raise SystemExit(2) from error

@@ -13,7 +13,6 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.loggers import Logger
-from rich.console import Console
 
 from rwml_lightning.data.datamodule import RolloutDataModule
 from rwml_lightning.data.transitions import read_transitions
@@ -24,6 +23,7 @@ from rwml_lightning.models import resolve_model
 from rwml_lightning.modules.base import PolicyModule
 from rwml_lightning.run import write_json
 from rwml_lightning.schema import Transition
+from rwml_lightning.terminal import Terminal
 
 
 def compare(
@@ -52,17 +52,17 @@ def compare(
     held_out = held_out_transitions(template, data)
     settings = {**settings, "dtype": template.dtype_name, "held_out": repr(held_out)}
     names = list(dict.fromkeys(models))
-    console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=not trainer.is_global_zero)
+    console = Terminal(stderr=True, soft_wrap=True, quiet=not trainer.is_global_zero)
     done: dict[str, ModelResult] = {}
     failed: list[str] = []
     evaluator = ModelEvaluator(trainer, data, template.dtype_name)
     try:
         for number, name in enumerate(names, start=1):
-            console.print(f"model {number} of {len(names)}: {name}", markup=False)
+            console.print(f"model {number} of {len(names)}: {name}")
             try:
                 file = folder / result_file(name, settings)
                 if file.exists():
-                    console.print(f"evaluated before: {file}", markup=False)
+                    console.print(f"evaluated before: {file}")
                     done[name] = ModelResult.from_json(json.loads(file.read_text()))
                 else:
                     done[name] = evaluator.evaluate(name)
@@ -70,7 +70,7 @@ def compare(
                         write_json(file, asdict(done[name]))
             except ValueError as error:
                 failed.append(name)
-                console.print(f"left out: {name}: {error}", markup=False)
+                console.print(f"left out: {name}: {error}")
     finally:
         evaluator.close()
     if done and trainer.is_global_zero:
@@ -131,9 +131,9 @@ def report(found: Sequence[ModelResult], folder: Path) -> None:
             "floors": [asdict(floor) for floor in base.floors],
         },
     )
-    console = Console(highlight=False)
+    console = Terminal()
     results = {one.model: one.results[0] for one in found}
     console.print(render_comparison("Held-out transitions", results, differences, base.floors))
     columns = {one.model: one.results for one in found}
     console.print(render_by_kind("Share under tau_d by kind of step", columns))
-    console.print(f"Results: {folder}", markup=False, soft_wrap=True)
+    console.print(f"Results: {folder}", soft_wrap=True)

@@ -14,6 +14,8 @@ from lightning.pytorch.cli import LightningArgumentParser
 from rapidfuzz import process
 from typing_extensions import override
 
+from rwml_lightning.printable import printable
+
 _KEY_OR_CLASS = re.compile(
     r'Parser key "(?P<key>[^"]+)"|Problem with given class_path \'(?P<class_path>[^\']+)\''
 )
@@ -33,7 +35,7 @@ class ReadableParser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:
             super().error(message, ex)  # of a part: raises, and the whole is explained further out
-        print(f"error: {explain(message, known_keys(self))}", file=sys.stderr)
+        print(printable(f"error: {explain(message, known_keys(self))}"), file=sys.stderr)
         raise SystemExit(2) from ex
 
 

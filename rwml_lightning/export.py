@@ -9,6 +9,7 @@ from jsonargparse import auto_cli
 from rwml_lightning.models import load_tokenizer
 from rwml_lightning.modules.exporting import export_policy
 from rwml_lightning.modules.loading import checkpoint_policy, load_policy
+from rwml_lightning.printable import printable
 
 PROBE = "You open the fridge. In it, you see an apple, an egg and a bottle of milk. You take the apple."
 
@@ -32,7 +33,7 @@ def export(ckpt_path: str, output: str) -> None:
     saved = checkpoint_policy(checkpoint)
     policy, tokenizer = load_policy(**saved, init_from=str(checkpoint)), load_tokenizer(saved["model"])
     export_policy(policy, tokenizer, folder, tokenizer.encode(PROBE))
-    print(f"wrote {folder}")
+    print(printable(f"wrote {folder}"))
 
 
 def export_command(arguments: list[str]) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from rwml_lightning.evaluation import EpisodeResult, Result, render_by_kind, render_episodes, render_results
 from rwml_lightning.run import RunFolder
+from rwml_lightning.terminal import Terminal
 from rwml_lightning.trace import Evaluation, Filter, GroupQuery, TraceReader
 
 
@@ -20,7 +20,7 @@ def print_summary(folder: RunFolder, num_samples: int = 3) -> None:
         folder: A finished run.
         num_samples: How many predictions.
     """
-    console = Console()
+    console = Terminal()
     with TraceReader(folder.trace) as reader:
         played = [evaluation for evaluation in reader.evaluations() if evaluation.name == "episodes"]
         evaluations = milestones(reader.evaluations())
@@ -36,15 +36,13 @@ def print_summary(folder: RunFolder, num_samples: int = 3) -> None:
             console.print(render_episodes("Evaluation games", found))
         if evaluations:
             print_predictions(console, reader, evaluations, num_samples)
-    console.print(f"Run folder: {folder.path}", highlight=False)
-    console.print(
-        f"Look at every {'episode' if played else 'prediction'}: rwml-tui {folder.path}", highlight=False
-    )
-    console.print(f"The model, for transformers and vLLM: {folder.export}", highlight=False)
+    console.print(f"Run folder: {folder.path}")
+    console.print(f"Look at every {'episode' if played else 'prediction'}: rwml-tui {folder.path}")
+    console.print(f"The model, for transformers and vLLM: {folder.export}")
 
 
 def print_predictions(
-    console: Console, reader: TraceReader, evaluations: dict[str, Evaluation], num_samples: int
+    console: Terminal, reader: TraceReader, evaluations: dict[str, Evaluation], num_samples: int
 ) -> None:
     """Held-out results of the world model, and some of its last predictions."""
     last = list(evaluations.values())[-1]
@@ -95,19 +93,7 @@ def _samples(reader: TraceReader, evaluation: Evaluation, count: int) -> Table:
         group = reader.group(summary.id)
         first = reader.predictions(summary.id)[0]
         assert group is not None
-        predicted = (
-            escape(_printable(first.next_state)) if first.next_state else "[dim](no well-formed answer)[/dim]"
-        )
+        predicted = first.next_state or Text("(no well-formed answer)", "dim")
         similarity = "" if first.similarity is None else f"{first.similarity:.2f}"
-        table.add_row(
-            escape(_printable(summary.action)),
-            predicted,
-            escape(_printable(group.transition.next_state)),
-            similarity,
-        )
+        table.add_row(summary.action, predicted, group.transition.next_state, similarity)
     return table
-
-
-def _printable(text: str) -> str:
-    """Control characters shown, not obeyed."""
-    return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)

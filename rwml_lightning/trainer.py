@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import Logger
 
 from rwml_lightning.data.datamodule import RolloutDataModule
 from rwml_lightning.modules.base import PolicyModule
+from rwml_lightning.printable import printable
 
 NO_TRAINING: dict[str, Any] = {
     "accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "precision": None, "plugins": None,
@@ -26,9 +27,10 @@ class RWMLTrainer(L.Trainer):
     def collect(self, model: PolicyModule, datamodule: RolloutDataModule) -> None:
         """Roll out, write transitions, nothing else."""
         if datamodule.path.exists():
-            print(
+            told = (
                 f"{datamodule.path} is there already; name another file in data.transitions to collect anew"
             )
+            print(printable(told))
             return
         datamodule.collect(model)
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import torch
 from jsonargparse import auto_cli
-from rich.console import Console
 from rich.table import Table
 from safetensors import safe_open
 from torch import Tensor, nn
 
 from rwml_lightning.functional import count_changed
 from rwml_lightning.models import resolve_model
+from rwml_lightning.terminal import Terminal
 from rwml_lightning.weights import checkpoint_tensors
 
 _LAYER = re.compile(r"\.(\d+)\.")
@@ -162,7 +162,7 @@ def weight_change(before: str, after: str) -> None:
     """
     trained = SafetensorsFolder(resolve_model(after))
     changes = compare_weights(SafetensorsFolder(resolve_model(before)), trained.items())
-    Console().print(render_changes(changes))
+    Terminal().print(render_changes(changes))
 
 
 def weight_change_command(arguments: list[str]) -> None:

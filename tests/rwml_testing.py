@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,20 @@ VERBS = {
     "clean": "The {} shines.",
     "push": "It moves.",
 }
+HOSTILE = (
+    "\x1b]52;c;cm0gLXJm\x07 \x1b]0;title\x1b\\ \x1b[31;5m \x9b2J \x9d0;t\x9c \x00 \x08 \x7f \r \t "
+    "\u202eevil\u2066 \u2028 \ud800 [@click=app.quit]x[/] [bold]b [link=https://example.org]l [/] [/nonsense] \\[ :bomb: \\"
+)
+"""What a terminal, rich or Textual would obey: clipboard, title, colours, C1 controls, text direction, links, actions, markup."""
 OBJECTS = ("apple", "bowl", "desk", "lamp", "mug", "pan", "safe", "sofa", "cup", "pen")
+
+
+def assert_harmless(shown: str) -> None:
+    """Nothing of :data:`HOSTILE` that a terminal would obey stands in a text."""
+    odd = {c for c in shown if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp")} - set(
+        "\n\u200c\u200d"
+    )
+    assert not odd, sorted(odd)
 
 
 def make_transition(number: int = 0, **changes: Any) -> Transition:

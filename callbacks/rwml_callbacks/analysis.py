@@ -11,13 +11,13 @@ from typing import Any, ClassVar, TypeVar
 
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_only
-from rich.console import Console
 from rich.table import Table
 from typing_extensions import override
 
 from rwml_callbacks.reward_logger import RewardLogger
 from rwml_callbacks.trace_recorder import TraceRecorder
 from rwml_lightning.modules.base import PolicyModule
+from rwml_lightning.terminal import Terminal
 
 _Callback = TypeVar("_Callback", bound=L.Callback)
 
@@ -84,7 +84,7 @@ class Analysis(L.Callback, ABC):
             return  # the stage is not at its end
         last = self._record(trainer, pl_module)
         if trainer.is_global_zero:
-            Console().print(self.render(last))
+            Terminal().print(self.render(last))
 
     @override
     def state_dict(self) -> dict[str, Any]:

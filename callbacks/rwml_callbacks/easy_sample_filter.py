@@ -42,6 +42,7 @@ from rwml_lightning.data.easy_samples import (
 from rwml_lightning.data.filter_columns import read_filter_columns, write_filter_columns
 from rwml_lightning.models import end_token_ids
 from rwml_lightning.modules.base import PolicyModule
+from rwml_lightning.printable import printable
 from rwml_lightning.rewards import NextStateReward
 from rwml_lightning.schema import Transition
 from rwml_lightning.seeds import derive_seed
@@ -195,7 +196,7 @@ class EasySampleFilter(L.Callback):
         marks = mark_easy(rewards, **decision, seed=self.seed)
         remaining = marks.kept | ({t.transition_id for t in data.train_transitions} - rewards.keys())
         if trainer.is_global_zero:
-            print(describe_marks(marks, len(rewards)), file=sys.stderr)
+            print(printable(describe_marks(marks, len(rewards))), file=sys.stderr)
         self._check(marks, rewards, data, len(remaining), trainer.is_global_zero)
         settings = {"predictions": predictions, "decision": decision, "throughput": vars(throughput)}
         if trainer.is_global_zero:
@@ -292,7 +293,7 @@ class EasySampleFilter(L.Callback):
         except ValueError:
             if show:
                 print("mean rewards of the training transitions:", file=sys.stderr)
-                print(render_histogram(histogram(list(rewards.values()))), file=sys.stderr)
+                print(printable(render_histogram(histogram(list(rewards.values())))), file=sys.stderr)
             raise
 
 

@@ -7,12 +7,13 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from typing_extensions import override
 
 from rwml_callbacks.reward_logger import RewardLogger
 from rwml_lightning.modules.base import PolicyModule
+from rwml_lightning.printable import printable
+from rwml_lightning.terminal import Terminal
 
 _PHASES = ("generate", "reward", "env", "update", "sync")
 
@@ -53,11 +54,8 @@ class RolloutProgressBar(ProgressBar):
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=trainer.global_step, description=text)
         else:
-            print(
-                f"{pl_module.stage} {trainer.global_step}/{pl_module.num_planned_steps}  {text}",
-                file=sys.stderr,
-                flush=True,
-            )
+            line = f"{pl_module.stage} {trainer.global_step}/{pl_module.num_planned_steps}  {text}"
+            print(printable(line), file=sys.stderr, flush=True)
 
     @override
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -81,7 +79,11 @@ class RolloutProgressBar(ProgressBar):
             self._progress.advance(self._held_out)
         elif self._enabled and trainer.is_global_zero:
             number = int(sum(trainer.num_val_batches[:dataloader_idx])) + batch_idx + 1
-            print(f"held-out {number}/{int(sum(trainer.num_val_batches))}", file=sys.stderr, flush=True)
+            print(
+                printable(f"held-out {number}/{int(sum(trainer.num_val_batches))}"),
+                file=sys.stderr,
+                flush=True,
+            )
 
     @override
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -103,13 +105,13 @@ class RolloutProgressBar(ProgressBar):
             return None
         if self._progress is None:
             columns = (
-                TextColumn("{task.fields[name]}"),
+                TextColumn("{task.fields[name]}", markup=False),
                 BarColumn(bar_width=20),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
             )
-            self._progress = Progress(*columns, console=Console(stderr=True))
+            self._progress = Progress(*columns, console=Terminal(stderr=True))
             self._progress.start()
         return self._progress.add_task("", total=total, completed=completed, name=name)
 

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from typing_extensions import override
 
+from rwml_lightning.printable import printable
 from rwml_lightning.schema import Transition
+from rwml_lightning.terminal import Terminal
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,7 @@ class ScoredParts(L.Callback):
         self.heartbeat = heartbeat
         self._scorer = ThreadPoolExecutor(1, thread_name_prefix="easy-samples")
         self._pending: Future[None] | None = None
-        console = Console(stderr=True)
+        console = Terminal(stderr=True)
         columns = (
             TextColumn("predicting with the filter's copy"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
             TextColumn("{task.description}"),
@@ -142,7 +143,7 @@ class ScoredParts(L.Callback):
         self._progress.update(self._task, advance=len(rewards), description=text)
         if show and self._progress.disable:
             done = int(self._progress.tasks[0].completed)
-            print(f"easy-sample filter {done}/{self.total}  {text}", file=sys.stderr, flush=True)
+            print(printable(f"easy-sample filter {done}/{self.total}  {text}"), file=sys.stderr, flush=True)
 
 
 def write_part(folder: Path, rewards: dict[str, float], throughput: Throughput) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
 from rich.progress import track
 
 from rwml_lightning.audit.measure import audit_reward
@@ -14,8 +13,10 @@ from rwml_lightning.audit.plot import plot_audit
 from rwml_lightning.audit.report import print_audit, write_audit
 from rwml_lightning.data.floors import floors_for
 from rwml_lightning.data.transitions import read_transitions
+from rwml_lightning.printable import printable
 from rwml_lightning.rewards.base import NextStateReward
 from rwml_lightning.seeds import derive_seed
+from rwml_lightning.terminal import Terminal
 
 Split = Literal["train", "validation", "all"]
 
@@ -56,7 +57,7 @@ def run_audit(
         raise ValueError(
             f"{transitions} holds no {split} transitions; --split takes train, validation or all"
         )
-    progress = Console(stderr=True)
+    progress = Terminal(stderr=True)
     audit = audit_reward(
         reward, chosen, pool, floors_for(chosen, [t for t in pool if t.split == "train"]), seed,
         lambda starts: track(starts, f"{type(reward).__name__} on {len(chosen)} transitions", console=progress),
@@ -71,5 +72,5 @@ def run_audit(
     }
     write_audit(audit, output / "audit.json", settings)
     plot_audit(audit, output / "audit.png", f"{type(reward).__name__} on {transitions.name}")
-    print_audit(audit, Console())
-    print(f"Written: {output / 'audit.json'}, {output / 'audit.png'}")
+    print_audit(audit, Terminal())
+    print(printable(f"Written: {output / 'audit.json'}, {output / 'audit.png'}"))

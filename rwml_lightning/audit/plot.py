@@ -33,7 +33,7 @@ def plot_audit(audit: Audit, file: Path, title: str) -> None:
         _plot_distances(axes[0], audit)
         _plot_rates(axes[1], audit)
     _plot_rewards(axes[-1], audit)
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
     figure.savefig(file, dpi=110)
 
 

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from rwml_lightning.audit.candidates import Group
 from rwml_lightning.audit.measure import MOST_FOR_NEAR_MISSES, SEPARATES, TAUS, Audit, Row, shares
+from rwml_lightning.terminal import Terminal
 
 _COLUMNS = (0.02, 0.05, 0.1, 0.2, 0.4)
 GROUPS: dict[Group, str] = {
@@ -52,12 +51,12 @@ def verdict(audit: Audit) -> list[str]:
     return lines
 
 
-def print_audit(audit: Audit, console: Console) -> None:
+def print_audit(audit: Audit, console: Terminal) -> None:
     """Print an audit as two tables and its verdict."""
     console.print(_render_rows(audit))
     console.print(_render_examples(audit))
     for line in verdict(audit):
-        console.print(line, highlight=False, style="bold yellow" if line.startswith("Warning") else "")
+        console.print(line, style="bold yellow" if line.startswith("Warning") else "")
 
 
 def write_audit(audit: Audit, file: Path, settings: dict[str, Any]) -> None:
@@ -132,8 +131,7 @@ def _render_examples(audit: Audit) -> Table:
     for row in audit.group("near miss"):
         example = row.example
         distance = "" if example.distance is None else f"{example.distance:.3f}"
-        texts = (escape(_printable(text)) for text in (example.real, example.text))
-        table.add_row(row.kind, *texts, distance, f"{example.reward:.2f}")
+        table.add_row(row.kind, example.real, example.text, distance, f"{example.reward:.2f}")
     return table
 
 
@@ -148,8 +146,3 @@ def _median(row: Row) -> str:
 
 def _at_columns(accepted: Sequence[float]) -> list[str]:
     return [f"{accepted[TAUS.index(tau)]:.2f}" if accepted else "" for tau in _COLUMNS]
-
-
-def _printable(text: str) -> str:
-    """Control characters shown, not obeyed."""
-    return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -32,6 +31,7 @@ from rwml_lightning.envs import EnvironmentPool, EnvironmentSpec, Failure, read_
 from rwml_lightning.generation import Generator
 from rwml_lightning.schema import Episode, Transition
 from rwml_lightning.seeds import derive_seed
+from rwml_lightning.terminal import Terminal
 
 log = logging.getLogger(__name__)
 
@@ -154,7 +154,7 @@ def collect(
     size = collection.num_environments
     chunks = [jobs[i : i + size] for i in range(0, len(jobs), size)]
     dropped: dict[str, str] = {}
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     columns = (
         TextColumn("collecting episodes"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
         TextColumn("{task.description}"),

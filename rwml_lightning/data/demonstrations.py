@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich.console import Console
 from rich.progress import track
 
 from rwml_lightning.data.batches import Label
@@ -25,6 +24,7 @@ from rwml_lightning.data.reflections import Reflection, write_reflections
 from rwml_lightning.data.transitions import METADATA_KEY
 from rwml_lightning.evaluation import is_solved
 from rwml_lightning.schema import Sampling
+from rwml_lightning.terminal import Terminal
 
 log = logging.getLogger(__name__)
 _SCHEMA = pa.schema(
@@ -79,7 +79,7 @@ def collect_demonstrations(
     unsolved: dict[str, str] = {}
     solved = 0
     chunks = [games[start : start + wanted.batch_size] for start in range(0, len(games), wanted.batch_size)]
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     for number, chunk in enumerate(
         track(chunks, f"demonstrations by {wanted.source}", console=console, disable=not console.is_terminal)
     ):

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from rwml_lightning.envs import EnvironmentSpec
+from rwml_lightning.terminal import Terminal
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def make_games(games: GeneratedGames, seed: int) -> None:
     """Generate the games that are not there yet."""
     from rwml_lightning.envs.alfworld.generate import TASK_TYPES, generate_games
 
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     counts: dict[Literal["train", "validation"], int] = {
         "train": games.num_train,
         "validation": games.num_validation,

@@ -10,7 +10,6 @@ from statistics import fmean
 import numpy as np
 from rich import box
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
 
 from rwml_lightning.evaluation.bootstrap import bootstrap_intervals
@@ -176,7 +175,7 @@ def _table(title: str, rows: Mapping[str, EpisodeResult], measures: Sequence[str
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     names = (EPISODE_MEASURES.get(measure, measure.replace("_", "\n")) for measure in measures)
     for number, column in enumerate(["", "games", "n", *names]):
-        table.add_column(escape(column), justify="right" if number else "left", overflow="fold")
+        table.add_column(column, justify="right" if number else "left", overflow="fold")
     for name, result in rows.items():
         cells = [
             _cell(
@@ -186,9 +185,7 @@ def _table(title: str, rows: Mapping[str, EpisodeResult], measures: Sequence[str
             )
             for measure in measures
         ]
-        table.add_row(
-            escape(name), str(result.num_games), str(result.count), *cells, end_section=name == "all"
-        )
+        table.add_row(name, str(result.num_games), str(result.count), *cells, end_section=name == "all")
     return table
 
 

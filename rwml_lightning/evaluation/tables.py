@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from rich.markup import escape
 from rich.table import Table
 
 from rwml_lightning.evaluation.measures import MEASURES
@@ -52,16 +51,14 @@ def render_by_kind(title: str, columns: Mapping[str, Sequence[Result]], measure:
         found = [results.get(name) for results in by_name.values()]
         count = next(result.num_transitions for result in found if result is not None)
         cells = ["" if result is None else _result_cell(result, measure) for result in found]
-        table.add_row(escape(name), str(count), *cells, end_section=name in _SECTION_ENDS)
+        table.add_row(name, str(count), *cells, end_section=name in _SECTION_ENDS)
     return table
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:
     table = Table(title=title, title_justify="left")
     for number, column in enumerate(columns):
-        table.add_column(
-            escape(column), justify="right" if number else "left", overflow="fold"
-        )  # fmt: skip
+        table.add_column(column, justify="right" if number else "left", overflow="fold")
     return table
 
 
@@ -69,7 +66,7 @@ def _add_result(
     table: Table, name: str, result: Result, measures: Sequence[str], end_section: bool = False
 ) -> None:
     cells = [_result_cell(result, name) for name in measures]
-    table.add_row(escape(name), str(result.num_transitions), *cells, end_section=end_section)
+    table.add_row(name, str(result.num_transitions), *cells, end_section=end_section)
 
 
 def _measures(results: Sequence[Result]) -> list[str]:

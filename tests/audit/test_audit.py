@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import yaml
-from rich.console import Console
 from rwml_testing import LetterReward, make_transition, make_world
 
 from rwml_lightning.audit import Audit, Choice, Row, audit_reward, choose_tau
@@ -19,6 +18,7 @@ from rwml_lightning.cli import main
 from rwml_lightning.data.transitions import write_transitions
 from rwml_lightning.rewards import ContentReward
 from rwml_lightning.schema import Score
+from rwml_lightning.terminal import Terminal
 
 
 class ExactReward:
@@ -112,7 +112,7 @@ def test_a_reward_without_embedding_is_judged_by_what_it_pays(capsys: pytest.Cap
     assert audit.choice is None
     assert {found.reward for found in audit.rows} == {0.0}
     assert {found.distances for found in audit.rows} == {()}
-    print_audit(audit, Console(width=100))
+    print_audit(audit, Terminal(width=100))
     printed = capsys.readouterr().out
     assert "As configured it pays 0.00" in printed
     assert "distance" not in printed.split("takes best")[0]
@@ -122,7 +122,7 @@ def test_a_reward_without_embedding_is_judged_by_what_it_pays(capsys: pytest.Cap
 
 def test_hostile_text_is_shown_and_not_obeyed(capsys: pytest.CaptureFixture[str]) -> None:
     world = [make_transition(next_state="You see a mug 1. [bold]\x1b[2J[/nonsense]")]
-    print_audit(audit_reward(LetterReward(tau_d=2.0), world, world, {}, seed=0), Console(width=100))
+    print_audit(audit_reward(LetterReward(tau_d=2.0), world, world, {}, seed=0), Terminal(width=100))
     printed = capsys.readouterr().out
     assert "\x1b" not in printed
     assert "\\x1b" in printed

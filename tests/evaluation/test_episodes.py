@@ -10,7 +10,6 @@ from math import comb
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
 
 from rwml_lightning.evaluation import (
     EpisodeResult,
@@ -21,6 +20,7 @@ from rwml_lightning.evaluation import (
 )
 from rwml_lightning.evaluation.episodes import pass_all_k, pass_at_k
 from rwml_lightning.schema import ActionSample, Completion, Episode, EpisodeGroup, Playthrough, Turn
+from rwml_lightning.terminal import Terminal
 
 
 def make_member(turns: str, success: bool | None, kind: str = "heat", reward: float = 0.0) -> Playthrough:
@@ -85,7 +85,7 @@ def test_what_the_environment_measures_is_averaged_and_shown() -> None:
     values = measure_game(group)
     assert (values["hops"], values["do_nothing"], values["wrong"]) == (5.5, 0, 0.5)
     assert (values["pass@2"], values["pass^2"]) == (1.0, 0.0)
-    console = Console(width=100, record=True)
+    console = Terminal(width=100, record=True)
     console.print(render_episodes("Evaluation games", {row.name: row for row in summarise_episodes([group])}))
     above, below = console.export_text().split("As the environment measures them")
     assert "nothing" in above
@@ -116,7 +116,7 @@ def test_rows_by_split_and_kind() -> None:
     assert metrics["val/success"] == pytest.approx(2 / 3)
     assert metrics["val/cool/success"] == 0.5
     assert metrics["val/success_low"] == low
-    console = Console(width=100, record=True)
+    console = Terminal(width=100, record=True)
     console.print(render_episodes("Evaluation games", {row.name: row for row in rows}))
     text = console.export_text()
     for words in ("games", "success", "steps to", "0.67 ±", "2.5", "unseen"):

@@ -8,7 +8,6 @@ from dataclasses import asdict, replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
 from rich.table import Table
 from rwml_testing import LetterReward, make_transition
 
@@ -30,6 +29,7 @@ from rwml_lightning.evaluation import (
 from rwml_lightning.rewards import RougeReward
 from rwml_lightning.rewards.rouge import rouge
 from rwml_lightning.schema import Completion, Group, Prediction, Score, Transition
+from rwml_lightning.terminal import Terminal
 
 
 def make_prediction(next_state: str | None, similarity: float | None, member: int = 0) -> Prediction:
@@ -53,7 +53,7 @@ MEASURED = measure_groups(GROUPS, RougeReward(success_similarity=0.8))
 
 
 def render(*tables: Table) -> list[str]:
-    console = Console(record=True, width=100)
+    console = Terminal(record=True, width=100)
     for table in tables:
         console.print(table)
     return console.export_text().splitlines()

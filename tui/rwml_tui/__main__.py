@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from rwml_lightning.printable import printable
 from rwml_lightning.trace import TraceError, TraceReader, trace_path
 
 
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             paths = [trace_path(run) for run in chosen.runs or (None,)]
             readers = {name: stack.enter_context(TraceReader(path)) for name, path in named(paths).items()}
         except TraceError as error:
-            print(f"rwml-tui: {error}", file=sys.stderr)
+            print(printable(f"rwml-tui: {error}"), file=sys.stderr)
             return 1
         if chosen.serve:
             from rwml_tui.serve import serve

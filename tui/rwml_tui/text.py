@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import re
-import unicodedata
-
 from rich.text import Text
 
+from rwml_lightning.printable import split_hidden
+
 LIMIT = 20_000
-JOINERS = "\u200c\u200d"  # emoji and several scripts are written with them
-
-
-def _hidden(character: str) -> bool:
-    return unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") and character not in JOINERS
 
 
 def visible(text: str, style: str = "", limit: int = LIMIT) -> Text:
@@ -20,17 +14,16 @@ def visible(text: str, style: str = "", limit: int = LIMIT) -> Text:
     escape, such as ``\\x1b``; what goes beyond ``limit`` characters is counted instead of shown.
     """
     shown = Text(style=style)
-    for place, part in enumerate(re.split(r"([^\n -~])", text[:limit])):
-        odd = place % 2 == 1  # one character that is not printable ASCII
-        shown.append(*((repr(part)[1:-1], "reverse") if odd and _hidden(part) else (part,)))
+    for part, hidden in split_hidden(text[:limit]):
+        shown.append(part, "reverse" if hidden else None)
     if len(text) > limit:
         shown.append(f" ... {len(text) - limit:,} more characters", "italic")
     return shown
 
 
-def one_line(text: str, limit: int = 60) -> Text:
-    """The same for a cell of a table."""
-    return visible(text.replace("\n", "⏎"), limit=limit)
+def one_line(text: str, limit: int = 60, style: str = "") -> Text:
+    """The same for a cell of a table, a border's title, or a line."""
+    return visible(text.replace("\n", "⏎"), style, limit)
 
 
 def age(seconds: float) -> str:

@@ -1,0 +1,84 @@
+"""Foreign text as a terminal may show it: control characters are shown, never obeyed. Standard library only.
+
+Foreign is what a model, an environment, a config, a run store or a folder's name says. A terminal obeys control sequences in
+it: they write to the clipboard, change the window's title and move the cursor; marks of text direction make a line read as
+another one. All text on its way to a terminal passes :func:`split_hidden`: ``print`` and logs by :func:`printable`, tables by
+:class:`rwml_lightning.terminal.Terminal`, the dashboard by :func:`rwml_tui.text.visible`.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+import sys
+import traceback
+import unicodedata
+from collections.abc import Iterator
+from types import TracebackType
+from typing import TextIO
+
+_JOINERS = "\u200c\u200d"  # emoji and several scripts are written with them
+_NOT_PLAIN = re.compile(r"([^\n -~])")
+
+
+def split_hidden(text: str) -> Iterator[tuple[str, bool]]:
+    """Parts of a text in order, each with whether it is an escape, such as ``\\x1b``, for a character that is not shown.
+
+    Control characters but the newline, formatting characters but the joiners, lone surrogates and Unicode's own line ends are
+    not shown.
+    """
+    for place, part in enumerate(_NOT_PLAIN.split(text)):
+        if (
+            place % 2 == 1
+            and unicodedata.category(part) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+            and part not in _JOINERS
+        ):
+            yield repr(part)[1:-1], True
+        elif part:
+            yield part, False
+
+
+def printable(text: object) -> str:
+    """The text of anything with an escape in the place of each character that a terminal would obey."""
+    return "".join(part for part, _ in split_hidden(str(text)))
+
+
+class PrintableFormatter(logging.Formatter):
+    """Formats log records; what they say is shown, never obeyed."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as text, with its traceback."""
+        return printable(super().format(record))
+
+
+class PrintableStream(io.TextIOBase):
+    """Hands text on to another stream; what it says is shown, never obeyed.
+
+    Args:
+        stream: Gets the text.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        """Writes all of it."""
+        self.stream.write(printable(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Flushes the other stream."""
+        self.stream.flush()
+
+
+def guard_terminal() -> None:
+    """Send warnings of the log and uncaught exceptions to standard error as printable text."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter("%(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    sys.excepthook = _show_exception
+
+
+def _show_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    print(printable("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
