@@ -10,10 +10,13 @@ import time
 from array import array
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
+from types import UnionType
 from typing import Any, get_args
 
 from rwml_lightning.schema import Episode, Transition, Turn
+from rwml_lightning.trace.checked import DamagedRow, Record, columns, number_by_name, numbers, parsed, record
 from rwml_lightning.trace.query import JOIN_TASK, JOIN_TRANSITIONS, GroupQuery
 from rwml_lightning.trace.records import (
     Command,
@@ -27,7 +30,7 @@ from rwml_lightning.trace.records import (
     StageInfo,
     Step,
 )
-from rwml_lightning.trace.tables import TraceError, check_version, explained, named_row, storable
+from rwml_lightning.trace.tables import TraceError, as_text, check_version, explained, named_row, storable
 
 _SUMMARY = """
 groups.id, stage, step, source, position, transition_id, environment, game, kind, split, valid, knowable, action,
@@ -44,7 +47,16 @@ def number(value: float | None) -> float:
 
 def _summary(row: dict[str, Any]) -> GroupSummary:
     flags = {name: bool(row[name]) for name in ("valid", "knowable", "zero_variance")}
-    return GroupSummary(**{**row, **flags, "rewards": tuple(json.loads(row["rewards"]))})
+    rewards = numbers(parsed(row["rewards"], "rewards"), "rewards")
+    return record(GroupSummary, {**row, **flags, "rewards": rewards})
+
+
+def _history(text: str) -> tuple[Turn, ...]:
+    turns = parsed(text, "history")
+    names = [field.name for field in fields(Turn)]
+    if not isinstance(turns, list) or not all(isinstance(t, list) and len(t) == len(names) for t in turns):
+        raise DamagedRow(f"history holds {text!r:.60} where turns should stand")
+    return tuple(record(Turn, dict(zip(names, turn, strict=True))) for turn in turns)
 
 
 class TraceReader:
@@ -63,7 +75,7 @@ class TraceReader:
             raise TraceError(f"{path}: no such file; name a run folder or its trace.db")
         with explained(self.path):
             self._db = self._connect()
-        self._db.row_factory = named_row
+        self._db.row_factory, self._db.text_factory = named_row, as_text
         self._db.execute(
             "PRAGMA cache_size = -32768"
         )  # KiB: the list of a hundred thousand groups, sorted again
@@ -106,12 +118,16 @@ class TraceReader:
             bound = [storable(value) if isinstance(value, str) else value for value in values]
             return self._db.execute(statement, bound).fetchall()
 
-    def _tuples(self, statement: str, values: Sequence[Any]) -> list[Any]:
-        """Numbers alone, where a dict for each of a hundred thousand rows would be most of the time."""
+    def _records(self, kind: type[Record], rows: Iterable[dict[str, Any]]) -> list[Record]:
+        with explained(self.path):
+            return [record(kind, row) for row in rows]
+
+    def _numbers(self, statement: str, values: Sequence[Any], *types: type | UnionType) -> list[Any]:
+        """Columns of numbers, where a dict for each of a hundred thousand rows would be most of the time."""
         cursor = self._db.cursor()
         cursor.row_factory = None
         with explained(self.path):
-            return cursor.execute(statement, values).fetchall()
+            return columns(cursor.execute(statement, values), *types)
 
     def data_version(self) -> int:
         """A number that changes when anything was committed: a cheap test whether to look again."""
@@ -119,7 +135,12 @@ class TraceReader:
 
     def run(self) -> RunInfo:
         """How the run stands."""
-        return RunInfo(**self._rows("SELECT created, heartbeat, status, detail FROM run")[0])
+        rows = self._records(RunInfo, self._rows("SELECT created, heartbeat, status, detail FROM run"))
+        if not rows:
+            raise TraceError(
+                f"{self.path}: holds no run: the file is damaged or was not written by a trainer"
+            )
+        return rows[0]
 
     def stages(self) -> list[StageInfo]:
         """Stages in the order in which they began."""
@@ -127,19 +148,19 @@ class TraceReader:
             "SELECT s.*, max(step) AS last_step, max(time) AS last_time FROM stages AS s "
             "LEFT JOIN steps USING (stage) GROUP BY stage ORDER BY started"
         )
-        return [StageInfo(**row) for row in rows]
+        return self._records(StageInfo, rows)
 
     def steps(self, stage: str, since_step: int = 0) -> list[Step]:
         """Recorded steps of a stage from ``since_step`` on."""
         rows = self._rows(
             "SELECT * FROM steps WHERE stage = ? AND step >= ? ORDER BY step", (stage, since_step)
         )
-        return [Step(**row) for row in rows]
+        return self._records(Step, rows)
 
     def latest_step(self) -> Step | None:
         """The step recorded last, of whatever stage."""
         rows = self._rows("SELECT * FROM steps ORDER BY time DESC, step DESC LIMIT 1")
-        return Step(**rows[0]) if rows else None
+        return next(iter(self._records(Step, rows)), None)
 
     def metric_names(self, stage: str) -> list[str]:
         """Names that occur in a stage."""
@@ -168,7 +189,7 @@ class TraceReader:
         statement = "SELECT step, value FROM metrics WHERE stage = ? AND name = ? AND step >= ? ORDER BY step"
         curves = {}
         for name in self.metric_names(stage) if names is None else names:
-            rows = self._tuples(statement, (stage, name, since_step))
+            rows = self._numbers(statement, (stage, name, since_step), int, int | float | None)
             curves[name] = [(step, number(value)) for step, value in rows]
         return curves
 
@@ -181,7 +202,9 @@ class TraceReader:
         """Ids of a query's groups in its order: eight bytes each, so that a list of any length can be held."""
         where, values = query.where()
         statement = f"SELECT groups.id {where} {query.order()} LIMIT ? OFFSET ?"
-        return array("q", (group_id for (group_id,) in self._tuples(statement, [*values, limit, offset])))
+        return array(
+            "q", (group_id for (group_id,) in self._numbers(statement, [*values, limit, offset], int))
+        )
 
     def groups_by_id(self, ids: Iterable[int]) -> list[GroupSummary]:
         """Rows for ids, in their order; an id that was replaced meanwhile is left out."""
@@ -190,7 +213,8 @@ class TraceReader:
             f"SELECT {_SUMMARY} FROM groups {JOIN_TRANSITIONS} {JOIN_TASK} WHERE groups.id IN (SELECT value FROM json_each(?))",
             (json.dumps(wanted),),
         )
-        found = {row["id"]: _summary(row) for row in rows}
+        with explained(self.path):
+            found = {row["id"]: _summary(row) for row in rows}
         return [found[one] for one in wanted if one in found]
 
     def groups(
@@ -219,23 +243,23 @@ class TraceReader:
             return None
         (row,), (summary,) = rows, summaries
         shared = ("transition_id", "environment", "game", "action", "kind", "valid", "knowable", "split")
-        transition = Transition(
-            task=row["task"],
-            history=tuple(Turn(*turn) for turn in json.loads(row["history"])),
-            observation=row["observation"],
-            next_state=row["next_state"],
-            **{name: getattr(summary, name) for name in shared},
-        )
-        return GroupDetail(summary, transition, row["prompt"])
+        told = {name: row[name] for name in ("task", "observation", "next_state")}
+        with explained(self.path):
+            told |= {name: getattr(summary, name) for name in shared} | {"history": _history(row["history"])}
+            transition = record(Transition, told)
+            return record(
+                GroupDetail, {"summary": summary, "transition": transition, "prompt": row["prompt"]}
+            )
 
     def predictions(self, group_id: int) -> list[PredictionRecord]:
         """Members of a group in order."""
         rows = self._rows("SELECT * FROM predictions WHERE group_id = ? ORDER BY member", (group_id,))
-        for row in rows:
-            row["well_formed"] = bool(row["well_formed"])
-            row["parts"] = json.loads(row["parts"])
-            row["reward"], row["advantage"] = number(row["reward"]), number(row["advantage"])
-        return [PredictionRecord(**row) for row in rows]
+        with explained(self.path):
+            for row in rows:
+                row["well_formed"] = bool(row["well_formed"])
+                row["parts"] = number_by_name(parsed(row["parts"], "parts"), "parts")
+                row["reward"], row["advantage"] = number(row["reward"]), number(row["advantage"])
+        return self._records(PredictionRecord, rows)
 
     def same_transition(self, transition_id: str) -> list[GroupSummary]:
         """All groups of one transition, in the order in which they were recorded."""
@@ -251,7 +275,7 @@ class TraceReader:
     def episode_ids(self, stage: str | None = None) -> array[int]:
         """Ids of episodes, newest step first."""
         statement = "SELECT id FROM episodes WHERE ? IN (stage, '') ORDER BY step DESC, position"
-        return array("q", (key for (key,) in self._tuples(statement, (stage or "",))))
+        return array("q", (key for (key,) in self._numbers(statement, (stage or "",), int)))
 
     def episodes_by_id(self, ids: Iterable[int]) -> list[EpisodeSummary]:
         """Rows for ids, in their order; an id that was replaced meanwhile is left out."""
@@ -264,7 +288,7 @@ class TraceReader:
             row["success"] = None if row["success"] is None else bool(row["success"])
             row["truncated"] = bool(row["truncated"])
             row["episode_return"] = number(row["episode_return"])
-        found = {row["id"]: EpisodeSummary(**row) for row in rows}
+        found = {one.id: one for one in self._records(EpisodeSummary, rows)}
         return [found[one] for one in wanted if one in found]
 
     def latest_ids(self, until: Step) -> tuple[int, int]:
@@ -300,18 +324,18 @@ class TraceReader:
         row = rows[0]
         row["success"] = None if row["success"] is None else bool(row["success"])
         row["truncated"] = bool(row["truncated"])
-        return Episode(turns=tuple(Turn(**turn) for turn in turns), **row)
+        (episode,) = self._records(Episode, [{**row, "turns": tuple(self._records(Turn, turns))}])
+        return episode
 
     def evaluations(self, stage: str | None = None) -> list[Evaluation]:
         """Held-out results in the order in which they were recorded."""
         rows = self._rows("SELECT * FROM evaluations WHERE ? IN (stage, '') ORDER BY time", (stage or "",))
-        return [Evaluation(**{**row, "result": json.loads(row["result"])}) for row in rows]
+        with explained(self.path):
+            return [record(Evaluation, {**row, "result": parsed(row["result"], "result")}) for row in rows]
 
     def commands(self, limit: int = 20) -> list[Command]:
         """Commands sent to the trainer, newest first, with its answers."""
-        return [
-            Command(**row) for row in self._rows("SELECT * FROM control ORDER BY id DESC LIMIT ?", (limit,))
-        ]
+        return self._records(Command, self._rows("SELECT * FROM control ORDER BY id DESC LIMIT ?", (limit,)))
 
     def send_command(self, command: CommandName) -> int:
         """Asks something of the trainer, the one thing that a reader writes.

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rwml_lightning.trace.checked import DamagedRow
+
 APPLICATION_ID = 0x52574D4C  # "RWML"
 SCHEMA_VERSION = 2
 
@@ -158,9 +160,11 @@ class TraceError(ValueError):
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Turns what SQLite raises into a :class:`TraceError` that names the file and what to do."""
+    """Turns what SQLite raises, and rows that nobody writes, into a :class:`TraceError` that names the file and what to do."""
     try:
         yield
+    except DamagedRow as error:
+        raise TraceError(f"{path}: {error}: the file is damaged or was not written by a trainer") from error
     except sqlite3.Error as error:
         reason = str(error)
         if "fts5" in reason:
@@ -176,8 +180,16 @@ def explained(path: Path) -> Iterator[None]:
 
 def named_row(cursor: sqlite3.Cursor, row: tuple[Any, ...]) -> dict[str, Any]:
     """Row factory: a dict by column name, with texts that :func:`storable` wrote as bytes made text again."""
-    values = (value.decode("utf-8", "surrogatepass") if isinstance(value, bytes) else value for value in row)
+    values = (as_text(value) if isinstance(value, bytes) else value for value in row)
     return {column[0]: value for column, value in zip(cursor.description, values, strict=True)}
+
+
+def as_text(stored: bytes) -> str:
+    """Text from bytes as :func:`storable` writes them; of any others those that are no UTF-8 stand as escapes."""
+    try:
+        return stored.decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError:
+        return stored.decode("utf-8", "backslashreplace")
 
 
 def storable(text: str) -> str | bytes:
