@@ -6,9 +6,7 @@ import asyncio
 import base64
 import os
 import shutil
-import socket
 import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -19,15 +17,9 @@ import aiohttp
 import numpy as np
 import pytest
 from PIL import Image
-from rwml_tui.serve import serve
+from tui_testing import Served, free_port, serving
 
 CHROMIUM = shutil.which("chromium")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @contextmanager
@@ -61,12 +53,13 @@ class Page:
     def __init__(self, channel: aiohttp.ClientWebSocketResponse) -> None:
         self.channel = channel
         self._number = 0
+        self.events: list[dict[str, Any]] = []
 
     async def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         self._number += 1
         await self.channel.send_json({"id": self._number, "method": method, "params": parameters})
         while (message := await self.channel.receive_json(timeout=30)).get("id") != self._number:
-            pass
+            self.events.append(message)
         return message["result"]
 
     async def picture(self, path: Path) -> np.ndarray:
@@ -102,17 +95,18 @@ def detail(picture: np.ndarray) -> float:
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium (Debian: apt-get install chromium)")
 def test_a_page_shows_the_dashboard_and_hears_keys(run: Path, tmp_path: Path) -> None:
     page_port, debug_port = free_port(), free_port()
-    dashboard = [sys.executable, "-m", "rwml_tui", "--serve", "--port", str(page_port), str(run)]
     browser = [
         str(CHROMIUM), "--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1280,800",
         f"--remote-debugging-port={debug_port}", f"--user-data-dir={tmp_path / 'profile'}",
-        f"http://127.0.0.1:{page_port}/",
+        "about:blank",
     ]  # fmt: skip
 
-    async def session(server: int) -> None:
-        assert "rwml-tui" in await answer(f"http://127.0.0.1:{page_port}/")
+    async def session(served: Served) -> None:
         with running(browser, tmp_path / "browser.log"):
             async with opened(debug_port) as page:
+                for domain in ("Log", "Network"):
+                    await page.call(f"{domain}.enable")
+                await page.call("Page.navigate", url=f"{served.origin}/?token={served.token}")
                 for _ in range(60):
                     await asyncio.sleep(0.5)
                     first = await page.picture(tmp_path / "page.png")
@@ -131,11 +125,22 @@ def test_a_page_shows_the_dashboard_and_hears_keys(run: Path, tmp_path: Path) ->
                         break
                 else:
                     raise AssertionError("ten seconds passed without another tab")
-                os.kill(server, 9)  # it ends without a word to the dashboard that it shows
-                await asyncio.to_thread(wait_for_end, server)
+                asked = [
+                    e["params"]["request"]["url"]
+                    for e in page.events
+                    if e.get("method") == "Network.requestWillBeSent"
+                ]
+                assert any(url.endswith(".ttf") for url in asked)
+                assert {url.split("/")[2] for url in asked} == {f"127.0.0.1:{page_port}"}
+                entries = [e["params"]["entry"] for e in page.events if e.get("method") == "Log.entryAdded"]
+                assert not [one for one in entries if one["source"] == "security" or "Policy" in one["text"]]
+                where = await page.call("Runtime.evaluate", expression="location.href")
+                assert where["result"]["value"] == f"{served.origin}/"  # the token is not left in the address
+                os.kill(served.pid, 9)  # it ends without a word to the dashboard that it shows
+                await asyncio.to_thread(wait_for_end, served.pid)
 
-    with running(dashboard, tmp_path / "serve.log") as server:
-        asyncio.run(asyncio.wait_for(session(server.pid), 120))
+    with serving(run, tmp_path / "serve.log", page_port) as served:
+        asyncio.run(asyncio.wait_for(session(served), 240))
 
 
 def wait_for_end(group: int, seconds: float = 15) -> None:
@@ -146,14 +151,3 @@ def wait_for_end(group: int, seconds: float = 15) -> None:
             return
         time.sleep(0.2)
     raise AssertionError(f"processes of group {group} go on after {seconds} s")
-
-
-def test_a_taken_port_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        other.listen()
-        port = other.getsockname()[1]
-        assert serve(["x"], None, port) == 1
-    error = capsys.readouterr().err
-    assert f"port {port} cannot be used" in error
-    assert error.count("\n") == 1

@@ -1,10 +1,17 @@
-"""A recorded run, and how tests drive the real app over it."""
+"""A recorded run, how tests drive the real app over it, and how they serve it as a page."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import ExitStack
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -92,3 +99,54 @@ def put_in_place(code: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
     (package / "__main__.py").write_text(code)
     monkeypatch.setenv("PYTHONPATH", str(package.parent))
     monkeypatch.chdir(folder)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@dataclass
+class Served:
+    """A page that is served: by which process, where, its token, and what its terminal said."""
+
+    pid: int
+    port: int
+    token: str
+    log: Path
+
+    @property
+    def origin(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def cookie(self) -> str:
+        return f"rwml-tui-{self.port}={self.token}"
+
+
+@contextmanager
+def serving(run: Path, log: Path, port: int) -> Iterator[Served]:
+    """``rwml-tui --serve`` as a process of its own, ended with all that it started."""
+    command = [sys.executable, "-m", "rwml_tui", "--serve", "--port", str(port), str(run)]
+    with log.open("w") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
+    try:
+        for _ in range(600):
+            printed = re.search(rf"http://127\.0\.0\.1:{port}/\?token=(\S+)", log.read_text())
+            if printed and accepts(port):
+                break
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.1)
+        else:
+            raise AssertionError(f"no address in a minute: {log.read_text()}")
+        yield Served(process.pid, port, printed.group(1), log)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, 9)
+        process.wait(20)
+
+
+def accepts(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -1,0 +1,115 @@
+"""The page that shows dashboards: who may open it, and what it may load.
+
+Any page that a browser of this machine has open can send requests to this one, and so can any user of the machine. A
+request is answered when it names this server as its host (another name may have been made to point here), does not come from
+a page of another origin, and brings the token that only the terminal of who started the server shows.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from string import Template
+
+from aiohttp import hdrs, web
+from textual_serve.server import Server
+from typing_extensions import override
+
+HOST = "127.0.0.1"
+"""Whoever reaches the page can read the run and stop it, so it is shown to this machine alone."""
+NAMES = (HOST, "localhost", "[::1]")
+_PAGE = Template((Path(__file__).parent / "page.html").read_text())
+# A document that goes on to the page: after a click elsewhere, a redirect would not bring the cookie along.
+_ENTERED = '<!DOCTYPE html><meta http-equiv="refresh" content="0; url=/"><title>rwml-tui</title>'
+
+
+class Page(Server):
+    """Serves dashboards to who has the token; each browser tab gets one of its own.
+
+    Args:
+        command: Starts a dashboard, as a shell takes it.
+        port: Of the page.
+        token: Opens the page.
+    """
+
+    def __init__(self, command: str, port: int, token: str) -> None:
+        super().__init__(command, host=HOST, port=port)
+        self.token = token
+        self.hosts = {f"{name}:{port}" for name in NAMES} | (set(NAMES) if port == 80 else set())
+        self.cookie = f"rwml-tui-{port}"  # cookies are shared by all ports of a host
+
+    @property
+    def url(self) -> str:
+        """Address with the token, for the browser of who started the server."""
+        return f"http://{HOST}:{self.port}/?token={self.token}"
+
+    def refusal(self, request: web.Request) -> str | None:
+        """Why a request is not answered, in one line; ``None`` when it is."""
+        if request.host not in self.hosts:
+            return (
+                f"this page answers as localhost:{self.port} alone; to see it from another machine forward the same "
+                f"port: ssh -L {self.port}:localhost:{self.port} HOST"
+            )
+        origin = request.headers.get(hdrs.ORIGIN)
+        socket = request.headers.get(hdrs.UPGRADE) is not None
+        if (origin is not None or socket) and origin != f"http://{request.host}":
+            return "this page answers no page of another origin"
+        given = self._token_of_address(request) or request.cookies.get(self.cookie, "")
+        if not secrets.compare_digest(given.encode("utf-8", "replace"), self.token.encode()):
+            return (
+                "open the address that rwml-tui --serve printed, with its token; each start has another one"
+            )
+        return None
+
+    @override
+    async def _make_app(self) -> web.Application:
+        app = await super()._make_app()
+        app.middlewares.append(self._guard())
+        app.on_response_prepare.append(self._restrict)
+        return app
+
+    @override
+    async def on_startup(self, app: web.Application) -> None:
+        """Says nothing: the address with its token is printed where the server is started."""
+
+    @override
+    async def handle_index(self, request: web.Request) -> web.Response:
+        """The page; the token in its address becomes a cookie, so that it does not stay in the address."""
+        if not self._token_of_address(request):
+            return web.Response(text=_PAGE.substitute(host=request.host), content_type="text/html")
+        response = web.Response(text=_ENTERED, content_type="text/html")
+        response.set_cookie(self.cookie, self.token, httponly=True, samesite="Strict")
+        return response
+
+    def _guard(self) -> Callable[..., Awaitable[web.StreamResponse]]:
+        @web.middleware
+        async def guard(
+            request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+        ) -> web.StreamResponse:
+            refusal = self.refusal(request)
+            if refusal is not None:
+                raise web.HTTPForbidden(text=f"rwml-tui: {refusal}\n")
+            return await handler(request)
+
+        return guard
+
+    async def _restrict(self, request: web.Request, response: web.StreamResponse) -> None:
+        """What the browser may do with an answer: load from here alone, show it in no other page, keep nothing."""
+        response.headers.update(
+            {
+                # xterm.js writes style elements.
+                "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
+                "font-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+                "frame-ancestors 'none'",
+                "Cross-Origin-Opener-Policy": "same-origin",
+                "Cross-Origin-Resource-Policy": "same-origin",
+                "Referrer-Policy": "no-referrer",
+                "X-Content-Type-Options": "nosniff",
+                hdrs.CACHE_CONTROL: "no-store",
+            }
+        )
+
+    @staticmethod
+    def _token_of_address(request: web.Request) -> str:
+        return request.query.get("token", "") if request.path == "/" else ""
