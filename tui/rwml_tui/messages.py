@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from textual.message import Message
+from textual.message_pump import MessagePump
+
+from rwml_lightning.trace import TraceError
 
 
 @dataclass
@@ -14,6 +18,15 @@ class Problem(Message):
     """Something could not be done; the bar on top shows it."""
 
     text: str
+
+
+@contextmanager
+def reported(sender: MessagePump) -> Iterator[None]:
+    """Sends a :class:`Problem` when the run store cannot be read, and leaves the rest of the block out."""
+    try:
+        yield
+    except TraceError as error:
+        sender.post_message(Problem(str(error)))
 
 
 @dataclass

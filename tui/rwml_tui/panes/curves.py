@@ -16,6 +16,7 @@ from textual.containers import Vertical, VerticalScroll
 from textual.widgets import Static
 
 from rwml_lightning.trace import Step, TraceReader
+from rwml_tui.text import one_line
 
 Curve = Sequence[tuple[int, float]]
 PLOTS: Mapping[str, tuple[str, ...]] = {
@@ -89,11 +90,11 @@ class CurvePlot(Vertical):
         for number, (name, curve) in enumerate(series.items()):
             style = STYLES[number % len(STYLES)]
             last = f" {curve[-1][1]:.3g}" if curve else ""
-            legend.append(("  " if legend else "") + name + last, style)
+            legend.append("  " if legend else "").append_text(one_line(name + last, style=style))
             if curve:
                 steps, values = zip(*curve, strict=True)
                 self.plot.plot(steps, values, line_style=style, hires_mode=HiResMode.BRAILLE)
-        self.border_subtitle = legend.markup
+        self.border_subtitle = legend
 
 
 class Curves(VerticalScroll):

@@ -22,6 +22,7 @@ from rwml_tui.screens.export import Export
 from rwml_tui.screens.over_training import OverTraining
 from rwml_tui.widgets.group_table import GroupTable
 from rwml_tui.widgets.group_view import GroupView
+from rwml_tui.widgets.line import Line
 
 
 class Predictions(Vertical):
@@ -55,7 +56,7 @@ class Predictions(Vertical):
         self.until: int | None = None
         self._asked: GroupQuery | None = None
         self._reading: TraceReader | None = None
-        self._line = Input(
+        self._line = Line(
             placeholder="find: reward>0.5 kind=navigation step>=10 mug", compact=True, id="find"
         )
         self.table, self.view = GroupTable(reader), GroupView()
@@ -117,7 +118,6 @@ class Predictions(Vertical):
             asked = parse_query_line(event.value)
         except ValueError as error:
             self._line.add_class("wrong")
-            self._line.border_subtitle = str(error)
             self.post_message(Problem(str(error)))
             return
         self._line.remove_class("wrong")

@@ -46,7 +46,6 @@ class Compare(ModalScreen[None]):
             with Horizontal():
                 for number, (name, reader) in enumerate(self.readers.items()):
                     pane = TextPane(name, id=f"run-{number}")
-                    pane.border_title = one_line(name)
                     group = newest(reader.same_transition(self.transition.transition_id), self.source)
                     pane.show(
                         Text("never predicted in this run", "italic")
@@ -69,7 +68,9 @@ def newest(groups: list[GroupSummary], source: str) -> GroupSummary | None:
 def group_text(reader: TraceReader, group: GroupSummary, real: str) -> Text:
     """A group in short: where it stands, what it earned, and its best prediction with the words that differ."""
     similarity = "-" if group.mean_similarity is None else f"{group.mean_similarity:.2f}"
-    place = Text(f"{group.stage} step {group.step}, {group.source}\n")
+    place = (
+        one_line(group.stage).append(f" step {group.step}, ").append_text(one_line(group.source)).append("\n")
+    )
     place.append(f"{reward_bar(group.rewards) if group.rewards else ''}  mean similarity {similarity}\n\n")
     prediction = best(reader.predictions(group.id))
     if prediction is None:

@@ -16,6 +16,7 @@ from textual.widgets import Footer, Input, RadioButton, RadioSet, Static
 from rwml_lightning.trace import TraceError
 from rwml_tui.export import FORMATS, export
 from rwml_tui.text import one_line
+from rwml_tui.widgets.line import Line
 
 
 class Export(ModalScreen[str | None]):
@@ -34,7 +35,7 @@ class Export(ModalScreen[str | None]):
     def __init__(self, database: Path, listed: array[int], selected: int) -> None:
         super().__init__()
         self.database, self.listed, self.selected = database, listed, selected
-        self._file = Input(f"{database.resolve().parent.name}-groups.jsonl", id="file")
+        self._file = Line(f"{database.resolve().parent.name}-groups.jsonl", id="file")
         self._problem = Static(markup=False, id="problem")
 
     def compose(self) -> ComposeResult:

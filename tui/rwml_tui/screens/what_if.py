@@ -14,9 +14,11 @@ from textual.screen import ModalScreen
 from textual.widgets import Footer, Input, OptionList, Static
 from textual.widgets.option_list import Option
 
+from rwml_lightning.printable import printable
 from rwml_tui.text import one_line
 from rwml_tui.what_if import Outcome, Scene, WhatIfError, WhatIfProcess
 from rwml_tui.widgets.group_view import GroupView
+from rwml_tui.widgets.line import Line
 
 _MOST_LISTED = 200
 
@@ -46,9 +48,10 @@ class WhatIf(ModalScreen[None]):
         self.scene: Scene | None = None
         self.outcome: Outcome | None = None
         self._game = 0
+        self._listed: list[str] = []
         self._state = Static(markup=False, id="state")
         self._view = GroupView()
-        self._line = Input(placeholder="an action, for example: open drawer 1", compact=True, id="action")
+        self._line = Line(placeholder="an action, for example: open drawer 1", compact=True, id="action")
         self._actions = OptionList(id="admissible", markup=False, compact=True)
 
     def compose(self) -> ComposeResult:
@@ -107,21 +110,26 @@ class WhatIf(ModalScreen[None]):
 
     def _list(self, typed: str) -> None:
         words = typed.lower().split()
-        actions = () if self.scene is None else self.scene.admissible
-        found = [action for action in actions if all(word in action.lower() for word in words)]
+        found = [action for action in self._named() if all(word in action.lower() for word in words)]
+        self._listed = found[:_MOST_LISTED]
         self._actions.clear_options()
-        self._actions.add_options(Option(one_line(action, 200), id=action) for action in found[:_MOST_LISTED])
+        self._actions.add_options(Option(one_line(action, 200)) for action in self._listed)
+
+    def _named(self) -> dict[str, str]:
+        """Actions that the environment names, by how the line shows them."""
+        return {} if self.scene is None else {printable(action): action for action in self.scene.admissible}
 
     @on(Input.Submitted, "#action")
     def act(self) -> None:
         """Ask, and do it."""
         if self.scene is not None and self._line.value.strip():
-            self._ask({"place": self.scene.place, "action": self._line.value})
+            action = self._named().get(self._line.value, self._line.value)
+            self._ask({"place": self.scene.place, "action": action})
 
     @on(OptionList.OptionSelected, "#admissible")
     def choose(self, event: OptionList.OptionSelected) -> None:
         """The same with an action of the list."""
-        self._line.value = event.option_id or ""
+        self._line.value = self._listed[event.option_index]
         self.act()
 
     def action_type(self) -> None:

@@ -11,7 +11,7 @@ from textual.widgets import Static
 from rwml_lightning.schema import Transition
 from rwml_lightning.trace import PredictionRecord
 from rwml_tui.difference import mark_differences
-from rwml_tui.text import visible
+from rwml_tui.text import one_line, visible
 from rwml_tui.widgets.text_pane import TextPane
 
 
@@ -54,12 +54,14 @@ def prediction_texts(prediction: PredictionRecord, real: str, unfolded: bool) ->
 def score_text(prediction: PredictionRecord) -> Text:
     """What one member was worth, in one line."""
     similarity = "-" if prediction.similarity is None else f"{prediction.similarity:.3f}"
-    parts = "".join(f"  {name} {value:.3g}" for name, value in prediction.parts.items())
-    return Text(
+    line = Text(
         f"similarity {similarity}  reward {prediction.reward:g}  advantage {prediction.advantage:+.2f}  "
         f"{prediction.tokens} tokens{', cut off' if prediction.finish_reason == 'length' else ''}  "
-        f"policy {prediction.policy_version}{parts}"
+        f"policy {prediction.policy_version}"
     )
+    for name, value in prediction.parts.items():
+        line.append("  ").append_text(one_line(name)).append(f" {value:.3g}")
+    return line
 
 
 class GroupView(Vertical):
@@ -87,7 +89,8 @@ class GroupView(Vertical):
         """Shows another group; the place in the group is kept, so that it can be followed through groups."""
         self._transition, self._predictions = transition, predictions
         self._situation.show(Text() if transition is None else context_text(transition))
-        self._real.border_title = f"real, {transition.kind}" if transition and transition.action else "real"
+        kind = f", {transition.kind}" if transition and transition.action else ""
+        self._real.border_title = one_line(f"real{kind}")
         self.set_reactive(GroupView.member, min(self.member, max(len(predictions) - 1, 0)))
         self.watch_member()
 

@@ -47,7 +47,7 @@ class RunBar(Static):
         """
         self.remove_class("problem")
         run, step = reader.run(), reader.latest_step()
-        parts = [one_line(self.run_name), Text(run.status, STYLES.get(run.status, ""))]
+        parts = [one_line(self.run_name), one_line(run.status, style=STYLES.get(run.status, ""))]
         if moment is not None:
             parts.append(Text(f"replay {moment.number + 1}/{num_steps}", "bold reverse"))
             step = moment.step

@@ -7,18 +7,20 @@ from textual.app import ComposeResult
 from textual.containers import VerticalScroll
 from textual.widgets import Static
 
+from rwml_tui.text import one_line
+
 
 class TextPane(VerticalScroll):
     """Shows a text; takes the focus, so that keys can scroll it.
 
     Args:
-        title: Written into the border.
+        title: Written into the border; may be anybody's words.
         id: Widget id.
     """
 
     def __init__(self, title: str, id: str) -> None:
         super().__init__(id=id)
-        self.border_title = title
+        self.border_title = one_line(title)
         self._text = Static(markup=False)
 
     def compose(self) -> ComposeResult:
