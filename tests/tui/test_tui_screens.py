@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rwml_testing import HOSTILE, assert_harmless
 from rwml_tui.app import Dashboard
 from rwml_tui.export import export
 from rwml_tui.panes.curves import Curves, labelled, logarithmic, smoothed, thinned
 from rwml_tui.screens.export import Export
 from textual.pilot import Pilot
 from textual.widgets import Input
-from tui_testing import HOSTILE, drive, make_group, press, shown
+from tui_testing import drive, make_group, press, shown
 
 from rwml_lightning.trace import TraceReader, TraceWriter
 
@@ -73,23 +74,32 @@ def test_a_run_that_ended_hears_no_command(run: Path) -> None:
 def test_groups_are_written(run: Path, tmp_path: Path) -> None:
     with TraceWriter(run / "trace.db") as writer:
         writer.write_step("wm_grpo", 9, {}, [make_group(9, HOSTILE, (HOSTILE, None, "```"))])
+        writer.write_step(
+            "wm_grpo", 10, {}, [make_group(10, "`=x`", ("=cmd|' /C calc'!A0", "+1", "-1", "@x", "\t=1"))]
+        )
     with TraceReader(run / "trace.db") as reader:
         ids = reader.group_ids()
     for ending in (".jsonl", ".csv", ".md"):
         export(run / "trace.db", ids, tmp_path / f"all{ending}")
     rows = [json.loads(line) for line in (tmp_path / "all.jsonl").read_text().splitlines()]
-    assert [row["group"]["step"] for row in rows] == [9, 4, 3, 2, 1, 0]
-    assert rows[0]["transition"]["action"] == HOSTILE
-    assert rows[1]["predictions"][0]["next_state"] == "a mug at step 4"
+    assert [row["group"]["step"] for row in rows] == [10, 9, 4, 3, 2, 1, 0]
+    assert rows[1]["transition"]["action"] == HOSTILE
+    assert rows[2]["predictions"][0]["next_state"] == "a mug at step 4"
     with (tmp_path / "all.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
-    assert len(lines) == 3 + 5 * 2
-    assert (lines[3]["predicted"], lines[3]["similarity"], lines[3]["member"]) == (
+    assert len(lines) == 5 + 3 + 5 * 2
+    formulas = [line["predicted"] for line in lines[:5]]
+    assert formulas == ["'=cmd|' /C calc'!A0", "'+1", "'-1", "'@x", "\\t=1"]
+    assert (lines[8]["predicted"], lines[8]["similarity"], lines[8]["member"]) == (
         "a mug at step 4",
         "0.875",
         "0",
     )
     text = (tmp_path / "all.md").read_text()
+    for ending in (".csv", ".md"):
+        assert_harmless((tmp_path / f"all{ending}").read_text())
+    assert (tmp_path / "all.jsonl").read_text().isascii()
+    assert "## `wm_grpo` step 10, `train`: `` `=x` ``" in text
     assert "````\n```\n````" in text
     assert "a mug at step 0" in text
     with pytest.raises(ValueError, match="exists; name another file"):

@@ -22,7 +22,6 @@ from rwml_lightning.schema import Completion, Group, Prediction, Score, Transiti
 from rwml_lightning.trace import TraceReader
 
 SIZES = [(80, 24), (120, 40)]
-HOSTILE = "\x1b[31m[bold]red[/bold]\x07 \u202eevil \ud800 [@click=app.quit]"
 
 
 def make_group(step: int, action: str = "go to shelf 1", answers: tuple[str | None, ...] = ()) -> Group:

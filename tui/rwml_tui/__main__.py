@@ -37,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             paths = [trace_path(run) for run in chosen.runs or (None,)]
             readers = {name: stack.enter_context(TraceReader(path)) for name, path in named(paths).items()}
+            follow = next(iter(readers.values())).run().alive if chosen.follow is None else chosen.follow
         except TraceError as error:
             print(printable(f"rwml-tui: {error}"), file=sys.stderr)
             return 1
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return serve([str(path.resolve()) for path in paths], chosen.follow, chosen.port)
         from rwml_tui.app import Dashboard  # after the checks: their answer need not wait for Textual
 
-        app = Dashboard(readers, chosen.follow)
+        app = Dashboard(readers, follow)
         app.run()
     return app.return_code or 0
 

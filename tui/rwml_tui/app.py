@@ -13,7 +13,7 @@ from textual.widget import Widget
 from textual.widgets import Footer, TabbedContent, TabPane
 
 from rwml_lightning.trace import Step, TraceError, TraceReader
-from rwml_tui.messages import AskWhatIf, Problem
+from rwml_tui.messages import AskWhatIf, Problem, reported
 from rwml_tui.panes.curves import Curves
 from rwml_tui.panes.episodes import Episodes
 from rwml_tui.panes.predictions import Predictions
@@ -122,7 +122,8 @@ class Dashboard(App[None]):
     @on(TabbedContent.TabActivated)
     async def show_tab(self) -> None:
         """Reads what the tab shows."""
-        await self._look()
+        with reported(self):
+            await self._look()
 
     @on(AskWhatIf)
     def show_what_if(self, asked: AskWhatIf) -> None:
@@ -162,11 +163,13 @@ class Dashboard(App[None]):
         """Plays, from the first step when the run is shown as it is, or pauses."""
         if self._playing:
             self._pause()
-        elif all_steps(self.reader):
-            if self.moment is None:
-                await self._go_to(0)
-            self._playing = True
-            self._clock.resume()
+            return
+        with reported(self):
+            if all_steps(self.reader):
+                if self.moment is None:
+                    await self._go_to(0)
+                self._playing = True
+                self._clock.resume()
 
     async def action_scrub(self, by: int) -> None:
         """A step back or on."""
@@ -174,7 +177,8 @@ class Dashboard(App[None]):
         if self.moment is not None:
             await self._go_to(self.moment.number + by)
         elif by < 0:
-            await self._go_to(len(all_steps(self.reader)) - 2)
+            with reported(self):
+                await self._go_to(len(all_steps(self.reader)) - 2)
 
     def _pause(self) -> None:
         self._playing = False
@@ -188,18 +192,14 @@ class Dashboard(App[None]):
 
     async def _go_to(self, number: int) -> None:
         """Show the run as it was after a step."""
-        try:
+        with reported(self):
             self._steps = all_steps(self.reader)
-            self.moment = moment_at(self.reader, self._steps, number)
-        except TraceError as error:
-            self._bar.complain(str(error))
-            return
-        here = self.moment
-        self._predictions.until = None if here is None else here.last_group
-        self._episodes.until = None if here is None else here.last_episode
-        self._curves.until = None if here is None else here.step
-        await self._look()
-        await self.refresh_run()
+            here = self.moment = moment_at(self.reader, self._steps, number)
+            self._predictions.until = None if here is None else here.last_group
+            self._episodes.until = None if here is None else here.last_episode
+            self._curves.until = None if here is None else here.step
+            await self._look()
+            await self.refresh_run()
 
     def action_control(self) -> None:
         """Asks something of the trainer."""

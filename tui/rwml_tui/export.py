@@ -1,14 +1,20 @@
-"""Groups as JSONL, CSV or Markdown."""
+"""Groups as JSONL, CSV or Markdown.
+
+JSONL holds what the run store has, as ASCII. The others are for people: characters that a terminal would obey stand as their
+escapes there, and no text is a formula of a spreadsheet or markup of Markdown.
+"""
 
 from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
+from rwml_lightning.printable import printable
 from rwml_lightning.trace import GroupDetail, PredictionRecord, TraceReader
 
 Found = tuple[GroupDetail, Sequence[PredictionRecord]]
@@ -48,7 +54,8 @@ def write_csv(groups: Iterable[Found], file: TextIO) -> None:
         }
         for one in predictions:
             row: dict[str, Any] = {name: getattr(one, name) for name in CSV_COLUMNS[10:]}
-            writer.writerow(shared | row | {"member": one.member, "predicted": one.next_state})
+            row |= shared | {"member": one.member, "predicted": one.next_state}
+            writer.writerow({name: _cell(value) for name, value in row.items()})
 
 
 def write_markdown(groups: Iterable[Found], file: TextIO) -> None:
@@ -60,8 +67,9 @@ def write_markdown(groups: Iterable[Found], file: TextIO) -> None:
 def markdown(detail: GroupDetail, predictions: Sequence[PredictionRecord]) -> str:
     """One group for people; text of the model and the world stands in code blocks."""
     summary, transition = detail.summary, detail.transition
-    lines = [f"## {summary.stage} step {summary.step}, {summary.source}: {_line(transition.action)}", ""]
-    lines += [f"{_line(transition.task)}", "", "State:", *_block(transition.observation)]
+    place = f"{_code(summary.stage)} step {summary.step}, {_code(summary.source)}"
+    lines = [f"## {place}: {_code(transition.action)}", "", _code(transition.task), ""]
+    lines += ["State:", *_block(transition.observation)]
     lines += ["Real next state:", *_block(transition.next_state)]
     for one in predictions:
         similarity = "-" if one.similarity is None else f"{one.similarity:.3f}"
@@ -70,16 +78,31 @@ def markdown(detail: GroupDetail, predictions: Sequence[PredictionRecord]) -> st
     return "\n".join(lines)
 
 
-def _line(text: str) -> str:
-    return " ".join(text.split())
+def _cell(value: Any) -> Any:
+    """A cell of CSV; an apostrophe keeps a spreadsheet from taking a text for a formula."""
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+
+
+def _code(text: str) -> str:
+    """A text in a line, as code; nothing for nothing."""
+    line = printable(" ".join(text.split()))
+    fence, room = _fence(line, 1), " " if "`" in (line[:1], line[-1:]) else ""
+    return f"{fence}{room}{line}{room}{fence}" if line else ""
 
 
 def _block(text: str) -> list[str]:
-    """A code block with a fence longer than any in the text."""
-    fence = "```"
-    while fence in text:
-        fence += "`"
-    return ["", fence, text, fence, ""]
+    """A code block."""
+    shown = printable(text)
+    fence = _fence(shown, 3)
+    return ["", fence, shown, fence, ""]
+
+
+def _fence(text: str, shortest: int) -> str:
+    """Back quotes, more than stand anywhere in the text."""
+    return "`" * max([shortest, *(len(run) + 1 for run in re.findall("`+", text))])
 
 
 FORMATS: Mapping[str, Callable[[Iterable[Found], TextIO], None]] = {

@@ -16,6 +16,7 @@ from textual.containers import Vertical, VerticalScroll
 from textual.widgets import Static
 
 from rwml_lightning.trace import Step, TraceReader
+from rwml_tui.messages import reported
 from rwml_tui.text import one_line
 
 Curve = Sequence[tuple[int, float]]
@@ -125,7 +126,10 @@ class Curves(VerticalScroll):
     async def look(self) -> None:
         """Read the curves anew and draw them."""
         paths = {name: reader.path for name, reader in self.readers.items()}
-        found = await asyncio.to_thread(read_curves, paths, self.until)
+        with reported(self):
+            await self._draw(await asyncio.to_thread(read_curves, paths, self.until))
+
+    async def _draw(self, found: Mapping[str, Mapping[str, Curve]]) -> None:
         for title in PLOTS:
             if title in found and title not in self._plots:
                 self._plots[title] = CurvePlot(title)

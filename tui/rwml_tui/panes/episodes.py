@@ -13,7 +13,7 @@ from textual.containers import Vertical
 
 from rwml_lightning.schema import Episode, Turn
 from rwml_lightning.trace import EpisodeSummary, TraceError, TraceReader
-from rwml_tui.messages import AskWhatIf, Problem
+from rwml_tui.messages import AskWhatIf, Problem, reported
 from rwml_tui.screens.over_training import best
 from rwml_tui.text import one_line, visible
 from rwml_tui.widgets.group_view import thinking_text
@@ -104,18 +104,15 @@ class Episodes(Vertical):
     @on(VirtualTable.Highlighted, "#episodes")
     def show_episode(self) -> None:
         """The episode under the cursor."""
-        try:
+        with reported(self):
             episode = None if self.table.selected is None else self.reader.episode(self.table.selected)
-            predicted = {} if episode is None else self._predicted(episode)
-        except TraceError as error:
-            self.post_message(Problem(str(error)))
-            return
-        if episode is None:
-            self.turns.show(Text())
-            return
+            self.turns.show(Text() if episode is None else self._text(episode))
+
+    def _text(self, episode: Episode) -> Text:
+        predicted = self._predicted(episode)
         turns = [turn_text(i, turn, predicted.get(i), self.thinking) for i, turn in enumerate(episode.turns)]
         head = visible(episode.task, "italic")
-        self.turns.show(Text("\n\n").join([head, *turns, visible(episode.final_observation)]))
+        return Text("\n\n").join([head, *turns, visible(episode.final_observation)])
 
     def _predicted(self, episode: Episode) -> dict[int, str]:
         """Best prediction of the newest group for each turn that any was recorded for."""
@@ -129,12 +126,13 @@ class Episodes(Vertical):
 
     def action_what_if(self) -> None:
         """From the episode's last turn; its earlier ones are a key away."""
-        episode = None if self.table.selected is None else self.reader.episode(self.table.selected)
-        if episode is not None:
-            actions = [turn.action for turn in episode.turns[:-1]]
-            self.post_message(
-                AskWhatIf({"place": {"game": episode.game, "seed": episode.seed, "actions": actions}})
-            )
+        with reported(self):
+            episode = None if self.table.selected is None else self.reader.episode(self.table.selected)
+            if episode is not None:
+                actions = [turn.action for turn in episode.turns[:-1]]
+                self.post_message(
+                    AskWhatIf({"place": {"game": episode.game, "seed": episode.seed, "actions": actions}})
+                )
 
     def action_thinking(self) -> None:
         """Folds or unfolds."""

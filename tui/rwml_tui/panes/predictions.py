@@ -15,7 +15,7 @@ from textual.widgets import Input
 
 from rwml_lightning.trace import Filter, GroupQuery, GroupSummary, TraceError, TraceReader
 from rwml_tui.export import markdown
-from rwml_tui.messages import AskWhatIf, Problem
+from rwml_tui.messages import AskWhatIf, Problem, reported
 from rwml_tui.query_line import parse_query_line
 from rwml_tui.screens.compare import Compare
 from rwml_tui.screens.export import Export
@@ -103,13 +103,10 @@ class Predictions(Vertical):
     def show_group(self) -> None:
         """The group under the cursor."""
         selected = self.table.selected
-        try:
+        with reported(self):
             detail = None if selected is None else self.reader.group(selected)
             predictions = [] if detail is None else self.reader.predictions(detail.summary.id)
-        except TraceError as error:
-            self.post_message(Problem(str(error)))
-            return
-        self.view.show(None if detail is None else detail.transition, predictions)
+            self.view.show(None if detail is None else detail.transition, predictions)
 
     @on(Input.Changed, "#find")
     def find(self, event: Input.Changed) -> None:
@@ -179,15 +176,17 @@ class Predictions(Vertical):
             descending=descending,
             filters=(*self.query_shown.filters, Filter("step", operator, here.step)),  # type: ignore[arg-type]
         )
-        for group_id in self.reader.group_ids(query, limit=1):
-            self.table.select(group_id)
+        with reported(self):
+            for group_id in self.reader.group_ids(query, limit=1):
+                self.table.select(group_id)
 
     def action_over_training(self) -> None:
         """The same transition from step to step; what is chosen there is shown here."""
         here = self._summary()
         if here is not None:
-            groups = self.reader.same_transition(here.transition_id)
-            self.app.push_screen(OverTraining(self.reader, groups, here.id), self._go_to)
+            with reported(self):
+                groups = self.reader.same_transition(here.transition_id)
+                self.app.push_screen(OverTraining(self.reader, groups, here.id), self._go_to)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Runs are compared where there are several; within the line a stroke is a character."""
@@ -202,9 +201,10 @@ class Predictions(Vertical):
 
     def action_compare(self) -> None:
         """The same transition in every run."""
-        detail = None if self.table.selected is None else self.reader.group(self.table.selected)
-        if detail is not None:
-            self.app.push_screen(Compare(self.readers, detail.transition, detail.summary.source))
+        with reported(self):
+            detail = None if self.table.selected is None else self.reader.group(self.table.selected)
+            if detail is not None:
+                self.app.push_screen(Compare(self.readers, detail.transition, detail.summary.source))
 
     def action_export(self) -> None:
         """Asks where to."""
@@ -214,16 +214,19 @@ class Predictions(Vertical):
 
     def action_copy(self) -> None:
         """To the clipboard."""
-        detail = None if self.table.selected is None else self.reader.group(self.table.selected)
-        if detail is not None:
-            self.app.copy_to_clipboard(markdown(detail, self.reader.predictions(detail.summary.id)))
-            self.app.notify("copied", timeout=1)
+        with reported(self):
+            detail = None if self.table.selected is None else self.reader.group(self.table.selected)
+            if detail is not None:
+                self.app.copy_to_clipboard(markdown(detail, self.reader.predictions(detail.summary.id)))
+                self.app.notify("copied", timeout=1)
 
     def _go_to(self, group_id: int | None) -> None:
         if group_id is not None:
             self.table.select(group_id)
 
     def _summary(self) -> GroupSummary | None:
-        selected = self.table.selected
-        found = [] if selected is None else self.reader.groups_by_id([selected])
+        found: list[GroupSummary] = []
+        if self.table.selected is not None:
+            with reported(self):
+                found = self.reader.groups_by_id([self.table.selected])
         return found[0] if found else None

@@ -28,6 +28,9 @@ class Compare(ModalScreen[None]):
         readers: Runs by name.
         transition: Which transition.
         source: ``train`` or an evaluation; newest groups of this source are taken where a run has any.
+
+    Raises:
+        TraceError: A run cannot be read.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -36,25 +39,26 @@ class Compare(ModalScreen[None]):
 
     def __init__(self, readers: Mapping[str, TraceReader], transition: Transition, source: str) -> None:
         super().__init__()
-        self.readers, self.transition, self.source = readers, transition, source
+        self.transition = transition
+        self._texts: list[tuple[str, Text]] = []
+        for name, reader in readers.items():
+            group = newest(reader.same_transition(transition.transition_id), source)
+            text = Text("never predicted in this run", "italic")
+            self._texts.append(
+                (name, text if group is None else group_text(reader, group, transition.next_state))
+            )
 
     def compose(self) -> ComposeResult:
         """Action, runs, reality."""
-        real = self.transition.next_state
         with Vertical():
             yield Static(Text("> ").append_text(one_line(self.transition.action, 200)), markup=False)
             with Horizontal():
-                for number, (name, reader) in enumerate(self.readers.items()):
+                for number, (name, text) in enumerate(self._texts):
                     pane = TextPane(name, id=f"run-{number}")
-                    group = newest(reader.same_transition(self.transition.transition_id), self.source)
-                    pane.show(
-                        Text("never predicted in this run", "italic")
-                        if group is None
-                        else group_text(reader, group, real)
-                    )
+                    pane.show(text)
                     yield pane
             pane = TextPane("real", id="real")
-            pane.show(visible(real))
+            pane.show(visible(self.transition.next_state))
             yield pane
             yield Footer()
 

@@ -16,6 +16,7 @@ from textual.widgets import Footer, OptionList, Static
 from textual.widgets.option_list import Option
 
 from rwml_lightning.trace import Command, CommandName, TraceError, TraceReader
+from rwml_tui.messages import reported
 from rwml_tui.text import age, one_line
 
 CHOICES: Mapping[CommandName, str] = {
@@ -30,7 +31,9 @@ _POLL_SECONDS = 0.5
 def command_text(command: Command, now: float) -> Text:
     """A command and what came of it, in one line."""
     answer = "not heard yet" if command.acknowledged is None else f"heard: {command.answer}"
-    line = Text(f"{age(now - command.time):>6} ago  {command.command:<10}  ")
+    name = one_line(command.command)
+    name.pad_right(max(10 - name.cell_len, 0))
+    line = Text(f"{age(now - command.time):>6} ago  ").append_text(name).append("  ")
     return line.append_text(one_line(answer, 120))
 
 
@@ -99,7 +102,9 @@ class Control(ModalScreen[None]):
 
     def _ask(self, name: CommandName | None) -> None:
         self.asked = name
-        alive = self.reader.run().alive
+        alive = False
+        with reported(self):
+            alive = self.reader.run().alive
         idle = "Enter chooses." if alive else "This run has ended: nobody will hear a command."
         self._question.update(
             idle if name is None else f"Really {CHOICES[name]}? Enter again sends it, Esc takes it back."

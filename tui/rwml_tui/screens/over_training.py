@@ -16,6 +16,7 @@ from textual.widgets import Footer, Static
 
 from rwml_lightning.trace import GroupSummary, PredictionRecord, TraceReader
 from rwml_tui.difference import mark_differences
+from rwml_tui.messages import reported
 from rwml_tui.text import one_line, visible
 from rwml_tui.widgets.group_table import number, reward_bar
 from rwml_tui.widgets.text_pane import TextPane
@@ -29,6 +30,9 @@ class OverTraining(ModalScreen[int | None]):
         reader: The run.
         groups: Of one transition.
         chosen: Where the cursor begins.
+
+    Raises:
+        TraceError: The run cannot be read.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -73,7 +77,9 @@ class OverTraining(ModalScreen[int | None]):
         """The best prediction of the step under the cursor."""
         if self._table.selected is None:
             return
-        detail, prediction = self.reader.group(self._table.selected), self._best[self._table.selected]
+        detail, prediction = None, self._best[self._table.selected]
+        with reported(self):
+            detail = self.reader.group(self._table.selected)
         if detail is None:
             return
         real = detail.transition.next_state

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from rich.text import Text
@@ -15,10 +16,18 @@ BAR_MEMBERS = 8
 
 
 def reward_bar(rewards: Sequence[float]) -> str:
-    """One block a member, higher for more reward; the scale goes from 0 to 1, or further where rewards do."""
-    low, high = min(0.0, *rewards), max(1.0, *rewards)
-    shown = rewards[:BAR_MEMBERS]
-    return "".join(_BLOCKS[round((reward - low) / (high - low) * (len(_BLOCKS) - 1))] for reward in shown)
+    """One block a member, higher for more reward, ``?`` for one that is no finite number.
+
+    The scale goes from 0 to 1, or further where rewards do.
+    """
+    finite = [reward for reward in rewards if math.isfinite(reward)]
+    low, high = min([0.0, *finite]), max([1.0, *finite])
+    return "".join(
+        _BLOCKS[round((reward / 2 - low / 2) / (high / 2 - low / 2) * (len(_BLOCKS) - 1))]
+        if math.isfinite(reward)
+        else "?"
+        for reward in rewards[:BAR_MEMBERS]
+    )
 
 
 def number(value: float | None) -> Text:

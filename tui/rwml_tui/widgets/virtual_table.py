@@ -16,6 +16,8 @@ from textual.reactive import reactive
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
+from rwml_tui.messages import reported
+
 Row = TypeVar("Row")
 _PAGE = 128
 _MOST_KEPT = 4_096
@@ -99,7 +101,7 @@ class VirtualTable(ScrollView, Generic[Row], can_focus=True):
         self.sorted_by: tuple[str, bool] | None = None
         self._read, self._identify, self._grow = read, identify, grow
         self.ids: array[int] = array("q")
-        self._rows: dict[int, Row] = {}
+        self._rows: dict[int, Row | None] = {}
 
     def show(self, ids: array[int], sorted_by: tuple[str, bool] | None = None) -> None:
         """Replace the rows.
@@ -234,7 +236,10 @@ class VirtualTable(ScrollView, Generic[Row], can_focus=True):
             if len(self._rows) > _MOST_KEPT:
                 self._rows.clear()
             first = place // _PAGE * _PAGE
-            self._rows |= {self._identify(row): row for row in self._read(self.ids[first : first + _PAGE])}
+            page = self.ids[first : first + _PAGE]
+            self._rows |= dict.fromkeys(page)  # those that are gone, or cannot be read, are asked for once
+            with reported(self):
+                self._rows |= {self._identify(row): row for row in self._read(page)}
         return self._rows.get(row_id)
 
     def _keep_in_sight(self) -> None:
