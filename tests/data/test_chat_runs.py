@@ -89,7 +89,7 @@ def test_results_that_depend_on_them_say_so(tiny_model: Path, tmp_path: Path) ->
         kwargs = {"thinks": thinks}
         data = RolloutDataModule("t.parquet", HFGenerator(), LetterReward(), chat_template_kwargs=kwargs)
         chat = data.chat_format(module)
-        settings.append(EasySampleFilter()._prediction_settings(module, data, [], []))
+        settings.append(EasySampleFilter()._prediction_settings(module, data, [], [], "32-true"))
         labels.append(fingerprint(chat))
         prompts.append(chat.encode_user("", "ask"))
     assert settings[0] != settings[1]
