@@ -136,7 +136,9 @@ def _expert_labels(
     """Labels of each episode, as far as they fit the context."""
     steps = [step for episode in episodes for step in episode.steps]
     thoughts = iter(
-        write_reflections(wanted.reflection, steps, player.generator, player.chat, player.seed)
+        write_reflections(
+            wanted.reflection, steps, player.generator, player.chat, player.seed, player.context
+        )
         if wanted.source == "reflection"
         else [""] * len(steps)
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -68,13 +69,27 @@ def write_reflections(
     generator: Generator,
     chat: ChatFormat,
     seed: int,
+    context: int | None = None,
 ) -> list[str]:
-    """Thoughts for each step, on one line; empty where a server gave none or there was no other action to compare with."""
+    """Thoughts for each step, on one line.
+
+    They are empty where a server gave none, the question does not fit ``context`` (tokens of a prompt and its completion), or
+    there was no other action to compare with.
+    """
     asked = [number for number, step in enumerate(steps) if step.alternatives]
     if how.server is None:
-        prompts = [chat.encode_user("", how.ask(steps[number], chat.quote)) for number in asked]
+        room = math.inf if context is None else context - how.max_tokens
+        encoded = {number: chat.encode_user("", how.ask(steps[number], chat.quote)) for number in asked}
+        asked = [number for number, prompt in encoded.items() if len(prompt) <= room]
+        if len(asked) < len(encoded):
+            log.warning(
+                "%d of %d reflections do not fit the context", len(encoded) - len(asked), len(encoded)
+            )
+        prompts = [encoded[number] for number in asked]
         seeds = [[derive_seed(seed, "reflection", steps[n].transition.transition_id)] for n in asked]
-        written = generator.generate(prompts, Sampling(how.max_tokens, how.temperature), seeds)
+        written = (
+            generator.generate(prompts, Sampling(how.max_tokens, how.temperature), seeds) if prompts else []
+        )
         found = [
             read_reply(chat.decode(completion), chat.in_thinking(prompt)).said
             for prompt, (completion,) in zip(prompts, written, strict=True)

@@ -40,10 +40,11 @@ def collect(
     path: Path,
     answer: Any = lambda prompt, seed: "",
     prompt: ActionPrompt = PROMPT,
+    context: int | None = None,
     **settings: Any,
 ) -> tuple[list[Label], Scripted]:
     generator = Scripted(tokenizer, answer)
-    player = EpisodePlayer(pool, "rooms", generator, prompt, ChatFormat(tokenizer), 0)  # type: ignore[arg-type]
+    player = EpisodePlayer(pool, "rooms", generator, prompt, ChatFormat(tokenizer), 0, context)  # type: ignore[arg-type]
     wanted = Demonstrations(str(path), max_steps=4, **settings)
     collect_demonstrations(wanted, player, [Game("a", 1), Game("b", 2)], 20)
     return read_labels(path, ChatFormat(tokenizer)), generator
@@ -65,6 +66,36 @@ def test_an_expert_is_imitated_as_one_growing_conversation(
     assert second.prompt_ids[: len(so_far)] == so_far
     assert "Room 1 of a" in tiny_tokenizer.decode(list(second.prompt_ids[len(so_far) :]))
     assert [len(part) for part in in_parts(labels, 3)] == [3, 1]
+
+
+def test_turns_that_do_not_fit_the_context_are_left_out_and_named(
+    pool: EnvironmentPool,
+    tiny_tokenizer: PreTrainedTokenizerBase,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    whole, _ = collect(pool, tiny_tokenizer, tmp_path / "whole.parquet")
+    longest = max(len(label.prompt_ids) + len(label.answer_ids) for label in whole)
+    fitting, _ = collect(pool, tiny_tokenizer, tmp_path / "some.parquet", context=longest - 1)
+    assert fitting == [x for x in whole if len(x.prompt_ids) + len(x.answer_ids) < longest] != []
+    assert "expert-a#0/1 does not fit the context and is left out" in caplog.text
+    same, _ = collect(pool, tiny_tokenizer, tmp_path / "all.parquet", context=longest)
+    assert same == whole
+
+
+def test_reflections_whose_question_does_not_fit_are_empty(
+    pool: EnvironmentPool,
+    tiny_tokenizer: PreTrainedTokenizerBase,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    how = Reflection(2, max_tokens=1000)
+    labels, generator = collect(
+        pool, tiny_tokenizer, tmp_path / "d.parquet", source="reflection", reflection=how, context=1000
+    )
+    assert texts(tiny_tokenizer, labels) == ["<think></think>\n<action>go on</action>"] * 4
+    assert generator.batches == []
+    assert "4 of 4 reflections do not fit the context" in caplog.text
 
 
 def test_reflections_see_what_others_would_have_done_and_become_thoughts(
