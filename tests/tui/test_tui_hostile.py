@@ -29,7 +29,7 @@ LONG = HOSTILE * 700  # a hundred thousand characters
 NUMBERS_AS_JSON = {("groups", "rewards")}
 KEYS = (
     "n t n", "slash l e f t enter", "s s", "o down escape", "c down", "escape e escape", "v escape", "y", "2 l m", "3 down t",
-    "1 comma comma full_stop f", "question_mark", "question_mark", "w",
+    "1 comma comma full_stop f", "question_mark", "question_mark", "w", "y",
 )  # fmt: skip
 """What is pressed to see every screen, one after another."""
 
@@ -139,6 +139,9 @@ def test_every_screen_shows_hostile_text_and_obeys_none(
     run = write_run(tmp_path / folder_name(text), text)
     other = write_run(tmp_path / f"other{folder_name(text)}", text)
     answer_with(text, run, tmp_path, monkeypatch)
+    named = text.replace("\ud800", "")
+    config = {"data": {named: {"id": named}}}  # shown before model and environment are started
+    (run / "config.yaml").write_text(json.dumps(config))
     seen = ""
 
     async def test(app: Dashboard, pilot: Pilot[None]) -> None:
