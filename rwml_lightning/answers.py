@@ -50,7 +50,8 @@ def read_reply(text: str, in_thinking: bool = False) -> Reply:
     """Split a completion into thinking and what was said.
 
     Thinking may be nested, and ends where as much is closed as was opened; without that, all the rest is thinking. A closing
-    tag without an opening one means that the prompt had opened it. What stands before thinking is neither thought nor said.
+    tag without an opening one means that the prompt had opened it, and an opening one with which such a completion begins
+    repeats the prompt's. What stands before thinking is neither thought nor said.
 
     Args:
         text: The completion, special tokens included.
@@ -60,8 +61,9 @@ def read_reply(text: str, in_thinking: bool = False) -> Reply:
     depth, start = int(in_thinking), 0
     for tag in _BOUNDARY.finditer(text):
         if tag.group() in _THINKING:
-            start = start if depth else tag.end()
-            depth += 1
+            repeated = depth == 1 and in_thinking and not text[: tag.start()].strip()
+            start = start if depth and not repeated else tag.end()
+            depth += not repeated
         else:
             depth = max(depth - 1, 0)
             if not depth:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from rwml_lightning.answers import (
@@ -50,6 +50,9 @@ def test_what_is_formatted_is_read_back(next_state: str, thinking: str) -> None:
 def test_a_draft_in_the_thinking_is_never_the_answer(
     opening: str, closing: str, draft: str, begun: bool
 ) -> None:
+    assume(
+        not begun or not draft.lstrip().startswith(tuple(tag for tag, _ in THINKING))
+    )  # it would repeat the prompt's
     thought = draft if begun else opening + draft  # the prompt has opened it, or the model does
     whole = f"{thought}{closing}<next_state>B</next_state><action>B</action>"
     assert extract_answer(whole, begun) == Answer(extract_answer(whole, begun).thinking, "B")
@@ -115,6 +118,15 @@ def test_a_completion_that_begins_in_thinking_has_no_answer_before_its_end() -> 
     assert extract_answer(f"{draft}</think><next_state>B</next_state>", in_thinking=True) == Answer(
         draft, "B"
     )
+
+
+def test_a_completion_may_repeat_the_tag_that_its_prompt_ends_with() -> None:
+    assert extract_answer("\n<think>T</think><next_state>B</next_state>", in_thinking=True) == Answer(
+        "T", "B"
+    )
+    assert extract_answer("<think><next_state>A</next_state>", in_thinking=True).next_state is None
+    nested = "T <think>U</think><next_state>A</next_state>"  # not repeated: one of the two is still open
+    assert extract_answer(nested, in_thinking=True).next_state is None
 
 
 @pytest.mark.parametrize(
