@@ -106,6 +106,13 @@ def test_weights_arrive_where_they_are_copied(tiny_model: Path, tmp_path: Path, 
     assert 0 < sync.gap < 1e-4 or sync.gap == 0
 
 
+def test_a_tolerance_of_ones_own_is_used(tiny_model: Path, tmp_path: Path) -> None:
+    generator = HFGenerator(str(tiny_model), "bfloat16", device="cpu")
+    generator.attach = lambda module: None  # type: ignore[method-assign]
+    with pytest.raises(WeightSyncError, match=r"disagree on a fixed sequence by .* \(tolerance 1e-09\)"):
+        fit(tmp_path, tiny_model, [WeightSync(tolerance=1e-9)], generator)
+
+
 def test_the_run_store_holds_every_step_and_evaluation(tiny_model: Path, tmp_path: Path) -> None:
     logger, recorder = RewardLogger(tmp_path / "metrics.csv"), TraceRecorder(tmp_path / "trace.db")
     trainer = fit(tmp_path, tiny_model, [WeightSync(), logger, recorder])

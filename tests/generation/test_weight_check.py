@@ -179,3 +179,38 @@ def test_an_empty_iterator_counts_as_nothing_taken(tiny_model: Path, monkeypatch
     assert generator.weights_digest is None
     WeightCheck().update(generator, module, 0, PROBE)
     assert generator.weights_digest is not None
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance", "off", "passes"),
+    [
+        ("float32", None, 0.009, True),
+        ("float32", None, 0.011, False),
+        ("bfloat16", None, 0.12, True),
+        ("bfloat16", None, 0.18, False),
+        ("float32", 0.5, 0.45, True),
+        ("float32", 0.001, 0.002, False),
+    ],
+)
+def test_the_tolerance_is_a_mean_in_nats(
+    tiny_model: Path, monkeypatch: Any, dtype: str, tolerance: float | None, off: float, passes: bool
+) -> None:
+    module = make_module(tiny_model)
+    generator = HFGenerator(str(tiny_model), dtype, device="cpu")
+    asked: list[int] = []
+
+    def score(sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        asked.extend(map(len, sequences))
+        ours = module.score(list(sequences[0]))
+        return [[value + off * (2 if place % 2 else 0) for place, value in enumerate(ours)]]
+
+    monkeypatch.setattr(generator, "score", score)
+    check = WeightCheck(tolerance, num_tokens=9)
+    if passes:
+        assert check.update(generator, module, 1, PROBE) == pytest.approx(off, rel=1e-3)
+    else:
+        with pytest.raises(
+            WeightSyncError, match=r"disagree on a fixed sequence by [\d.]+ nats a token \(tolerance"
+        ):
+            check.update(generator, module, 1, PROBE)
+    assert asked == [9]
