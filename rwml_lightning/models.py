@@ -158,11 +158,18 @@ def end_token_ids(name: str | Path) -> tuple[int, ...]:
 
 
 def context_tokens(name: str | Path) -> int | None:
-    """Longest context that the model states, in tokens; ``None`` where it states none."""
+    """Longest sequence that the model can be trained on, in tokens; ``None`` where it states none.
+
+    That is the context it states, or less: see :func:`rwml_lightning.functional.context.context_limit`.
+    """
     from transformers import AutoConfig
 
+    from rwml_lightning.functional.context import context_limit
+
     config = AutoConfig.from_pretrained(resolve_model(name), trust_remote_code=False)
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
+    stated = getattr(config.get_text_config(), "max_position_embeddings", None)
+    limit = context_limit(config)
+    return min((tokens for tokens in (stated, limit and limit.tokens) if tokens is not None), default=None)
 
 
 def _checked_folder(folder: Path) -> Path:

@@ -181,3 +181,17 @@ def test_a_softcap_on_scores_is_not_lost(tmp_path: Path) -> None:
     ids = torch.arange(3, 40)[None]
     with torch.no_grad():
         torch.testing.assert_close(models.load_causal_lm(tmp_path)(ids).logits, model(ids).logits)
+
+
+@pytest.mark.parametrize(
+    ("config", "tokens"),
+    [
+        ({"max_position_embeddings": 64}, 64),
+        ({"model_type": "mistral", "max_position_embeddings": 64, "sliding_window": 24}, 24),
+        ({"model_type": "mistral", "max_position_embeddings": 64, "sliding_window": 128}, 64),
+    ],
+)
+def test_the_context_is_what_can_be_trained_on(
+    tmp_path: Path, config: dict[str, object], tokens: int
+) -> None:
+    assert models.context_tokens(model_folder(tmp_path, **config)) == tokens
