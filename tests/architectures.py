@@ -149,7 +149,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 CASES = (*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *VARIANTS)
 REASONS = {
     r"takes no position_ids": "takes no position ids",
-    r"in train mode its": "train mode chooses experts at random",
+    r"in train mode its": "random in train mode",
     r"log-probabilities change": "a token depends on its neighbours in a row",
     r"forward pass fails": "its forward pass takes no tree mask",
     r"has no causal language model": "no language model without its other parts",
