@@ -248,3 +248,28 @@ def test_tree_attention_scales_and_drops_as_asked() -> None:
         torch.testing.assert_close(found, expected.transpose(1, 2))
     dropped, _ = tree_attention_forward(module, query, key, value, mask, None, 0.999999)
     assert (dropped == 0).all()
+
+
+def test_a_long_run_is_cut_into_tiles_of_equal_size() -> None:
+    tree = build_tree([[1] * 9])
+    assert make_tiles(torch.from_numpy(tree.subtree_end), torch.float32, tile=2).rows == [2, 2, 2, 2, 1]
+
+
+def test_the_block_mask_is_the_dense_mask_by_blocks() -> None:
+    """Five rows of blocks, the last one padded: which key blocks are seen in part, and which whole."""
+    sequences = [[1] * 9, [1] * 9 + [2, 3], [1] * 4 + [5, 6, 7], [8] * 3]
+    subtree_end = torch.from_numpy(build_tree(sequences).subtree_end)
+    nodes, block = len(subtree_end), 4
+    mask = tree_block_mask(subtree_end, block)
+    dense = ancestor_mask(subtree_end)
+    for row in range(-(-nodes // block)):
+        rows = slice(row * block, (row + 1) * block)
+        part = mask.kv_indices[0, 0, row, : mask.kv_num_blocks[0, 0, row]].tolist()
+        whole = mask.full_kv_indices[0, 0, row, : mask.full_kv_num_blocks[0, 0, row]].tolist()
+        assert not set(part) & set(whole)
+        for column in range(-(-nodes // block)):
+            cell = dense[rows, column * block : (column + 1) * block]
+            assert cell.any() <= (column in part + whole)
+            assert (column not in whole) or cell.all()
+            assert (column in whole) or not (cell.all() and cell.shape == (block, block))
+    assert mask.full_kv_num_blocks.sum() > 0
