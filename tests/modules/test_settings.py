@@ -30,6 +30,7 @@ import rwml_lightning.functional.logprobs as head
 import rwml_lightning.modules.loading as loading
 from rwml_lightning.data.batches import Label, LabelledBatch
 from rwml_lightning.modules import LoRA, PolicyGRPO, PolicySFT, WorldModelGRPO, WorldModelSFT
+from rwml_lightning.modules.base import NonFiniteError
 from rwml_lightning.modules.grpo import GRPOModule
 from rwml_lightning.schema import (
     ActionSample,
@@ -397,6 +398,14 @@ def test_sft_at_every_setting(
         assert metrics["train/loss"] == pytest.approx(loss.item(), abs=1e-5)
         assert metrics["train/grad_norm"] == pytest.approx(norm, rel=1e-4)
         assert metrics["train/trained_tokens"] == sum(len(label.answer_ids) for label in labels)
+
+
+def test_labels_behind_a_broken_gradient_are_named(tiny_model: Path) -> None:
+    module = WorldModelSFT(model=str(tiny_model))
+    module.configure_model()
+    module.policy.model.norm.weight.register_hook(lambda grad: grad * float("inf"))
+    with pytest.raises(NonFiniteError, match=r"the gradient is (inf|nan); nothing was updated.* a, b, c"):
+        fit(module, [LabelledBatch(0, LABELS)])
 
 
 # Play
