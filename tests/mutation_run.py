@@ -165,7 +165,7 @@ class MutationRun:
     def __init__(self, work: Path, names: Sequence[str], seconds: float, jobs: int) -> None:
         self.work = work
         self.names = names
-        self.end = time.monotonic() + seconds
+        self.seconds = seconds
         self.jobs = jobs
 
     def pytest_runtestloop(self, session: Any) -> bool:
@@ -190,9 +190,10 @@ class MutationRun:
         queue.sort(key=lambda one: hashlib.sha256(one[1].encode()).digest())
         gc.freeze()  # a collection in a fork would copy what it shares with this process
         total, shown = len(queue), time.monotonic()
+        end = shown + self.seconds
         running: dict[int, tuple[Any, str, float, float]] = {}
-        while (queue and time.monotonic() < self.end) or running:
-            while queue and len(running) < self.jobs and time.monotonic() < self.end:
+        while (queue and time.monotonic() < end) or running:
+            while queue and len(running) < self.jobs and time.monotonic() < end:
                 data, mutant = queue.pop()
                 chosen = [items[test] for test in tests[mangled_name_from_mutant_name(mutant)]]
                 expected = sum(reach.known[item.nodeid]["seconds"] for item in chosen)
