@@ -239,7 +239,7 @@ class EasySampleFilter(L.Callback):
             "lora": model.lora,
             "dtype": model.dtype_name,
             "precision": precision,
-            "tokenizer": fingerprint(data.chat_format(model)),
+            "chat": fingerprint(data.chat_format(model)),
             "generator": type(data.generator).__qualname__,
             "end_tokens": sorted(
                 getattr(data.generator, "end_token_ids", None) or end_token_ids(model.model)

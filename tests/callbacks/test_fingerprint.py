@@ -60,6 +60,7 @@ CHANGES: dict[str, Callable[[str], dict[str, Any]]] = {
     "embedder": lambda _: {"data": {"reward": EmbeddingReward("a")}},
     "generator": lambda model: {"data": {"generator": OtherGenerator(model)}},
     "end_tokens": lambda model: {"data": {"generator": HFGenerator(model, end_token_ids=[7])}},
+    "template": lambda _: {"data": {"chat_template_kwargs": {"enable_thinking": False}}},
     "lora": lambda _: {"policy": {"lora": LoRA(rank=2)}},
     "dtype": lambda _: {"policy": {"dtype": "bfloat16"}},
     "num_samples": lambda _: {"own": {"num_samples": 3}},
