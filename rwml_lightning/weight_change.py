@@ -8,16 +8,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from jsonargparse import auto_cli
 from rich.table import Table
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from rwml_lightning.functional import count_changed
 from rwml_lightning.models import resolve_model
+from rwml_lightning.modules.loading import checkpoint_skeleton
 from rwml_lightning.terminal import Terminal
-from rwml_lightning.weights import checkpoint_tensors
+from rwml_lightning.weights import checkpoint_tensors, model_tensors
 
 _LAYER = re.compile(r"\.(\d+)\.")
 _MODULES = {
@@ -72,27 +72,22 @@ class SafetensorsFolder(Mapping[str, Tensor]):
         return len(self._files)
 
 
-def starting_weights(model: str, init_from: str | None, policy: nn.Module) -> Mapping[str, Tensor]:
+def starting_weights(model: str, init_from: str | None) -> Mapping[str, Tensor]:
     """Weights that a stage starts from, as :func:`rwml_lightning.modules.loading.load_policy` finds them.
+
+    Those of a folder or of a checkpoint stay on disk; those into which a checkpoint's adapters are merged lie in memory.
 
     Args:
         model: Of the stage.
         init_from: Of the stage.
-        policy: The model that was made from them; tells how a checkpoint's weights are spelt in a folder.
 
-    Raises:
-        ValueError: The stage starts from a checkpoint with adapters, whose merged weights lie nowhere.
+    Returns:
+        Names are spelt as in the model's files.
     """
     if init_from is None or Path(init_from).is_dir():
         return SafetensorsFolder(resolve_model(init_from or model))
-    state = torch.load(init_from, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
-    if any("lora_" in name for name in state):
-        raise ValueError(
-            f"model.init_from names {init_from}, a checkpoint with adapters, with which no weights can be compared: turn it "
-            "into a folder by python -m rwml_lightning export, and name that"
-        )
-    named = ((name.removeprefix("policy."), state[name]) for name in state if name.startswith("policy."))
-    return dict(checkpoint_tensors(policy, named))
+    policy = checkpoint_skeleton(Path(init_from))
+    return dict(checkpoint_tensors(policy, model_tensors(policy)))
 
 
 def compare_weights(

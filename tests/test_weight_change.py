@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from rwml_lightning.cli import main
-from rwml_lightning.models import load_skeleton
+from rwml_lightning.modules import LoRA, WorldModelSFT
 from rwml_lightning.weight_change import (
     Change,
     SafetensorsFolder,
@@ -94,16 +95,33 @@ def test_a_folder_gives_every_weight_of_every_file(tiny_model: Path, tmp_path: P
     assert all(torch.equal(folder[name], whole[name]) for name in names)
 
 
-def test_a_stage_starts_from_a_folder_or_a_checkpoint(tiny_model: Path, tmp_path: Path) -> None:
-    checkpoint = str(tmp_path / "x.ckpt")
-    policy = load_skeleton(tiny_model)
-    torch.save({"state_dict": {"policy.model.norm.weight": torch.ones(2), "loss": torch.ones(1)}}, checkpoint)
-    assert torch.equal(starting_weights("unused", checkpoint, policy)["model.norm.weight"], torch.ones(2))
-    torch.save({"state_dict": {"policy.a.lora_A.weight": torch.ones(2)}}, checkpoint)
-    with pytest.raises(ValueError, match=r"model\.init_from names .*x\.ckpt, a checkpoint with adapters"):
-        starting_weights("unused", checkpoint, policy)
-    for names in ((str(tiny_model), None), ("unused", str(tiny_model))):
-        assert len(starting_weights(*names, policy)) == len(load_file(tiny_model / "model.safetensors"))
+@pytest.mark.parametrize("init_from", [False, True])
+def test_a_stage_starts_from_a_folder(tiny_model: Path, init_from: bool) -> None:
+    started = (
+        starting_weights("unused", str(tiny_model)) if init_from else starting_weights(str(tiny_model), None)
+    )
+    assert dict(started).keys() == load_file(tiny_model / "model.safetensors").keys()
+
+
+@pytest.mark.parametrize("lora", [None, LoRA(4, 8)])
+def test_a_stage_starts_from_a_checkpoint(tiny_model: Path, tmp_path: Path, lora: LoRA | None) -> None:
+    """As files spell its weights, adapters merged; so nothing has changed at the start of the next stage."""
+    module = WorldModelSFT(model=str(tiny_model), lora=lora)
+    module.configure_model()
+    with torch.no_grad():
+        for parameter in module.policy.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    checkpoint: dict[str, Any] = {"state_dict": module.state_dict()}
+    module.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, tmp_path / "x.ckpt")
+    started = starting_weights("unused", str(tmp_path / "x.ckpt"))
+    same = compare_weights(started, module.generator_tensors(), tolerance=0)
+    assert change_shares(same)["all"] == 0
+    assert sum(change.total for change in same) == sum(
+        tensor.numel() for tensor in load_file(tiny_model / "model.safetensors").values()
+    )
+    earlier = compare_weights(SafetensorsFolder(tiny_model), module.generator_tensors())
+    assert change_shares(earlier)["q"] > 0.9
 
 
 def test_the_command_compares_two_folders(

@@ -54,7 +54,7 @@ class WeightChange(Analysis):
     @override
     def measure(self, trainer: L.Trainer, module: PolicyModule) -> Measurement:
         if self._start is None:
-            self._start = starting_weights(module.model, module.init_from, module.policy)
+            self._start = starting_weights(module.model, module.init_from)
         changes = compare_weights(
             self._start, checkpoint_tensors(module.policy, module.generator_tensors()), self.tolerance
         )

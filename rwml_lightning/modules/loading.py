@@ -15,8 +15,8 @@ from rwml_lightning.functional import (
     use_tree_attention,
     verify_packing,
 )
-from rwml_lightning.models import load_causal_lm
-from rwml_lightning.modules.adapters import LoRA, add_lora
+from rwml_lightning.models import load_causal_lm, load_skeleton
+from rwml_lightning.modules.adapters import LoRA, add_lora, wrap
 from rwml_lightning.weights import base_name
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -85,13 +85,19 @@ def check_weights(policy: nn.Module, source: str | Path) -> None:
         raise ValueError(f"{source}: {len(broken)} weights hold NaN or infinity, for example {broken[0]}")
 
 
-def load_checkpoint_weights(policy: nn.Module, checkpoint: Path) -> None:
-    """Copy the policy's weights out of a Lightning checkpoint."""
+def load_checkpoint_weights(policy: nn.Module, checkpoint: Path, assign: bool = False) -> None:
+    """Copy the policy's weights out of a Lightning checkpoint.
+
+    Args:
+        policy: Gets the weights.
+        checkpoint: Has them.
+        assign: Take the checkpoint's tensors themselves, which stay on disk until they are read.
+    """
     state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
     weights = {
         name.removeprefix("policy."): value for name, value in state.items() if name.startswith("policy.")
     }
-    missing, unexpected = policy.load_state_dict(weights, strict=False)
+    missing, unexpected = policy.load_state_dict(weights, strict=False, assign=assign)
     tied = set(getattr(policy, "all_tied_weights_keys", None) or {})
     missing = [name for name in missing if name not in tied]
     if missing or unexpected:
@@ -99,6 +105,16 @@ def load_checkpoint_weights(policy: nn.Module, checkpoint: Path) -> None:
         raise ValueError(
             f"{checkpoint} holds the weights of another model or LoRA setting: {example} does not match"
         )
+
+
+def checkpoint_skeleton(checkpoint: Path) -> nn.Module:
+    """The policy in a Lightning checkpoint with weights that stay on disk until they are read; it computes nothing."""
+    saved = checkpoint_policy(checkpoint)
+    policy: nn.Module = load_skeleton(saved["model"])
+    if saved["lora"] is not None:
+        policy = wrap(policy, saved["lora"])
+    load_checkpoint_weights(policy, checkpoint, assign=True)
+    return policy
 
 
 def checkpoint_policy(checkpoint: Path) -> dict[str, Any]:
