@@ -54,9 +54,18 @@ def _windows(config: Any) -> Iterator[ContextLimit]:
             yield ContextLimit(tokens, name, "beyond which a causal mask alone is wrong")
 
 
-def _ropes(config: Any) -> Iterator[ContextLimit]:
+def rope_settings(config: Any) -> list[dict[str, Any]]:
+    """Settings of a model's rotary embedding, and those of its kinds of layers where each has its own.
+
+    Args:
+        config: Config of a Hugging Face language model.
+    """
     parameters = getattr(config, "rope_parameters", None) or {}
-    for rope in (parameters, *(value for value in parameters.values() if isinstance(value, dict))):
+    return [parameters, *(value for value in parameters.values() if isinstance(value, dict))]
+
+
+def _ropes(config: Any) -> Iterator[ContextLimit]:
+    for rope in rope_settings(config):
         match rope.get("rope_type"):
             case "longrope":
                 name = "original_max_position_embeddings"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from torch import Tensor
 
-from rwml_lightning.functional.context import rope_limit
+from rwml_lightning.functional.context import rope_limit, rope_settings
 from rwml_lightning.generation.base import check_prompts
 from rwml_lightning.generation.engine_process import EngineProcess
 from rwml_lightning.generation.weight_files import write_weight_files
@@ -57,18 +57,31 @@ def _environment() -> Iterator[None]:
 
 
 def check_positions(config: PreTrainedConfig, max_model_len: int | None) -> None:
-    """Refuse a context for which vLLM scales the positions of all sequences, short ones too, unlike the trainer.
+    """Refuse a model or a context for which vLLM computes other positions than the trainer.
+
+    LongRoPE is scaled for all sequences, short ones too, by ``max_model_len``. Dynamic RoPE is not scaled at all, and
+    vLLM has no positions beyond the original length; but ``max_trained_positions``, which transformers does not know,
+    scales it everywhere.
 
     Args:
         config: The model's config.
-        max_model_len: Most tokens of a prompt and its completion together; the model's own limit when left out.
+        max_model_len: Most tokens of a prompt and its completion together; vLLM's own choice when left out.
     """
+    text = config.get_text_config()
     limit = rope_limit(config)
-    longest = max_model_len or config.get_text_config().max_position_embeddings
-    if limit is not None and longest > limit.tokens:
+    if limit is None:
+        return
+    for rope in rope_settings(text):
+        trained = rope.get("max_trained_positions", text.max_position_embeddings)
+        if rope.get("rope_type") == "dynamic" and trained != text.max_position_embeddings:
+            raise ValueError(
+                f"vLLM scales all positions of this model by its max_trained_positions of {trained}, unlike the trainer: "
+                "use HFGenerator"
+            )
+    if max_model_len is None or max_model_len > limit.tokens:
         raise ValueError(
-            f"with a max_model_len of {longest} vLLM scales the positions of every sequence for lengths above this "
-            f"model's {limit.name} of {limit.tokens}, unlike the trainer: set max_model_len to at most {limit.tokens}"
+            f"max_model_len is {max_model_len or 'not set'}, and in contexts above this model's {limit.name} of "
+            f"{limit.tokens} vLLM computes other positions than the trainer: set max_model_len to at most {limit.tokens}"
         )
 
 
