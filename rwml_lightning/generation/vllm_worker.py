@@ -47,6 +47,7 @@ class WorkerExtension:
 
         # Not model.load_weights: CPU kernels keep packed copies, which only a reload rebuilds.
         taken = digesting(tensors(), digests)
+        forget_expert_kernels(self.get_model())
         self.reload_weights(weights_iterator=checkpoint_tensors(_skeleton(folder), taken))
         renew_tied_head(self.get_model())
         return combine_digests(digests)
@@ -66,6 +67,20 @@ class WorkerExtension:
 @cache
 def _skeleton(folder: str) -> nn.Module:
     return load_skeleton(folder)
+
+
+def forget_expert_kernels(model: nn.Module) -> None:
+    """Let a reload build the kernels of experts on a CPU anew, as after loading.
+
+    vLLM packs the experts' weights only where there is no kernel yet. With one, a reload writes the plain weights into
+    the packed storage, and all later results are wrong. On a GPU nothing is packed by the kernel, and captured graphs
+    need it.
+    """
+    if next(model.parameters()).is_cpu:
+        for layer in model.modules():
+            method: Any = getattr(layer, "quant_method", None)
+            if hasattr(method, "moe_kernel"):
+                method.moe_kernel = None
 
 
 def renew_tied_head(model: Any) -> None:
