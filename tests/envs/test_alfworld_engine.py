@@ -16,6 +16,7 @@ from rwml_lightning.envs.alfworld import scan_games
 from rwml_lightning.envs.alfworld.extra import import_engine
 
 NUM_STEPS = 12
+REFUSED = r"the game's grammar holds the expression .{,40}; only names, attributes of entities, texts, '\+' and 'or' are"
 
 
 def _engine(fast: bool) -> Any:
@@ -115,9 +116,43 @@ def test_a_game_file_cannot_run_code(games: Path, tmp_path: Path) -> None:
     engine = _engine(fast=True)
     engine.load(content)
     engine.reset()
-    with pytest.raises(ValueError, match=r"only names, attributes, '\+' and 'or' are run"):
+    with pytest.raises(ValueError, match=REFUSED):
         engine.step("inventory")
     assert not target.exists()
+
+
+def _text_of(expression: str) -> str:
+    """What the engine makes of an expression about an apple that has no description."""
+    textgen = import_engine("rwml_lightning.envs.alfworld.textgen")
+    apple = import_engine("textworld.generator.game").EntityInfo("apple_1", "object")
+    apple.name, apple.indefinite, apple.adj = "apple 1", "an", ""
+    symbol = import_engine("textworld.envs.pddl.textgen").EvalSymbol(expression)
+    rules = import_engine("textworld.envs.pddl.textgen").ContextSensitiveGrammar()
+    [text] = textgen.TemplateGrammar(rules)._expander(symbol)(textgen.Context(None, {}, {"o": apple}, {}))
+    return text
+
+
+@pytest.mark.parametrize(
+    ("expression", "text"),
+    [("o", "apple 1"), ("o.name ", "apple 1"), ("o.indefinite + ' ' + o.name ", "an apple 1"), ("o.name or o.id", "apple 1"),
+     ("o.desc or o.adj or o.id", "apple_1"), ("x", None), ("o.desc + 'x'", None)],
+)  # fmt: skip
+def test_expressions_of_games(expression: str, text: str | None) -> None:
+    if text is None:
+        with pytest.raises(ValueError, match=r"the expression .* in the game's grammar has no value: "):
+            _text_of(expression)
+    else:
+        assert _text_of(expression) == text
+
+
+@pytest.mark.parametrize(
+    "expression",
+    ["o.__class__", "o.serialize", "o.name.format", "o.name()", "f'{o.name}'", "1 + 2", "'a' * 9", "o and o", "o == o",
+     "[o]", "o if o else o", "lambda: o", "(o := 1)", "import os", "o" + ".a" * 30_000, "'a'" + " + 'a'" * 30_000],
+)  # fmt: skip
+def test_other_expressions_are_refused(expression: str) -> None:
+    with pytest.raises(ValueError, match=REFUSED):
+        _text_of(expression)
 
 
 def test_closed_engines_hand_their_library_on(games: Path) -> None:

@@ -4,18 +4,20 @@ The stock grammar parses its start template with a PEG parser at every call, and
 expansion. Here each template is parsed once in a process and turned into a function from context to text.
 
 Templates in a game file hold small expressions (``o.indefinite + ' ' + o.name``) that the stock class hands to ``eval``.
-Here they may only read attributes, join strings and choose with ``or``: a game file from a stranger cannot run code.
+Here the four forms that games use are computed and all else is refused: a game file from a stranger cannot run code.
 """
 
 from __future__ import annotations
 
 import ast
+import reprlib
 from collections.abc import Callable, Iterator, Mapping
-from functools import lru_cache
-from types import CodeType
+from functools import lru_cache, reduce
+from operator import itemgetter
 from typing import Any, NamedTuple, Protocol
 
 from textworld.envs.pddl import textgen
+from textworld.generator.game import EntityInfo
 from textworld.logic import Placeholder, Rule, Variable
 
 
@@ -46,18 +48,8 @@ class Context(NamedTuple):
 
 
 Expander = Callable[[Context], list[str]]
-_PURE_NODES = (
-    ast.Expression,
-    ast.Name,
-    ast.Load,
-    ast.Attribute,
-    ast.Constant,
-    ast.BinOp,
-    ast.Add,
-    ast.BoolOp,
-    ast.Or,
-    ast.And,
-)
+Value = Callable[[Mapping[str, Any]], Any]
+"""An expression's value, given the entity behind each name."""
 
 
 @lru_cache(maxsize=4096)
@@ -73,15 +65,44 @@ def parse_query(expression: str) -> Rule:
 
 
 @lru_cache(maxsize=4096)
-def _compile_expression(expression: str) -> CodeType:
-    tree = ast.parse(expression.strip(), mode="eval")
-    for node in ast.walk(tree):
-        private = isinstance(node, ast.Attribute) and node.attr.startswith("_")
-        if private or not isinstance(node, _PURE_NODES):
+def _read_expression(expression: str) -> Value:
+    try:
+        value = _value(ast.parse(expression.strip(), mode="eval").body)
+    except (SyntaxError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"the game's grammar holds the expression {reprlib.repr(expression)}; only names, attributes of entities, texts, '+' and "
+            "'or' are computed"
+        ) from error
+
+    def text(variables: Mapping[str, Any]) -> str:
+        try:
+            return str(value(variables))
+        except (KeyError, TypeError) as error:
             raise ValueError(
-                f"the game's grammar holds the expression {expression!r}; only names, attributes, '+' and 'or' are run"
-            )
-    return compile(tree, "<grammar>", "eval")
+                f"the expression {reprlib.repr(expression)} in the game's grammar has no value: {error}"
+            ) from error
+
+    return text
+
+
+def _value(node: ast.expr) -> Value:
+    match node:
+        case ast.Name(id=name):
+            return itemgetter(name)
+        case ast.Attribute(value=ast.Name(id=name), attr=attribute) if attribute in EntityInfo.__slots__:
+            return lambda variables: getattr(variables[name], attribute)
+        case ast.Constant(value=str(text)):
+            return lambda variables: text
+        case ast.BinOp(left=first, op=ast.Add(), right=second):
+            left, right = _value(first), _value(second)
+            return lambda variables: left(variables) + right(variables)
+        case ast.BoolOp(op=ast.Or(), values=parts):
+            return reduce(_either, map(_value, parts))
+    raise ValueError(f"no form of the grammar: {type(node).__name__}")
+
+
+def _either(first: Value, second: Value) -> Value:
+    return lambda variables: first(variables) or second(variables)
 
 
 class TemplateGrammar(textgen.ContextSensitiveGrammar):
@@ -138,8 +159,8 @@ class TemplateGrammar(textgen.ContextSensitiveGrammar):
             name = str(symbol)
             return lambda context: self._expand_production(name, context)
         if isinstance(symbol, textgen.EvalSymbol):
-            code = _compile_expression(symbol.expression)
-            return lambda context: [str(eval(code, {"__builtins__": {}}, context.variables))]
+            value = _read_expression(symbol.expression)
+            return lambda context: [value(context.variables)]
         if isinstance(symbol, textgen.ConditionalSymbol):
             inner, query = (
                 self._expander(symbol.expression),
