@@ -126,6 +126,7 @@ class RWMLCLI(LightningCLI):
     @override
     def instantiate_trainer(self, **kwargs: Any) -> RWMLTrainer:
         assert self.subcommand is not None
+        check_stage(self.subcommand, self.model, self.datamodule)
         look_for_all(self.subcommand, self.config[self.subcommand], self.model, self.datamodule)
         if self.subcommand != "fit":
             kwargs["enable_checkpointing"] = False
@@ -138,11 +139,6 @@ class RWMLCLI(LightningCLI):
             kwargs |= NO_TRAINING
         elif self.subcommand != "collect":
             if self.subcommand == "fit":
-                if self.datamodule.control != "none" and not self.model.on_policy:
-                    raise ValueError(
-                        f"control is {self.datamodule.control!r}, which replaces rewards, but "
-                        f"{type(self.model).__name__} learns from labels; leave control out"
-                    )
                 run = self._get(self.config_init, "run")
                 self.folder = open_run_folder(run, self._run_config())
             given = self._get(self.config_init, "trainer").get("callbacks") or []
@@ -208,10 +204,7 @@ class RWMLCLI(LightningCLI):
 
     def test(self, model: PolicyModule, **kwargs: Any) -> None:
         """Success of a policy on all held-out games, or on those that ``data.play.test`` names."""
-        if not isinstance(model, PlayingModule):
-            raise ValueError(
-                f"test plays episodes, which {type(model).__name__} does not; measure it with validate or evaluate"
-            )
+        assert isinstance(model, PlayingModule)
         self._evaluate_with(self.trainer.test, model, kwargs)
         print_played(model)
 
@@ -242,6 +235,17 @@ class RWMLCLI(LightningCLI):
         for logger in loggers:
             settle(logger, Path(folder))
         self.trainer.evaluate(model, datamodule, settings, loggers, models, folder)
+
+
+def check_stage(command: str, model: PolicyModule, data: RolloutDataModule) -> None:
+    """Refuse a module that cannot do what the command asks for, whatever else is there."""
+    stage = type(model).__name__
+    if command == "test" and not isinstance(model, PlayingModule):
+        raise ValueError(f"test plays episodes, which {stage} does not; measure it with validate or evaluate")
+    if command == "fit" and data.control != "none" and not model.on_policy:
+        raise ValueError(
+            f"control is {data.control!r}, which replaces rewards, but {stage} learns from labels; leave control out"
+        )
 
 
 def print_played(module: PlayingModule) -> None:

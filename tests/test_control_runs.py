@@ -31,7 +31,7 @@ def test_labels_cannot_be_controlled(
 ) -> None:
     config = write_config(tmp_path, tiny_model, model={"class_path": "rwml_lightning.modules.WorldModelSFT"})
     with pytest.raises(SystemExit) as stopped:
-        main(["fit", "--config", str(config), "--control", "permuted"])
+        main(["fit", "--config", str(config), "--control", "permuted", "--data.reward", "null"])
     assert stopped.value.code == 2
     assert "control is 'permuted', which replaces rewards, but WorldModelSFT learns from labels" in (
         capsys.readouterr().err

@@ -50,6 +50,16 @@ def write_checkpoint(file: Path, model: Path, **more: Any) -> Path:
     return file
 
 
+def config_for(command: str, folder: Path, model: Path) -> Path:
+    """Only a policy is tested; the other commands take a world model."""
+    stage = "PolicyGRPO" if command == "test" else "WorldModelGRPO"
+    return write_config(
+        folder,
+        model,
+        model={"class_path": f"rwml_lightning.modules.{stage}", "init_args": {"model": str(model)}},
+    )
+
+
 @pytest.fixture
 def mark(tmp_path: Path) -> Path:
     return tmp_path / "exploded"
@@ -103,7 +113,7 @@ def test_code_in_a_checkpoint_is_not_run(
     command: str, place: str, mark: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoint = write_checkpoint(tmp_path / "a.ckpt", tiny_model, **{place: {"x": Bomb(mark)}})
-    config = write_config(tmp_path, tiny_model)
+    config = config_for(command, tmp_path, tiny_model)
     message = error_of([command, "--config", str(config), "--ckpt_path", str(checkpoint)], capsys)
     assert f"{checkpoint} is no checkpoint of rwml-lightning" in message
     assert not mark.exists()
@@ -141,7 +151,7 @@ def test_only_local_files_are_checkpoints(
     monkeypatch.chdir(tmp_path)
     for word in ("best", "last", "hpc"):  # Lightning would take these for other files
         (tmp_path / word).touch()
-    config = write_config(tmp_path, tiny_model)
+    config = config_for(command, tmp_path, tiny_model)
     message = error_of([command, "--config", str(config), "--ckpt_path", name], capsys)
     assert message.startswith(f"error: --ckpt_path names {name}, which is no file here")
     assert not (tmp_path / "runs").exists()
