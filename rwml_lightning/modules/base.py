@@ -22,7 +22,7 @@ from rwml_lightning.functional import (
 from rwml_lightning.models import load_tokenizer
 from rwml_lightning.modules.adapters import LoRA
 from rwml_lightning.modules.loading import Dtype, load_policy
-from rwml_lightning.modules.resuming import LearningRate, keep_settings, reopen_epoch
+from rwml_lightning.modules.resuming import LearningRate, keep_settings, reopen_epoch, restore_rng, rng_states
 from rwml_lightning.modules.scoring import score_text
 from rwml_lightning.weights import model_tensors
 
@@ -175,9 +175,7 @@ class PolicyModule(L.LightningModule):
             "dtype": self.dtype_name,
             "lora": asdict(self.lora) if self.lora is not None else None,
         }
-        checkpoint["torch_rng_state"] = (
-            torch.get_rng_state()
-        )  # samples have seeds of their own; dropout has not
+        checkpoint["rng_states"] = rng_states()  # samples have seeds of their own; dropout has not
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -188,7 +186,7 @@ class PolicyModule(L.LightningModule):
                 "in model.init_from instead of --ckpt_path"
             )
         reopen_epoch(checkpoint)
-        torch.set_rng_state(checkpoint["torch_rng_state"])
+        restore_rng(checkpoint["rng_states"])
 
     def _learning_rate_factor(self, step: int, total: int) -> float:
         warmup = self.learning_rate_warmup_steps

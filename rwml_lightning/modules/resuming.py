@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from typing_extensions import override
@@ -45,3 +47,18 @@ def reopen_epoch(checkpoint: dict[str, Any]) -> None:
     for counts in (fit_loop["epoch_progress"]["total"], fit_loop["epoch_progress"]["current"]):
         counts |= {"ready": 1, "started": 1, "processed": 0, "completed": 0}
     fit_loop["epoch_loop.batch_progress"]["is_last_batch"] = False
+
+
+def rng_states() -> dict[str, Tensor]:
+    """States of torch's random generators: the CPU's, and this process's GPU's where it uses one."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_initialized():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def restore_rng(states: dict[str, Tensor]) -> None:
+    """Restore what :func:`rng_states` gave; the state of a GPU only where there is one."""
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])

@@ -185,7 +185,8 @@ def test_a_checkpoint_of_another_setting_or_stage_is_refused(
     path = tmp_path / "a.ckpt"
     module.trainer.save_checkpoint(path)
     with pytest.raises(
-        ValueError, match=r"a\.ckpt holds the weights of another model or LoRA setting: .* does not match"
+        ValueError,
+        match=r"a\.ckpt holds the weights of another model or LoRA setting: .* does not match",
     ):
         load_policy(str(tiny_model), "float32", init_from=str(path))
     other = WorldModelGRPO(model=str(tiny_model), lora=LORA)
@@ -196,6 +197,42 @@ def test_a_checkpoint_of_another_setting_or_stage_is_refused(
         other.on_load_checkpoint({"state_dict": {}})
     with pytest.raises(ValueError, match=r"model\.init_from names /no/where, which does not exist"):
         load_policy(str(tiny_model), "float32", init_from="/no/where")
+
+
+def test_random_generators_go_on_where_a_checkpoint_was_saved(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A GPU's generator too; what a GPU saved is resumed on a CPU, and the other way round."""
+    module = WorldModelSFT(model=str(tiny_model), lora=LORA)
+    loops = {
+        "epoch_progress": {"total": {}, "current": {}},
+        "epoch_loop.batch_progress": {},
+    }
+
+    def save(gpu: torch.Tensor | None) -> dict[str, Any]:
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda: gpu is not None)
+        monkeypatch.setattr(torch.cuda, "get_rng_state", lambda: gpu)
+        checkpoint: dict[str, Any] = {"loops": {"fit_loop": loops}}
+        module.on_save_checkpoint(checkpoint)
+        torch.save(checkpoint, tmp_path / "a.ckpt")
+        return torch.load(tmp_path / "a.ckpt", weights_only=True)
+
+    def load(checkpoint: dict[str, Any], has_gpu: bool) -> list[torch.Tensor]:
+        restored: list[torch.Tensor] = []
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+        monkeypatch.setattr(torch.cuda, "set_rng_state", restored.append)
+        torch.manual_seed(1)
+        module.on_load_checkpoint(checkpoint)
+        assert torch.equal(torch.rand(4), drawn)
+        return restored
+
+    torch.manual_seed(0)
+    state = torch.arange(16, dtype=torch.uint8)
+    with_gpu, without = save(state), save(None)
+    drawn = torch.rand(4)
+    assert [value.tolist() for value in load(with_gpu, has_gpu=True)] == [state.tolist()]
+    assert load(with_gpu, has_gpu=False) == []
+    assert load(without, has_gpu=True) == []
 
 
 def test_dropout_of_the_model_is_off(tiny_model: Path) -> None:
