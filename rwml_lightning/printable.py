@@ -1,9 +1,12 @@
-"""Foreign text as a terminal may show it: control characters are shown, never obeyed. Standard library only.
+"""Foreign text as a terminal may show it and a file may hold it: control characters are shown, never obeyed.
+
+Standard library only.
 
 Foreign is what a model, an environment, a config, a run store or a folder's name says. A terminal obeys control sequences in
 it: they write to the clipboard, change the window's title and move the cursor; marks of text direction make a line read as
 another one. All text on its way to a terminal passes :func:`split_hidden`: ``print`` and logs by :func:`printable`, tables by
-:class:`rwml_lightning.terminal.Terminal`, the dashboard by :func:`rwml_tui.text.visible`.
+:class:`rwml_lightning.terminal.Terminal`, the dashboard by :func:`rwml_tui.text.visible`. Text on its way to what takes
+UTF-8 alone passes :func:`well_formed`.
 """
 
 from __future__ import annotations
@@ -42,6 +45,15 @@ def split_hidden(text: str) -> Iterator[tuple[str, bool]]:
 def printable(text: object) -> str:
     """The text of anything with an escape in the place of each character that a terminal would obey."""
     return "".join(part for part, _ in split_hidden(str(text)))
+
+
+def well_formed(text: str) -> str:
+    """The text with U+FFFD for each lone surrogate, which no file, tokenizer or server takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 class PrintableFormatter(logging.Formatter):

@@ -22,11 +22,12 @@ from rwml_lightning.data.datamodule import RolloutDataModule
 from rwml_lightning.data.episodes import EpisodeState, episode_name, episode_seed, game_of
 from rwml_lightning.data.rollouts import WorldModelRollouts
 from rwml_lightning.data.transitions import read_metadata, read_transitions
-from rwml_lightning.envs import EnvironmentPool, Failure, well_formed
+from rwml_lightning.envs import EnvironmentPool, Failure
 from rwml_lightning.generation import HFGenerator
 from rwml_lightning.model_evaluator import load_module
 from rwml_lightning.modules.loading import Dtype
 from rwml_lightning.modules.wm_sft import WorldModelSFT
+from rwml_lightning.printable import well_formed
 from rwml_lightning.rewards import ServerError
 from rwml_lightning.run import CONFIG_FILE, RunFolder
 from rwml_lightning.schema import Group, Sampling, Transition

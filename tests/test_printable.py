@@ -27,7 +27,7 @@ from rwml_lightning.evaluation import (
     render_episodes,
     render_results,
 )
-from rwml_lightning.printable import PrintableFormatter, printable
+from rwml_lightning.printable import PrintableFormatter, printable, well_formed
 from rwml_lightning.run import RunFolder
 from rwml_lightning.schema import Completion, Group, Prediction, Score
 from rwml_lightning.summary import print_summary
@@ -68,6 +68,18 @@ def test_any_text_is_harmless_and_can_be_encoded(text: str) -> None:
     shown.encode()
     assert_harmless(shown)
     assert printable(shown) == shown
+
+
+@given(st.text(st.characters() | st.characters(categories=["Cs"])))
+def test_well_formed_text_can_be_encoded_and_stays_what_it_is(text: str) -> None:
+    assert well_formed(text).encode().decode() == well_formed(text)
+    pieces = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    assert well_formed(text) == pieces  # two halves that belong together become one character
+
+
+@given(st.text())
+def test_what_is_well_formed_is_not_touched(text: str) -> None:
+    assert well_formed(text) is text
 
 
 @pytest.mark.parametrize(

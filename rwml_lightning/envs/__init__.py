@@ -5,7 +5,7 @@ Importing this registers ``rwml/ALFWorld-v0`` and ``rwml/Tau2-v0`` by name only:
 
 import gymnasium
 
-from rwml_lightning.envs.boundary import Observation, read_tasks, well_formed
+from rwml_lightning.envs.boundary import Observation, read_tasks
 from rwml_lightning.envs.chat import Message
 from rwml_lightning.envs.make import EnvironmentSpec
 from rwml_lightning.envs.pool import EnvironmentPool, Failure
@@ -21,5 +21,4 @@ __all__ = [
     "Message",
     "Observation",
     "read_tasks",
-    "well_formed",
 ]

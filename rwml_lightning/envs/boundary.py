@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from rwml_lightning.envs.chat import Message, as_messages, as_text
+from rwml_lightning.printable import well_formed
 
 log = logging.getLogger(__name__)
 
@@ -106,15 +107,6 @@ def read_tasks(tasks: Any) -> dict[str, list[str]]:
             if not isinstance(task, str) or not task or well_formed(task) != task:
                 raise _refusal(f"tasks[{split!r}][{place}]", task, "a text that names a task")
     return {split: [str.__str__(task) for task in ids] for split, ids in named.items()}
-
-
-def well_formed(text: str) -> str:
-    """The text with U+FFFD for each lone surrogate, which no file, tokenizer or server takes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
 
 
 def _refusal(name: str, value: Any, needed: str) -> ValueError:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Literal
 
-from rwml_lightning.trace.tables import storable
+from rwml_lightning.printable import well_formed
 
 Operator = Literal["=", "!=", "<", "<=", ">", ">=", "contains"]
 
@@ -61,15 +61,14 @@ class Filter:
     operator: Operator
     value: float | str
 
-    def sql(self) -> tuple[str, float | str | bytes]:
+    def sql(self) -> tuple[str, float | str]:
         """Condition with one placeholder, and its value."""
         if self.operator not in OPERATORS:
             raise ValueError(f"no operator {self.operator!r}: known are {', '.join(OPERATORS)}")
         if self.operator == "contains":
             escaped = re.sub(r"([\\%_])", r"\\\1", str(self.value))
-            return f"{column(self.column)} LIKE ? ESCAPE '\\'", storable(f"%{escaped}%")
-        value = storable(self.value) if isinstance(self.value, str) else self.value
-        return f"{column(self.column)} {self.operator} ?", value
+            return f"{column(self.column)} LIKE ? ESCAPE '\\'", f"%{escaped}%"
+        return f"{column(self.column)} {self.operator} ?", self.value
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +92,7 @@ class GroupQuery:
     filters: tuple[Filter, ...] = ()
     search: str = ""
 
-    def where(self) -> tuple[str, list[float | str | bytes]]:
+    def where(self) -> tuple[str, list[float | str]]:
         """``FROM ... WHERE ...`` and its values; only tables that the query names are joined."""
         filters = list(self.filters)
         filters += [Filter("stage", "=", self.stage)] if self.stage is not None else []
@@ -121,6 +120,6 @@ class GroupQuery:
 
 def match_expression(search: str) -> str:
     """FTS5 expression for words as a person types them; nothing in it is read as FTS5 syntax."""
-    words = re.findall(r"\w+", search.encode("utf-8", "replace").decode())
+    words = re.findall(r"\w+", well_formed(search))
     quoted = " AND ".join(f'"{word}"' for word in words)
     return f"{quoted} *" if words else '""'  # the empty phrase matches nothing

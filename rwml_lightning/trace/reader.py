@@ -30,7 +30,7 @@ from rwml_lightning.trace.records import (
     StageInfo,
     Step,
 )
-from rwml_lightning.trace.tables import TraceError, as_text, check_version, explained, named_row, storable
+from rwml_lightning.trace.tables import TraceError, as_text, bound, check_version, explained, named_row
 
 _SUMMARY = """
 groups.id, stage, step, source, position, transition_id, environment, game, kind, split, valid, knowable, action,
@@ -115,8 +115,7 @@ class TraceReader:
 
     def _rows(self, statement: str, values: Sequence[Any] = ()) -> list[dict[str, Any]]:
         with explained(self.path):
-            bound = [storable(value) if isinstance(value, str) else value for value in values]
-            return self._db.execute(statement, bound).fetchall()
+            return self._db.execute(statement, bound(values)).fetchall()
 
     def _records(self, kind: type[Record], rows: Iterable[dict[str, Any]]) -> list[Record]:
         with explained(self.path):
@@ -127,7 +126,7 @@ class TraceReader:
         cursor = self._db.cursor()
         cursor.row_factory = None
         with explained(self.path):
-            return columns(cursor.execute(statement, values), *types)
+            return columns(cursor.execute(statement, bound(values)), *types)
 
     def data_version(self) -> int:
         """A number that changes when anything was committed: a cheap test whether to look again."""

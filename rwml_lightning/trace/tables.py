@@ -8,7 +8,7 @@ stored as written: each is read only together with its group.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -199,6 +199,11 @@ def storable(text: str) -> str | bytes:
     except UnicodeEncodeError:
         return text.encode("utf-8", "surrogatepass")
     return text
+
+
+def bound(values: Iterable[Any]) -> list[Any]:
+    """Values of a statement, the texts among them :func:`storable`."""
+    return [storable(value) if isinstance(value, str) else value for value in values]
 
 
 def has_tables(db: sqlite3.Connection) -> bool:

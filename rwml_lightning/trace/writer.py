@@ -13,16 +13,17 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from rwml_lightning.printable import well_formed
 from rwml_lightning.schema import Episode, Group, Prediction, Transition
 from rwml_lightning.trace.records import Command, Status
 from rwml_lightning.trace.tables import (
     TraceError,
+    bound,
     check_version,
     create_tables,
     explained,
     has_tables,
     named_row,
-    storable,
 )
 
 
@@ -30,7 +31,7 @@ def insert(db: sqlite3.Connection, table: str, row: Mapping[str, Any], or_replac
     """Inserts one row given by column name and returns its id."""
     verb = "INSERT OR REPLACE" if or_replace else "INSERT"
     statement = f"{verb} INTO {table} ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})"
-    cursor = db.execute(statement, [storable(v) if isinstance(v, str) else v for v in row.values()])
+    cursor = db.execute(statement, bound(row.values()))
     assert cursor.lastrowid is not None
     return cursor.lastrowid
 
@@ -121,7 +122,7 @@ class TraceWriter:
             self._db.execute(
                 "INSERT INTO stages VALUES (?, ?, ?, ?, NULL) ON CONFLICT (stage) DO UPDATE SET "
                 "total_steps = excluded.total_steps, config = excluded.config, resumed = excluded.started",
-                (stage, total_steps, storable(config_text), now),
+                bound((stage, total_steps, config_text, now)),
             )
 
     def write_step(
@@ -136,14 +137,14 @@ class TraceWriter:
             groups: What the step was made from.
         """
         with self._transaction() as now:
-            place = (stage, step)
+            place = bound((stage, step))
             if self._db.execute("SELECT 1 FROM steps WHERE stage = ? AND step = ?", place).fetchone():
                 # Reads all curves of the stage, which lie by name: not for every step.
                 self._db.execute("DELETE FROM metrics WHERE stage = ? AND step = ?", place)
-            self._db.execute("INSERT OR REPLACE INTO steps VALUES (?, ?, ?)", (*place, now))
+            self._db.execute("INSERT OR REPLACE INTO steps VALUES (?, ?, ?)", [*place, now])
             self._db.executemany(
                 "INSERT INTO metrics VALUES (?, ?, ?, ?)",
-                [(stage, name, step, float(value)) for name, value in metrics.items()],
+                [bound((stage, name, step, float(value))) for name, value in metrics.items()],
             )
             self._replace_groups(stage, step, "train", groups)
 
@@ -172,7 +173,7 @@ class TraceWriter:
             insert(self._db, "evaluations", row, or_replace=True)
             self._db.executemany(
                 "INSERT OR REPLACE INTO metrics VALUES (?, ?, ?, ?)",
-                [(stage, name, step, float(value)) for name, value in (metrics or {}).items()],
+                [bound((stage, name, step, float(value))) for name, value in (metrics or {}).items()],
             )
             self._replace_groups(stage, step, name, groups)
 
@@ -190,7 +191,7 @@ class TraceWriter:
         place = {"stage": stage, "step": step, "source": source}
         with self._transaction():
             self._db.execute(
-                "DELETE FROM episodes WHERE stage = ? AND step = ? AND source = ?", tuple(place.values())
+                "DELETE FROM episodes WHERE stage = ? AND step = ? AND source = ?", bound(place.values())
             )
             for position, episode in enumerate(episodes):
                 self._write_episode({**place, "position": position}, episode)
@@ -198,7 +199,7 @@ class TraceWriter:
     def set_status(self, status: Status, detail: str = "") -> None:
         """Says how the run stands; ``detail`` is one line for people, such as the error it failed with."""
         with self._transaction():
-            self._db.execute("UPDATE run SET status = ?, detail = ?", (status, storable(detail)))
+            self._db.execute("UPDATE run SET status = ?, detail = ?", bound((status, detail)))
 
     def heartbeat(self) -> None:
         """Signs of life between steps; every other write is one too."""
@@ -216,7 +217,7 @@ class TraceWriter:
         with self._transaction() as now:
             self._db.execute(
                 "UPDATE control SET acknowledged = ?, answer = ? WHERE id = ?",
-                (now, storable(answer), command_id),
+                bound((now, answer, command_id)),
             )
 
     def _text(self, body: str) -> int:
@@ -247,7 +248,7 @@ class TraceWriter:
 
     def _replace_groups(self, stage: str, step: int, source: str, groups: Iterable[Group]) -> None:
         self._db.execute(
-            "DELETE FROM groups WHERE stage = ? AND step = ? AND source = ?", (stage, step, source)
+            "DELETE FROM groups WHERE stage = ? AND step = ? AND source = ?", bound((stage, step, source))
         )
         for position, group in enumerate(groups):
             self._write_group({"stage": stage, "step": step, "source": source, "position": position}, group)
@@ -277,7 +278,7 @@ class TraceWriter:
         words = (group.transition.action, group.transition.next_state, "\n".join(predicted))
         self._db.execute(
             "INSERT INTO group_search (rowid, action, next_state, predictions) VALUES (?, ?, ?, ?)",
-            (group_id, *(text.encode("utf-8", "replace").decode() for text in words)),
+            (group_id, *map(well_formed, words)),
         )
 
     def _write_prediction(self, group_id: int, prediction: Prediction) -> None:

@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from rwml_lightning.envs import (
     EnvironmentPool,
@@ -18,7 +16,6 @@ from rwml_lightning.envs import (
     Failure,
     Observation,
     read_tasks,
-    well_formed,
 )
 from rwml_lightning.envs.boundary import read_reset, read_step, read_walkthrough
 
@@ -143,18 +140,6 @@ def test_a_lone_surrogate_is_replaced_and_told_once(caplog: pytest.LogCaptureFix
     assert read.info["tools"] == ({"description": "\ufffd"},)
     assert caplog.text.count("info['background'] holds a lone surrogate") <= 1
     assert read_walkthrough(["\udfff go"]) == ("\ufffd go",)
-
-
-@given(st.text(st.characters() | st.characters(categories=["Cs"])))
-def test_well_formed_text_can_be_encoded_and_stays_what_it_is(text: str) -> None:
-    assert well_formed(text).encode().decode() == well_formed(text)
-    pieces = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    assert well_formed(text) == pieces  # two halves that belong together become one character
-
-
-@given(st.text())
-def test_what_is_well_formed_is_not_touched(text: str) -> None:
-    assert well_formed(text) is text
 
 
 @pytest.mark.parametrize(

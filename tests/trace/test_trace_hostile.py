@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rwml_lightning.schema import Group
+from rwml_lightning.schema import Episode, Group
 from rwml_lightning.trace import GroupQuery, TraceError, TraceReader, TraceWriter, newest_run, trace_path
 from rwml_lightning.trace.tables import SCHEMA_VERSION, storable
 
@@ -248,6 +248,30 @@ def test_any_text_comes_back_as_it_was(
     assert (first.text, first.thinking, first.next_state) == (text, text, text)
     assert reader.run().detail == text
     assert [row.id for row in reader.same_transition(text)] == [summary.id]
+
+
+@pytest.mark.parametrize("name", HOSTILE, ids=range(len(HOSTILE)))
+def test_any_stage_metric_and_evaluation_may_be_recorded(
+    name: str, path: Path, make_group: MakeGroup
+) -> None:
+    episode = Episode("e1", "alfworld", "game-1", "find a mug", 7, (), "You won!")
+    with TraceWriter(path) as writer:
+        writer.start_stage(name, 3, name)
+        for _ in range(2):  # a repeated step replaces what was recorded before
+            writer.write_step(name, 1, {name: 1.0, "other": 2.0}, [make_group()])
+            writer.write_evaluation(name, 1, {name: name}, [make_group()], name, {f"val/{name}": 3.0})
+            writer.write_episodes(name, 1, [episode], name)
+    with TraceReader(path) as reader:
+        assert [(stage.stage, stage.config) for stage in reader.stages()] == [(name, name)]
+        assert [step.stage for step in reader.steps(name)] == [name]
+        assert sorted(reader.metric_names(name)) == sorted([name, "other", f"val/{name}"])
+        assert reader.metrics(name) == {name: [(1, 1.0)], "other": [(1, 2.0)], f"val/{name}": [(1, 3.0)]}
+        assert [(one.name, one.result) for one in reader.evaluations(name)] == [(name, {name: name})]
+        assert len(reader.groups(GroupQuery(stage=name, source=name))) == 1
+        assert len(reader.episode_ids(name)) == 1
+        step = reader.latest_step()
+        assert step is not None
+        assert min(reader.latest_ids(step)) > 0
 
 
 @settings(max_examples=200, deadline=None)

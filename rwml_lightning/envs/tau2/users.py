@@ -14,8 +14,8 @@ from tau2.user.user_simulator import UserSimulator
 
 from rwml_lightning.answers import read_reply
 from rwml_lightning.credentials import check_server_url, read_key
-from rwml_lightning.envs.boundary import well_formed
 from rwml_lightning.envs.tau2.messages import read_action
+from rwml_lightning.printable import well_formed
 
 GOODBYE = "goodbye"
 
