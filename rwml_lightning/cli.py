@@ -151,7 +151,7 @@ class RWMLCLI(LightningCLI):
         text = self._parser("fit").dump(self.config["fit"], skip_none=False)
         lines = [line for line in text.splitlines() if not line.startswith("ckpt_path:")]
         given = self._get(self.config_init, "ckpt_path")
-        return "\n".join([*([f"# --ckpt_path {given}"] if given else []), *lines, ""])
+        return "\n".join([*([f"# --ckpt_path {printable(given)}"] if given else []), *lines, ""])
 
     def fit(self, model: PolicyModule, **kwargs: Any) -> None:
         """All stages of the config, from where an earlier run of the same config stopped."""

@@ -11,6 +11,7 @@ import yaml
 from lightning.pytorch.loggers import Logger, WandbLogger
 
 from rwml_lightning.evaluation import MEASURES, Result
+from rwml_lightning.printable import well_formed
 from rwml_lightning.run import CONFIG_FILE, RunFolder
 
 
@@ -39,6 +40,7 @@ def settle(logger: Logger, path: Path, run_id: str | None = None) -> None:
 
 def log_comparison(logger: Logger, results: Mapping[str, Result]) -> None:
     """Hand over the results of several models: to W&B as the table ``models``, else as ``<model>/<measure>``."""
+    results = {well_formed(model): result for model, result in results.items()}
     measures = [name for name in MEASURES if all(getattr(r, name) is not None for r in results.values())]
     if isinstance(logger, WandbLogger):
         bounds = [f"{name}_{bound}" for name in measures for bound in ("low", "high")]

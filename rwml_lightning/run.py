@@ -11,6 +11,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from rwml_lightning.printable import well_formed
+
 CONFIG_FILE = "config.yaml"
 _FINGERPRINT_FILE = ".fingerprint"
 _ID_FILE = ".id"
@@ -92,6 +94,7 @@ def open_run_folder(run: Run, config: str) -> RunFolder:
         run: Name and place.
         config: The whole config as text; two runs are the same when theirs are.
     """
+    config = well_formed(config)
     fingerprint = hashlib.sha256(config.encode()).hexdigest()
     for number in count(1):
         path = Path(run.root) / (run.name if number == 1 else f"{run.name}-{number}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 
+from rwml_lightning.printable import well_formed
+
 
 def derive_seed(run_seed: int, *position: int | str) -> int:
     """Seed of one sample.
@@ -16,4 +18,4 @@ def derive_seed(run_seed: int, *position: int | str) -> int:
         An integer in [0, 2**31), the same in every process and on every machine.
     """
     text = "/".join([str(run_seed), *map(str, position)])
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big") >> 1
+    return int.from_bytes(hashlib.blake2b(well_formed(text).encode(), digest_size=4).digest(), "big") >> 1

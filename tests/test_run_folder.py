@@ -27,6 +27,13 @@ def test_the_same_config_goes_on_and_another_begins_anew(tmp_path: Path) -> None
     assert (first.path / "config.yaml").read_text() == "a: 1\n"
 
 
+def test_a_config_may_hold_any_text(tmp_path: Path) -> None:
+    run = Run("r", str(tmp_path))
+    first = open_run_folder(run, "# half a pair: \ud800\n")
+    assert (first.path / "config.yaml").read_text() == "# half a pair: \ufffd\n"
+    assert open_run_folder(run, "# half a pair: \ud800\n") == first
+
+
 def test_without_resume_each_run_has_a_folder(tmp_path: Path) -> None:
     run = Run("r", str(tmp_path), resume=False)
     assert [open_run_folder(run, "a").path.name for _ in range(3)] == ["r", "r-2", "r-3"]

@@ -15,7 +15,8 @@ from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from test_resume import NUM_STEPS, TESTS, metrics_of, write_config
 from wandb_files import offline_runs
 
-from rwml_lightning.loggers import git_state, introduce
+from rwml_lightning.evaluation import Result
+from rwml_lightning.loggers import git_state, introduce, log_comparison
 from rwml_lightning.run import Run, open_run_folder
 
 SECRETS = {
@@ -136,6 +137,14 @@ def test_every_logger_gets_the_config(tmp_path: Path) -> None:
     introduce(logger, folder)
     assert logger.experiment.hparams["a"] == 1
     assert set(logger.experiment.hparams) == {"a", "git"}
+
+
+def test_a_comparison_names_any_folder(tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path)
+    log_comparison(logger, {"models/\udcff": Result("all", 1, 1, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5)})
+    logger.finalize("success")
+    (file,) = tmp_path.glob("lightning_logs/*/metrics.csv")
+    assert "models/\ufffd/similarity" in file.read_text()
 
 
 def test_a_run_has_one_id_and_a_sweep_agents_where_there_is_one(

@@ -17,6 +17,7 @@ from typing_extensions import override
 from rwml_callbacks.reward_logger import RewardLogger
 from rwml_callbacks.trace_recorder import TraceRecorder
 from rwml_lightning.modules.base import PolicyModule
+from rwml_lightning.printable import printable
 from rwml_lightning.terminal import Terminal
 
 _Callback = TypeVar("_Callback", bound=L.Callback)
@@ -130,7 +131,7 @@ class Analysis(L.Callback, ABC):
         partial.replace(self._file(recorder))
 
     def _file(self, recorder: TraceRecorder) -> Path:
-        return recorder.path.with_name(f"{self.name}.json")
+        return recorder.path.with_name(printable(f"{self.name}.json"))
 
     def _records(self, recorder: TraceRecorder) -> list[dict[str, Any]]:
         file = self._file(recorder)

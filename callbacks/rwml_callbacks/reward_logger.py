@@ -17,6 +17,7 @@ from typing_extensions import override
 from rwml_callbacks.weight_sync import WeightSync
 from rwml_lightning.evaluation import measure_game
 from rwml_lightning.modules.base import PolicyModule
+from rwml_lightning.printable import well_formed
 from rwml_lightning.schema import EpisodeBatch, RolloutBatch
 
 log = logging.getLogger(__name__)
@@ -80,7 +81,8 @@ class RewardLogger(L.Callback):
 
     def write(self, trainer: L.Trainer, stage: str, metrics: Mapping[str, float]) -> None:
         """Append to the CSV file and hand to the loggers."""
-        step = trainer.global_step
+        stage, step = well_formed(stage), trainer.global_step
+        metrics = {well_formed(name): value for name, value in metrics.items()}
         for logger in trainer.loggers:
             logger.log_metrics(dict(metrics), step=step)
         if self.path is None or not metrics:

@@ -17,6 +17,7 @@ from rwml_callbacks.reward_logger import RewardLogger
 from rwml_lightning.modules.base import PolicyModule
 from rwml_lightning.modules.playing import PlayingModule
 from rwml_lightning.modules.world_model import WorldModelModule
+from rwml_lightning.printable import printable
 from rwml_lightning.run import write_json
 from rwml_lightning.schema import Episode, EpisodeBatch, EpisodeGroup, RolloutBatch
 from rwml_lightning.trace import TraceWriter
@@ -100,7 +101,8 @@ class TraceRecorder(L.Callback):
         else:
             return
         place = {"stage": stage, "step": step}
-        write_json(self.path.parent / "evaluations" / f"{stage}-{step}.json", place | result)
+        file = printable(f"{stage}-{step}.json")
+        write_json(self.path.parent / "evaluations" / file, place | result)
         if self._trained:  # the evaluation after training has opened the store again
             self.writer.set_status("finished")
 

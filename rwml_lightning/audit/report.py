@@ -13,6 +13,7 @@ from rich.table import Table
 
 from rwml_lightning.audit.candidates import Group
 from rwml_lightning.audit.measure import MOST_FOR_NEAR_MISSES, SEPARATES, TAUS, Audit, Row, shares
+from rwml_lightning.printable import well_formed
 from rwml_lightning.terminal import Terminal
 
 _COLUMNS = (0.02, 0.05, 0.1, 0.2, 0.4)
@@ -83,7 +84,7 @@ def write_audit(audit: Audit, file: Path, settings: dict[str, Any]) -> None:
         "rows": rows,
     }
     partial = file.with_name(f".{file.name}")
-    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    partial.write_text(well_formed(json.dumps(content, indent=1, ensure_ascii=False)) + "\n")
     partial.replace(file)
 
 

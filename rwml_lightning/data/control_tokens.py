@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from rwml_lightning.answers import TAGS
+from rwml_lightning.printable import well_formed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -76,7 +77,7 @@ class ControlTokens:
             text: What stands outside quotations may hold control tokens.
             add_special_tokens: Whether the tokenizer adds its own, such as one that begins a text.
         """
-        first, *rest = _QUOTED.split(text)
+        first, *rest = _QUOTED.split(well_formed(text))
         ids = list(self.tokenizer.encode(first, add_special_tokens=add_special_tokens))
         for number, piece in zip(rest[::2], rest[1::2], strict=True):
             ids += self._literally(self._spellings[int(number)])

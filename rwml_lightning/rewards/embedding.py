@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from rwml_lightning.models import resolve_model
+from rwml_lightning.printable import well_formed
 from rwml_lightning.rewards.base import NO_PREDICTION
 from rwml_lightning.rewards.embedding_server import EmbeddingServer
 from rwml_lightning.rewards.sentence_embedder import Embedding, LongTexts, SentenceEmbedder
@@ -77,7 +78,7 @@ class EmbeddingReward:
         self.cache_size = cache_size
         self.success_similarity = 1 - tau_d
         self.server = server
-        self.prompt = prompt
+        self.prompt = well_formed(prompt)
         self.long_texts: LongTexts = long_texts
         self._server = None if server is None else EmbeddingServer(server, batch_size)
         self._cache: dict[str, Embedding] = {}

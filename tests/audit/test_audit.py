@@ -13,7 +13,7 @@ from rwml_testing import LetterReward, make_transition, make_world
 from rwml_lightning.audit import Audit, Choice, Row, audit_reward, choose_tau
 from rwml_lightning.audit.candidates import make_candidates
 from rwml_lightning.audit.measure import TAUS, Example, shares
-from rwml_lightning.audit.report import print_audit, verdict
+from rwml_lightning.audit.report import print_audit, verdict, write_audit
 from rwml_lightning.cli import main
 from rwml_lightning.data.transitions import write_transitions
 from rwml_lightning.rewards import ContentReward
@@ -126,6 +126,13 @@ def test_hostile_text_is_shown_and_not_obeyed(capsys: pytest.CaptureFixture[str]
     printed = capsys.readouterr().out
     assert "\x1b" not in printed
     assert "\\x1b" in printed
+
+
+def test_settings_of_any_text_are_written(tmp_path: Path) -> None:
+    world = make_world()
+    audit = audit_reward(LetterReward(tau_d=0.05), world, world, {}, seed=0)
+    write_audit(audit, tmp_path / "audit.json", {"prompt": "é \ud800"})
+    assert json.loads((tmp_path / "audit.json").read_text())["prompt"] == "é \ufffd"
 
 
 def make_config(folder: Path) -> list[str]:

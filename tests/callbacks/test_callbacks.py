@@ -18,7 +18,7 @@ import pytest
 import torch
 import wandb
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from rwml_callbacks import RewardLogger, RolloutProgressBar, TraceRecorder, WeightSync
 from rwml_callbacks.progress import describe
 from rwml_callbacks.reward_logger import episode_metrics, rollout_metrics
@@ -61,6 +61,7 @@ def fit(
     generator: Any = None,
     logger: Any = False,
     ckpt_path: Path | None = None,
+    stage: type[WorldModelGRPO] = WorldModelGRPO,
     **arguments: Any,
 ) -> L.Trainer:
     """Four steps, and an evaluation after the second and the fourth."""
@@ -76,7 +77,7 @@ def fit(
         callbacks=callbacks, max_epochs=1,
         check_val_every_n_epoch=None, val_check_interval=2,
     )  # fmt: skip
-    module = WorldModelGRPO(model=str(model), **{"learning_rate": 5e-3, **arguments})
+    module = stage(model=str(model), **{"learning_rate": 5e-3, **arguments})
     trainer.fit(module, data, ckpt_path=ckpt_path, weights_only=True)
     return trainer
 
@@ -357,3 +358,30 @@ def test_a_resumed_run_replaces_what_it_repeats(
     write(path, again)
     assert rows_of(path) == [*FIRST[:kept], again]
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.csv"]
+
+
+ODD = "wm\ud800\x00"
+"""A name that neither UTF-8 nor the name of a file takes."""
+
+
+def test_any_name_of_a_stage_and_a_metric_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    write(path, (ODD, 1, ODD, 1.0), (ODD, 2, ODD, 2.0))
+    write(path, (ODD, 2, ODD, 3.0))  # resumed
+    assert rows_of(path) == [
+        ("wm\ufffd\x00", 1, "wm\ufffd\x00", 1.0),
+        ("wm\ufffd\x00", 2, "wm\ufffd\x00", 3.0),
+    ]
+
+
+class OddStage(WorldModelGRPO):
+    stage = ODD
+
+
+def test_a_stage_of_any_name_is_trained_and_recorded(tiny_model: Path, tmp_path: Path) -> None:
+    callbacks = [WeightSync(), RewardLogger(tmp_path / "metrics.csv"), TraceRecorder(tmp_path / "trace.db")]
+    fit(tmp_path, tiny_model, callbacks, logger=CSVLogger(tmp_path), stage=OddStage)
+    with TraceReader(tmp_path / "trace.db") as reader:
+        assert [step.stage for step in reader.steps(ODD)] == [ODD] * 4
+    written = tmp_path / "evaluations" / "wm\\ud800\\x00-4.json"
+    assert json.loads(written.read_text())["stage"] == ODD

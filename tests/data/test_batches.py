@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from rwml_testing import make_transition
 
@@ -76,6 +76,7 @@ def test_no_transitions_are_no_steps() -> None:
 
 
 @given(st.integers(), st.lists(st.one_of(st.integers(), st.text(max_size=5)), max_size=4))
+@example(0, ["\ud800"])
 def test_seeds_are_small_and_repeatable(run_seed: int, position: list[int | str]) -> None:
     seed = derive_seed(run_seed, *position)
     assert 0 <= seed < 2**31

@@ -55,6 +55,14 @@ def with_metaspace() -> PreTrainedTokenizerBase:
     return fast
 
 
+@pytest.mark.parametrize("make", [with_tags, with_metaspace])
+def test_half_a_surrogate_pair_in_a_template_is_read_as_a_replacement(make: Any) -> None:
+    chat = ChatFormat(make())
+    prompt = WorldModelPrompt(history_turns=0, system="\ud800", user="\udfff {action}")
+    well = WorldModelPrompt(history_turns=0, system="\ufffd", user="\ufffd {action}")
+    assert prompt.encode(chat, make_transition()) == well.encode(chat, make_transition())
+
+
 def without_template(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     plain = copy.copy(tokenizer)
     plain.chat_template = None
