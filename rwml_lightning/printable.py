@@ -4,7 +4,7 @@ Standard library only.
 
 Foreign is what a model, an environment, a config, a run store or a folder's name says. A terminal obeys control sequences in
 it: they write to the clipboard, change the window's title and move the cursor; marks of text direction make a line read as
-another one. All text on its way to a terminal passes :func:`split_hidden`: ``print`` and logs by :func:`printable`, tables by
+another one. All text on its way to a terminal passes :func:`split_hidden`: ``print``, logs and warnings by :func:`printable`, tables by
 :class:`rwml_lightning.terminal.Terminal`, the dashboard by :func:`rwml_tui.text.visible`. Text on its way to what takes
 UTF-8 alone passes :func:`well_formed`.
 """
@@ -17,9 +17,10 @@ import re
 import sys
 import traceback
 import unicodedata
+import warnings
 from collections.abc import Iterator
 from types import TracebackType
-from typing import TextIO
+from typing import Any, TextIO
 
 _JOINERS = "\u200c\u200d"  # emoji and several scripts are written with them
 _NOT_PLAIN = re.compile(r"([^\n -~])")
@@ -56,12 +57,18 @@ def well_formed(text: str) -> str:
     return text
 
 
-class PrintableFormatter(logging.Formatter):
-    """Formats log records; what they say is shown, never obeyed."""
+class PrintableRecord(logging.LogRecord):
+    """A log record whose message and traceback are shown, never obeyed, whatever handler a library has for it."""
 
-    def format(self, record: logging.LogRecord) -> str:
-        """The record as text, with its traceback."""
-        return printable(super().format(record))
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        if self.exc_info:
+            # Formatters take it where it is there.
+            self.exc_text = printable("".join(traceback.format_exception(*self.exc_info)).rstrip())
+
+    def getMessage(self) -> str:
+        """The message with its arguments."""
+        return printable(super().getMessage())
 
 
 class PrintableStream(io.TextIOBase):
@@ -85,11 +92,23 @@ class PrintableStream(io.TextIOBase):
 
 
 def guard_terminal() -> None:
-    """Send warnings of the log and uncaught exceptions to standard error as printable text."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(PrintableFormatter("%(levelname)s %(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    """Let logs, warnings and uncaught exceptions reach standard error as printable text alone."""
+    logging.setLogRecordFactory(PrintableRecord)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    warnings.showwarning = _show_warning
     sys.excepthook = _show_exception
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    text = warnings.formatwarning(message, category, filename, lineno, line)
+    print(printable(text), end="", file=file or sys.stderr)
 
 
 def _show_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

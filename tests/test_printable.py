@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import logging
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -27,7 +26,7 @@ from rwml_lightning.evaluation import (
     render_episodes,
     render_results,
 )
-from rwml_lightning.printable import PrintableFormatter, printable, well_formed
+from rwml_lightning.printable import printable, well_formed
 from rwml_lightning.run import RunFolder
 from rwml_lightning.schema import Completion, Group, Prediction, Score
 from rwml_lightning.summary import print_summary
@@ -136,26 +135,37 @@ def test_an_error_is_shown_not_obeyed(capsys: pytest.CaptureFixture[str], tmp_pa
     assert "\\x1b]0;a\\x07" in shown
 
 
-def test_logs_and_tracebacks_are_shown_not_obeyed() -> None:
-    code = (
-        "import logging, sys; from rwml_lightning.cli import quieten; quieten(); hostile = sys.argv[1] + chr(0x9b); "
-        "logging.getLogger('rwml_lightning').warning('episode %s', hostile); raise RuntimeError(hostile)"
-    )
-    hostile = "\x1b]52;c;x\x07 \u202e"
-    done = subprocess.run(
-        [sys.executable, "-c", code, hostile], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert_harmless(done.stderr)
-    assert "WARNING episode \\x1b]52;c;x\\x07 \\u202e\\x9b" in done.stderr
-    assert "RuntimeError: \\x1b]52;c;x\\x07 \\u202e\\x9b" in done.stderr
+TALKATIVE = """
+import logging, sys, warnings
+from rwml_lightning.cli import quieten
 
-
-def test_a_logged_traceback_is_shown_not_obeyed() -> None:
+quieten()
+hostile = sys.argv[1] + chr(0x9b)
+logging.getLogger("later").addHandler(logging.StreamHandler())
+for name in ("rwml_lightning", "lightning.pytorch", "lightning.fabric", "transformers", "later"):
+    log = logging.getLogger(name)
+    log.error("%s says %s", name, hostile)
     try:
-        raise ValueError(HOSTILE)
+        raise ValueError(f"{name} raises {hostile}")
     except ValueError:
-        record = logging.LogRecord("x", logging.ERROR, "", 0, "failed", (), sys.exc_info())
-    assert_harmless(PrintableFormatter().format(record))
+        log.exception("failed")
+for file in ("file.py", "lightning/file.py"):  # Lightning has a format of its own for warnings of its files
+    warnings.warn_explicit(f"{file} warns {hostile}", UserWarning, file, 1)
+raise RuntimeError(f"it ends {hostile}")
+"""
+
+
+def test_logs_warnings_and_tracebacks_are_shown_not_obeyed() -> None:
+    """Handlers of libraries are covered too, those that are made later among them."""
+    command = [sys.executable, "-c", TALKATIVE, "\x1b]52;c;x\x07 \u202e"]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False).stderr
+    assert_harmless(shown)
+    for name in ("rwml_lightning", "lightning.pytorch", "lightning.fabric", "transformers", "later"):
+        assert f"{name} says \\x1b]52;c;x\\x07 \\u202e\\x9b\n" in shown
+        assert f"ValueError: {name} raises \\x1b]52;c;x\\x07 \\u202e\\x9b\n" in shown
+    for file in ("file.py", "lightning/file.py"):
+        assert f"{file} warns \\x1b]52;c;x\\x07 \\u202e\\x9b\n" in shown
+    assert "RuntimeError: it ends \\x1b]52;c;x\\x07 \\u202e\\x9b\n" in shown
 
 
 def sources() -> Iterator[tuple[str, ast.AST]]:
