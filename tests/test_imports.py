@@ -1,12 +1,20 @@
-"""What importing costs; the import-linter contract says who may import whom."""
+"""What importing costs and what it needs; the import-linter contract says who may import whom."""
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 import subprocess
 import sys
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).parents[1]
 
 LOADED = "import {}, json, sys; print(json.dumps(sorted(sys.modules)))"
 
@@ -41,3 +49,34 @@ def test_environments_load_no_model() -> None:
 
 def test_callbacks_load_no_harness() -> None:
     assert "lm_eval" not in loaded_by("rwml_callbacks")
+
+
+def imported_modules() -> Iterator[str]:
+    """Top-level modules that the packages import, wherever in a file."""
+    for package in ("rwml_lightning", "callbacks", "tui"):
+        for file in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text())):
+                if isinstance(node, ast.Import):
+                    yield from (alias.name.partition(".")[0] for alias in node.names)
+                elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                    yield node.module.partition(".")[0]
+
+
+def plain(name: str) -> str:
+    """A name in the one spelling of its several."""
+    return name.lower().replace("-", "_")
+
+
+def test_what_is_imported_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    groups = (project["dependencies"], *project["optional-dependencies"].values())
+    declared = {plain(re.split(r"[^\w.-]", one)[0]) for group in groups for one in group}
+    declared.add("tau2")  # installed without what it asks for, see the Makefile
+    own = {"rwml_lightning", "rwml_callbacks", "rwml_tui"}
+    distributions = packages_distributions()
+    undeclared = {
+        module
+        for module in set(imported_modules()) - set(sys.stdlib_module_names) - own
+        if not {plain(name) for name in (module, *distributions.get(module, ()))} & declared
+    }
+    assert not undeclared
