@@ -28,8 +28,8 @@ from rwml_callbacks.fingerprint import (
 )
 from rwml_callbacks.scored_parts import Answers, ScoredParts, Throughput, read_parts
 from rwml_callbacks.trace_recorder import TraceRecorder
+from rwml_lightning.data.chat_format import fingerprint
 from rwml_lightning.data.datamodule import RolloutDataModule
-from rwml_lightning.data.demonstrations import fingerprint
 from rwml_lightning.data.easy_samples import (
     Marks,
     check_marks,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from rwml_lightning.data.action_prompts import ActionPrompt
-from rwml_lightning.data.chat_format import ChatFormat
+from rwml_lightning.data.chat_format import ChatFormat, fingerprint
 from rwml_lightning.data.episodes import EpisodeState
 from rwml_lightning.generation import Generator
 from rwml_lightning.schema import Sampling
@@ -99,6 +99,16 @@ class ModelBehaviour:
         self.prompt = prompt
         self.context = context
         self._so_far: dict[str, tuple[int, ...]] = {}
+
+    @property
+    def policy(self) -> dict[str, Any]:
+        """What its prompts and answers depend on beside the collection's settings, as plain values."""
+        return {
+            "model": getattr(self.generator, "model", None),
+            "chat": fingerprint(self.chat),
+            "end_tokens": sorted(self.chat.end_token_ids),
+            "context": self.context,
+        }
 
     def act(self, states: Sequence[EpisodeState]) -> list[tuple[str, str] | None]:
         # Of episodes that are over nothing is kept; one that begins, perhaps again, has no tokens so far.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -166,6 +167,15 @@ def policy_chat(module: PolicyModule, generator: Generator, template_kwargs: Map
     chat = ChatFormat(module.tokenizer, template_kwargs, ends)
     chat.check()
     return chat
+
+
+def fingerprint(chat: ChatFormat) -> str:
+    """What token ids of prompts and answers depend on: vocabulary, chat template and its arguments."""
+    tokenizer = chat.tokenizer
+    text = json.dumps(
+        [sorted(tokenizer.get_vocab().items()), tokenizer.chat_template, dict(chat.template_kwargs)]
+    )
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _conversation(system: str, messages: Sequence[Message]) -> list[Message]:

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from rwml_lightning.data.action_prompts import ActionPrompt
-from rwml_lightning.data.behaviour import Behaviour, make_behaviour
+from rwml_lightning.data.behaviour import Behaviour, ModelBehaviour, make_behaviour
 from rwml_lightning.data.branches import ExpertGame, follow_expert, transitions_of
 from rwml_lightning.data.chat_format import ChatFormat
 from rwml_lightning.data.episodes import EpisodeState, episode_name, episode_seed
@@ -135,9 +135,6 @@ def collect(
         spec = games.played_by(spec)
     settings = {"environment": asdict(spec), "collection": asdict(collection), "seed": seed}
     jobs = list(list_jobs(spec, collection, seed))
-    parts = path.with_name(path.name + ".parts")
-    names = "\n".join(f"{job.split} {job.episode_id}" for job in jobs)
-    check_settings(parts, {**settings, "episodes": hashlib.sha256(names.encode()).hexdigest()})
     behaviour = None
     if collection.behaviour != "branches":
         behaviour = make_behaviour(
@@ -151,6 +148,11 @@ def collect(
             context,
             collection.prompt,
         )
+    if isinstance(behaviour, ModelBehaviour):
+        settings["policy"] = behaviour.policy
+    parts = path.with_name(path.name + ".parts")
+    names = "\n".join(f"{job.split} {job.episode_id}" for job in jobs)
+    check_settings(parts, {**settings, "episodes": hashlib.sha256(names.encode()).hexdigest()})
     size = collection.num_environments
     chunks = [jobs[i : i + size] for i in range(0, len(jobs), size)]
     dropped: dict[str, str] = {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,7 +15,7 @@ from rich.progress import track
 
 from rwml_lightning.data.batches import Label
 from rwml_lightning.data.branches import ExpertEpisode, ExpertGame, follow_expert
-from rwml_lightning.data.chat_format import ChatFormat
+from rwml_lightning.data.chat_format import ChatFormat, fingerprint
 from rwml_lightning.data.episodes import episode_name
 from rwml_lightning.data.games import Game
 from rwml_lightning.data.play import EpisodePlayer
@@ -194,12 +193,3 @@ def read_labels(path: Path, chat: ChatFormat) -> list[Label]:
 def in_parts(labels: Sequence[Label], size: int) -> list[Sequence[Label]]:
     """Labels in their order, ``size`` a step: turns of an episode stay together, so that what they share is computed once."""
     return [labels[start : start + size] for start in range(0, len(labels), size)]
-
-
-def fingerprint(chat: ChatFormat) -> str:
-    """What tells labels of token ids apart: vocabulary, chat template and its arguments."""
-    tokenizer = chat.tokenizer
-    text = json.dumps(
-        [sorted(tokenizer.get_vocab().items()), tokenizer.chat_template, dict(chat.template_kwargs)]
-    )
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

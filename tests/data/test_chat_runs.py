@@ -16,9 +16,8 @@ from transformers import PreTrainedTokenizerBase
 
 from rwml_lightning.cli import main
 from rwml_lightning.data.behaviour import ModelBehaviour
-from rwml_lightning.data.chat_format import ChatFormat
+from rwml_lightning.data.chat_format import ChatFormat, fingerprint
 from rwml_lightning.data.datamodule import RolloutDataModule
-from rwml_lightning.data.demonstrations import fingerprint
 from rwml_lightning.data.episodes import EpisodeState
 from rwml_lightning.data.prompts import WorldModelPrompt
 from rwml_lightning.data.rollouts import WorldModelRollouts

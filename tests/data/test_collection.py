@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -136,6 +137,42 @@ def test_parts_of_other_settings_are_refused(
         ValueError, match=r"t\.parquet\.parts holds the parts of a collection with other settings: remove it"
     ):
         run(tmp_path, **changes)
+
+
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if enable_thinking %}...{% endif %}"
+)
+
+
+@pytest.mark.parametrize("change", ["template", "template_kwargs", "end_token_ids", "model", "context"])
+def test_parts_of_another_policy_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_tokenizer: PreTrainedTokenizerBase, change: str
+) -> None:
+    def stop(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    def go_on(changed: str = "") -> None:
+        tokenizer = copy.copy(tiny_tokenizer)
+        generator: Any = ScriptedGenerator(tokenizer, "<action>go on</action>")
+        generator.model = "theirs" if changed == "model" else "mine"
+        tokenizer.chat_template = TEMPLATE + (" " if changed == "template" else "")
+        template_kwargs = {"enable_thinking": changed == "template_kwargs"}
+        chat = ChatFormat(tokenizer, template_kwargs, [1, 2] if changed == "end_token_ids" else [2])
+        context = 500 if changed == "context" else 600
+        collection = Collection(behaviour="model", num_workers=1)
+        collect(
+            tmp_path / "t.parquet", make_spec(tmp_path), None, collection, 0, generator,
+            lambda: chat, lambda: context,
+        )  # fmt: skip
+
+    with monkeypatch.context() as patched:
+        patched.setattr(collecting, "play", stop)
+        with pytest.raises(KeyboardInterrupt):
+            go_on()
+    with pytest.raises(ValueError, match="with other settings"):
+        go_on(change)
+    go_on()
+    assert read_metadata(tmp_path / "t.parquet")["policy"]["model"] == "mine"
 
 
 def test_games_of_another_folder_listing_are_another_collection(
