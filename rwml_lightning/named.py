@@ -13,7 +13,7 @@ from rwml_lightning.data.datamodule import RolloutDataModule
 from rwml_lightning.models import resolve_model
 from rwml_lightning.modules.adapters import LoRA, wrap
 from rwml_lightning.modules.base import PolicyModule
-from rwml_lightning.modules.loading import checkpoint_policy
+from rwml_lightning.modules.loading import check_same_lora, checkpoint_policy
 from rwml_lightning.modules.playing import PlayingModule
 
 
@@ -50,7 +50,7 @@ def look_for_all(command: str, config: Namespace, model: PolicyModule, data: Rol
             _find_model(path, embedder)
     if command in ("fit", "validate", "test"):
         look_for_weights(model)
-        look_for_checkpoint(config.ckpt_path)
+        look_for_checkpoint(config.ckpt_path, model)
     if command in ("fit", "validate", "test", "evaluate"):
         look_for_data(model, data)
 
@@ -69,8 +69,9 @@ def embedders(part: Any, path: str) -> Iterator[tuple[str, str]]:
         yield from embedders(value, f"{path}.{key}")
 
 
-def look_for_checkpoint(ckpt_path: str | None) -> None:
-    """Take nothing but a local checkpoint of ours: Lightning would fetch what an address names, and run the code in it."""
+def look_for_checkpoint(ckpt_path: str | None, model: PolicyModule) -> None:
+    """Take nothing but a local checkpoint of ours with the adapters of ``model``: Lightning would fetch what an address names,
+    and run the code in it."""
     if ckpt_path is None:
         return
     path = Path(ckpt_path)
@@ -84,7 +85,7 @@ def look_for_checkpoint(ckpt_path: str | None) -> None:
             "elsewhere first"
         )
     if path.is_file():
-        checkpoint_policy(path)
+        check_same_lora(checkpoint_policy(path)["lora"], model.lora, f"--ckpt_path names {path}, which")
 
 
 def look_for_weights(model: PolicyModule) -> None:
@@ -97,7 +98,7 @@ def look_for_weights(model: PolicyModule) -> None:
     if path.is_dir():
         _find_model("model.init_args.init_from", str(path))
         return
-    checkpoint_policy(path)
+    check_same_lora(checkpoint_policy(path)["lora"], model.lora, f"model.init_from names {path}, which")
     state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
     saved = {name.removeprefix("policy."): weight.shape for name, weight in state.items()}
     own = weight_shapes(model.model, model.lora)

@@ -12,7 +12,8 @@ from rwml_testing import make_config, write_config
 from test_cli import error_of
 
 from rwml_lightning.modules import LoRA, WorldModelSFT
-from rwml_lightning.named import embedders, look_for_weights
+from rwml_lightning.modules.loading import load_policy
+from rwml_lightning.named import embedders, look_for_checkpoint, look_for_weights
 
 EMBEDDING = {
     "class_path": "rwml_lightning.rewards.EmbeddingReward",
@@ -138,8 +139,9 @@ def test_epochs_are_refused(tiny_model: Path, tmp_path: Path, capsys: pytest.Cap
 
 @pytest.mark.parametrize(
     ("setting", "fits"),
-    [(None, False), (LoRA(rank=4), True), (LoRA(rank=4, alpha=64), True), (LoRA(rank=8), False)],
-)
+    [(None, False), (LoRA(rank=4), True), (LoRA(rank=4, dropout=0.1), True), (LoRA(rank=4, alpha=64), False),
+     (LoRA(rank=8), False), (LoRA(rank=4, target_modules=["q_proj"]), False)],
+)  # fmt: skip
 def test_weights_to_start_from_are_those_of_the_model(
     setting: LoRA | None, fits: bool, tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -151,12 +153,31 @@ def test_weights_to_start_from_are_those_of_the_model(
     module = WorldModelSFT(model=str(tiny_model), lora=setting, init_from=str(tmp_path / "a.ckpt"))
     if fits:
         look_for_weights(module)
+        look_for_checkpoint(str(tmp_path / "a.ckpt"), module)
     else:
         with pytest.raises(
             ValueError,
             match=r"model\.init_from names .*a\.ckpt, which holds the weights of another model or LoRA",
         ):
             look_for_weights(module)
+
+
+def test_adapters_are_not_scaled_otherwise_than_they_were_trained(tiny_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.ckpt"
+    saved = WorldModelSFT(model=str(tiny_model), lora=LoRA(rank=4, alpha=8))
+    saved.configure_model()
+    checkpoint: dict[str, Any] = {"state_dict": saved.state_dict()}
+    saved.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, path)
+    own = LoRA(rank=4, alpha=64)
+    refusal = rf"{path},? .*of another model or LoRA setting: model\.lora\.alpha was 8 and is 64"
+    module = WorldModelSFT(model=str(tiny_model), lora=own, init_from=str(path))
+    with pytest.raises(ValueError, match=rf"model\.init_from names {refusal}"):
+        look_for_weights(module)
+    with pytest.raises(ValueError, match=rf"--ckpt_path names {refusal}"):
+        look_for_checkpoint(str(path), module)
+    with pytest.raises(ValueError, match=refusal.replace(",?", "")):
+        load_policy(str(tiny_model), lora=own, init_from=str(path))
 
 
 def test_embedders_are_found_wherever_they_stand() -> None:

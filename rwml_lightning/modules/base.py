@@ -21,7 +21,7 @@ from rwml_lightning.functional import (
 )
 from rwml_lightning.models import load_tokenizer
 from rwml_lightning.modules.adapters import LoRA
-from rwml_lightning.modules.loading import Dtype, load_policy
+from rwml_lightning.modules.loading import Dtype, check_same_lora, load_policy
 from rwml_lightning.modules.resuming import LearningRate, keep_settings, reopen_epoch, restore_rng, rng_states
 from rwml_lightning.modules.scoring import score_text
 from rwml_lightning.weights import model_tensors
@@ -185,6 +185,8 @@ class PolicyModule(L.LightningModule):
                 f"the checkpoint is of stage {saved or 'unknown'}, not {self.stage}: to start from its weights, name it "
                 "in model.init_from instead of --ckpt_path"
             )
+        lora = checkpoint["policy"]["lora"]
+        check_same_lora(lora and LoRA(**lora), self.lora, "the checkpoint")
         reopen_epoch(checkpoint)
         restore_rng(checkpoint["rng_states"])
 

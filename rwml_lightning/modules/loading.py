@@ -47,6 +47,8 @@ def load_policy(
     folder = Path(init_from) if init_from else None
     if folder is not None and not folder.exists():
         raise ValueError(f"model.init_from names {init_from}, which does not exist")
+    if folder is not None and folder.is_file():
+        check_same_lora(checkpoint_policy(folder)["lora"], lora, folder)
     source = str(folder) if folder is not None and folder.is_dir() else model
     policy: Any = load_causal_lm(source, dtype=getattr(torch, dtype))
     check_weights(policy, source)
@@ -115,6 +117,25 @@ def checkpoint_skeleton(checkpoint: Path) -> nn.Module:
         policy = wrap(policy, saved["lora"])
     load_checkpoint_weights(policy, checkpoint, assign=True)
     return policy
+
+
+def check_same_lora(saved: LoRA | None, own: LoRA | None, checkpoint: str | Path) -> None:
+    """Refuse adapters that would be scaled otherwise than they were trained; which layers have some, their names tell.
+
+    Args:
+        saved: Setting that the checkpoint was trained with.
+        own: Setting of the config.
+        checkpoint: Named in the error.
+
+    Raises:
+        ValueError: Rank or alpha differ.
+    """
+    for key in ("rank", "alpha"):
+        there, here = getattr(saved, key, None), getattr(own, key, None)
+        if there != here:
+            raise ValueError(
+                f"{checkpoint} holds the weights of another model or LoRA setting: model.lora.{key} was {there} and is {here}"
+            )
 
 
 def checkpoint_policy(checkpoint: Path) -> dict[str, Any]:

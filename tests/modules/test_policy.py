@@ -186,7 +186,7 @@ def test_a_checkpoint_of_another_setting_or_stage_is_refused(
     module.trainer.save_checkpoint(path)
     with pytest.raises(
         ValueError,
-        match=r"a\.ckpt holds the weights of another model or LoRA setting: .* does not match",
+        match=r"a\.ckpt holds the weights of another model or LoRA setting: model\.lora\.rank was 4 and is None",
     ):
         load_policy(str(tiny_model), "float32", init_from=str(path))
     other = WorldModelGRPO(model=str(tiny_model), lora=LORA)
@@ -233,6 +233,8 @@ def test_random_generators_go_on_where_a_checkpoint_was_saved(
     assert [value.tolist() for value in load(with_gpu, has_gpu=True)] == [state.tolist()]
     assert load(with_gpu, has_gpu=False) == []
     assert load(without, has_gpu=True) == []
+    with pytest.raises(ValueError, match=r"^the checkpoint holds .*: model\.lora\.alpha was 8 and is 16"):
+        WorldModelSFT(model=str(tiny_model), lora=replace(LORA, alpha=16)).on_load_checkpoint(with_gpu)
 
 
 def test_dropout_of_the_model_is_off(tiny_model: Path) -> None:
