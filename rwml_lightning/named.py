@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from jsonargparse import Namespace
+from torch import nn
 
 from rwml_lightning.data.datamodule import RolloutDataModule
-from rwml_lightning.models import resolve_model
+from rwml_lightning.models import load_skeleton, resolve_model
 from rwml_lightning.modules.adapters import LoRA, wrap
 from rwml_lightning.modules.base import PolicyModule
 from rwml_lightning.modules.loading import check_same_lora, checkpoint_policy
@@ -112,12 +113,10 @@ def look_for_weights(model: PolicyModule) -> None:
 
 def weight_shapes(model: str, lora: LoRA | None) -> dict[str, torch.Size]:
     """Names and shapes of a policy's weights, without reading one."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.from_pretrained(resolve_model(model), trust_remote_code=False)
-    with torch.device("meta"):
-        policy = AutoModelForCausalLM.from_config(config)
-        policy = policy if lora is None else wrap(policy, lora)
+    policy: nn.Module = load_skeleton(model)
+    if lora is not None:
+        with torch.device("meta"):
+            policy = wrap(policy, lora)
     return {name: weight.shape for name, weight in policy.state_dict().items()}
 
 
