@@ -160,7 +160,6 @@ class RWMLCLI(LightningCLI):
         assert self.folder is not None
         print(printable(f"run folder: {self.folder.path}"), file=sys.stderr)
         if not self.folder.finished:
-            model.check_precision(self.trainer.precision)
             self.datamodule.record_episodes = partial(record_collection, self.folder.trace)
             for logger in self.trainer.loggers:
                 introduce(logger, self.folder)

@@ -1,4 +1,4 @@
-"""What a config names - models, files, an environment - is looked for before anything is done or written."""
+"""What a config names - devices, models, files, an environment - is looked for before anything is done or written."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 from jsonargparse import Namespace
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from rwml_lightning.data.datamodule import RolloutDataModule
@@ -37,6 +39,8 @@ def look_for_all(command: str, config: Namespace, model: PolicyModule, data: Rol
         assert data.collection is not None
         if data.collection.behaviour != "model":
             return
+    if command == "fit":
+        look_for_devices(model, config.trainer)
     if command in ("fit", "validate", "test", "collect"):
         _find_model("model.init_args.model", model.model)
         if (own := getattr(data.generator, "model", None)) is not None:
@@ -54,6 +58,24 @@ def look_for_all(command: str, config: Namespace, model: PolicyModule, data: Rol
         look_for_checkpoint(config.ckpt_path, model)
     if command in ("fit", "validate", "test", "evaluate"):
         look_for_data(model, data)
+
+
+def look_for_devices(model: PolicyModule, trainer: Namespace) -> None:
+    """See that the devices of a trainer are there, and that their precision trains: one is made of these settings alone.
+
+    A strategy that the config gives as a class is left out, since it would belong to this trainer and not to the run's.
+    """
+    keys = ("accelerator", "devices", "num_nodes", "strategy", "precision")
+    given = {key: trainer[key] for key in keys if not isinstance(trainer[key], Namespace)}
+    try:
+        found = L.Trainer(
+            **given, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
+        )  # fmt: skip
+    except MisconfigurationException as error:
+        raise ValueError(
+            f"trainer.accelerator is {trainer.accelerator!r} and trainer.devices is {trainer.devices!r}: {error}"
+        ) from error
+    model.check_precision(found.precision)
 
 
 def embedders(part: Any, path: str) -> Iterator[tuple[str, str]]:

@@ -132,6 +132,26 @@ def test_commands_without_the_configs_model_look_for_its_embedder(
     assert refused(command, config, capsys, *arguments).startswith("data.reward.init_args.embedder:")
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize(
+    ("trainer", "message"),
+    [({"accelerator": "gpu"}, "trainer.accelerator is 'gpu' and trainer.devices is 'auto': No supported gpu backend found!"),
+     ({"accelerator": "cuda", "devices": 8}, "trainer.accelerator is 'cuda' and trainer.devices is 8: "),
+     ({"accelerator": "cuda", "strategy": {"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"}},
+      "trainer.accelerator is 'cuda' and trainer.devices is 'auto': "),
+     ({"precision": "bf16-true"}, "trainer.precision is bf16-true, which makes trained weights too coarse")],
+)  # fmt: skip
+def test_devices_that_are_not_there(
+    trainer: dict[str, Any],
+    message: str,
+    tiny_model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = write_config(tmp_path, tiny_model, trainer=trainer)
+    assert refused("fit", config, capsys).startswith(message)
+
+
 def test_epochs_are_refused(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = write_config(tmp_path, tiny_model, trainer={"max_epochs": 3})
     assert refused("fit", config, capsys).startswith("trainer.max_epochs is 3, but")
