@@ -52,6 +52,18 @@ def test_prediction_and_reality_stand_side_by_side(run: Path, size: tuple[int, i
     drive(run, test, size)
 
 
+@pytest.mark.parametrize("name", ["n" * 200, "世" * 80])
+@pytest.mark.parametrize("size", SIZES)
+def test_a_long_name_of_a_run_leaves_room_for_its_state(run: Path, size: tuple[int, int], name: str) -> None:
+    async def test(app: Dashboard, pilot: Pilot[None]) -> None:
+        bar = shown(app).splitlines()[0]
+        assert name[:7] in bar.replace(" ", "")
+        for words in ("…", "running", "wm_grpo", "step 4/9", "last record"):
+            assert words in bar
+
+    drive(run.rename(run.with_name(name)), test, size)
+
+
 def test_new_steps_appear_and_the_cursor_stays_on_its_group(run: Path) -> None:
     async def test(app: Dashboard, pilot: Pilot[None]) -> None:
         assert app.follow

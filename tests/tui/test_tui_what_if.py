@@ -58,7 +58,7 @@ def test_a_run_that_cannot_be_asked_says_why(run: Path) -> None:
         await pilot.press("escape")
         assert len(app.screen_stack) == 1
 
-    drive(run, test)
+    drive(run, test, limit=180)  # the child is the real one, which imports the trainer
 
 
 def test_the_child_ends_with_the_dashboard(

@@ -12,6 +12,8 @@ from rwml_tui.replay import Moment
 from rwml_tui.text import age, one_line
 
 STYLES = {"running": "bold green", "paused": "bold yellow", "finished": "bold", "failed": "bold red"}
+SHORTEST_NAME = 16
+"""Cells of a long name that are shown however much stands beside it."""
 
 
 def seconds_left(reader: TraceReader, step: Step, total: int, steps_back: int = 20) -> float | None:
@@ -47,7 +49,7 @@ class RunBar(Static):
         """
         self.remove_class("problem")
         run, step = reader.run(), reader.latest_step()
-        parts = [one_line(self.run_name), one_line(run.status, style=STYLES.get(run.status, ""))]
+        parts = [Text(), one_line(run.status, style=STYLES.get(run.status, ""))]
         if moment is not None:
             parts.append(Text(f"replay {moment.number + 1}/{num_steps}", "bold reverse"))
             step = moment.step
@@ -61,7 +63,10 @@ class RunBar(Static):
         parts.append(Text(f"last record {age(time.time() - run.heartbeat)} ago"))
         parts += [Text("following")] if follow and moment is None else []
         parts += [one_line(run.detail, limit=200)] if run.detail else []
-        self.update(Text("  ").join(parts))
+        state = Text("  ").join(parts)
+        name = one_line(self.run_name, limit=len(self.run_name))  # 2 cells of padding stand beside it
+        name.truncate(max(self.app.size.width - 2 - state.cell_len, SHORTEST_NAME), overflow="ellipsis")
+        self.update(name + state)
 
     def complain(self, message: str) -> None:
         """Shows a problem instead of the state."""
