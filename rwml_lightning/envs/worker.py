@@ -23,6 +23,8 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from typing import Any, Literal
 
+from rwml_lightning.printable import guard_terminal
+
 _PARENT_CHECK_S = 1.0
 _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -229,4 +231,5 @@ def main(file_descriptor: int, parent: int) -> None:
     )  # Ctrl-C is the parent's to handle; when it goes, so does this
     threading.Thread(target=_leave_with_parent, args=(parent,), daemon=True).start()
     os.dup2(2, 1)  # what an environment prints is not the parent's output
+    guard_terminal()
     _serve(Connection(file_descriptor))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
+import warnings
 from typing import Any
 
 import gymnasium
@@ -37,6 +39,9 @@ class ScriptedEnv(gymnasium.Env[str, str]):
             time.sleep(600)
         if action == "die":
             os._exit(3)
+        if action == "warn":
+            warnings.warn("\x1b]52;c;eA==\x07 warned", stacklevel=1)
+            logging.getLogger("engine").warning("\x1b]52;c;eA==\x07 logged")
         if action == "unpicklable":
             return "", 0.0, False, False, {"function": lambda: None}
         self.steps += 1

@@ -30,6 +30,18 @@ def _gone(pid: int, patience_s: float = 10.0) -> bool:
     return False
 
 
+def test_what_an_environment_warns_of_and_logs_cannot_steer_the_terminal(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with EnvironmentPool(SCRIPTED, num_workers=1) as pool:
+        pool.reset_many([(0, 1, None)])
+        pool.step_many({0: "warn"})
+    shown = capfd.readouterr().err
+    assert "\\x1b]52;c;eA==\\x07 warned" in shown
+    assert "\\x1b]52;c;eA==\\x07 logged" in shown
+    assert "\x1b" not in shown
+
+
 def test_reset_step_and_call_answer_by_slot() -> None:
     with EnvironmentPool(SCRIPTED, num_workers=2) as pool:
         first = pool.reset_many([(0, 11, "a"), (1, 12, "b"), (5, 13, None)])
