@@ -1,11 +1,12 @@
 """Which faults the tests would notice: ``make mutants``.
 
-    python tests/mutants.py                                  # every package of PACKAGES
+    python tests/mutants.py                                  # every package of TESTS
     python tests/mutants.py rwml_lightning.functional        # names of modules, functions or mutants; * and ? as in a shell
     MUTANTS_SECONDS=600 MUTANTS_JOBS=2 python tests/mutants.py
 
 mutmut writes the mutants (a copy of the packages, in which every function has its variants beside it), names and keeps
-them; ``cd build/mutants && mutmut show NAME`` shows one. :mod:`mutation_run` tries them.
+them; ``cd build/mutants && mutmut show NAME`` shows one. :mod:`mutation_run` tries them. mutmut leaves functions under a
+decorator alone, so in the copy a decorator is a call in the statement after its function.
 
 Mutants are taken in a fixed random order, so a run that ends early is a random sample of each package. What is decided
 stays decided until its function changes; survivors are tried again when a file of the tests has changed.
@@ -18,9 +19,11 @@ import shutil
 import sys
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import libcst as cst
+import libcst.matchers as m
 from mutation_run import (
     CRASHED,
     KILLED,
@@ -35,21 +38,64 @@ from mutation_run import (
 ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / "build" / "mutants"
 SOURCES = {"rwml_lightning": "rwml_lightning", "rwml_callbacks": "callbacks/rwml_callbacks"}
-TESTS = ("functional", "modules", "rewards", "data", "generation", "callbacks")
-PACKAGES = (*(f"rwml_lightning.{name}" for name in TESTS[:-1]), "rwml_callbacks")
+TESTS = {
+    "rwml_lightning.functional": "functional",
+    "rwml_lightning.modules": "modules",
+    "rwml_lightning.rewards": "rewards",
+    "rwml_lightning.data": "data",
+    "rwml_lightning.generation": "generation",
+    "rwml_lightning.weights": "test_weights.py",
+    "rwml_callbacks": "callbacks",
+}
+"""Packages, and modules, with their tests."""
 LEAST_KILLED = 0.9
 
 
-def copy_changed(source: Path, target: Path) -> None:
-    """Make ``target`` a copy of ``source`` that leaves files alone, and their times, where nothing changed."""
+class CallDecorators(cst.CSTTransformer):
+    """``@a def f(): ...`` becomes ``def f(): ...`` and ``f = a(f)``."""
+
+    def leave_FunctionDef(
+        self, original_node: cst.FunctionDef, updated_node: cst.FunctionDef
+    ) -> cst.FunctionDef | cst.FlattenSentinel[cst.BaseStatement]:
+        if any(
+            m.matches(d.decorator, m.Name("staticmethod") | m.Name("classmethod"))  # mutmut knows these
+            for d in updated_node.decorators
+        ):
+            return updated_node
+        calls = []
+        for decorator in reversed(updated_node.decorators):
+            call = cst.Call(decorator.decorator, [cst.Arg(updated_node.name)])
+            assignment = cst.Assign([cst.AssignTarget(updated_node.name)], call)
+            calls.append(cst.SimpleStatementLine([assignment]))
+        return cst.FlattenSentinel([updated_node.with_changes(decorators=()), *calls])
+
+
+def call_decorators(content: bytes) -> bytes:
+    """The same Python file without a decorator on a function."""
+    return cst.parse_module(content).visit(CallDecorators()).bytes
+
+
+def copy_changed(
+    source: Path, target: Path, convert: Callable[[bytes], bytes] = lambda content: content
+) -> None:
+    """Make ``target`` a copy of ``source`` that leaves files alone, and their times, where nothing changed.
+
+    Args:
+        source: Folder.
+        target: Folder.
+        convert: What becomes of the content of a Python file.
+    """
     wanted = {
         f.relative_to(source) for f in source.rglob("*") if f.is_file() and "__pycache__" not in f.parts
     }
     for file in wanted:
+        content = (source / file).read_bytes()
+        if file.suffix == ".py":
+            content = convert(content)
         there = target / file
-        if not there.exists() or there.read_bytes() != (source / file).read_bytes():
+        if not there.exists() or there.read_bytes() != content:
             there.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source / file, there)
+            there.write_bytes(content)
     for there in [f for f in target.rglob("*") if f.is_file() and f.relative_to(target) not in wanted]:
         there.unlink()
 
@@ -59,13 +105,18 @@ def write_mutants() -> None:
     from mutmut.__main__ import copy_src_dir, create_mutants
 
     for package, folder in SOURCES.items():
-        copy_changed(ROOT / folder, WORK / "src" / package)
-    for folder in TESTS:
-        copy_changed(ROOT / "tests" / folder, WORK / "tests" / folder)
+        copy_changed(ROOT / folder, WORK / "src" / package, call_decorators)
+    for name in TESTS.values():
+        if (ROOT / "tests" / name).is_dir():
+            copy_changed(ROOT / "tests" / name, WORK / "tests" / name)
     for file in (ROOT / "tests").glob("*.py"):
-        if not file.name.startswith("test_"):
+        if file.name in TESTS.values() or not file.name.startswith("test_"):
             shutil.copyfile(file, WORK / "tests" / file.name)
-    shutil.copyfile(ROOT / "pyproject.toml", WORK / "pyproject.toml")
+    settings, known = ROOT / "pyproject.toml", WORK / "pyproject.toml"
+    if not known.exists() or known.read_bytes() != settings.read_bytes():  # other files may be mutated now
+        for file in (WORK / "mutants").rglob("*.py"):
+            file.unlink()
+        shutil.copyfile(settings, known)
     os.chdir(WORK)
     copy_src_dir()
     for file in Path("src").rglob("*"):  # mutmut leaves a file of data as it was first
@@ -80,17 +131,17 @@ def write_mutants() -> None:
 
 
 def package_of(mutant: str) -> str:
-    return next(package for package in PACKAGES if mutant.startswith(package + "."))
+    return next(package for package in TESTS if mutant.startswith(package + "."))
 
 
-def folders_of(names: Sequence[str]) -> list[str]:
-    """Folders of the tests that a run needs: those of the packages named, or all."""
+def tests_of(names: Sequence[str]) -> list[str]:
+    """The tests that a run needs: those of the packages named, or all."""
     named = [
-        f"tests/{folder}"
-        for folder, package in zip(TESTS, PACKAGES, strict=True)
+        f"tests/{tests}"
+        for package, tests in TESTS.items()
         if any(name.startswith(package) for name in names)
     ]
-    return named or [f"tests/{folder}" for folder in TESTS]
+    return named or [f"tests/{tests}" for tests in TESTS.values()]
 
 
 def report(names: Sequence[str]) -> int:
@@ -156,7 +207,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         options = ["-s", "-q", "--tb=native", "-p", "no:cacheprovider", "-m", "not slow", f"--rootdir={WORK}"]
         options += [f"--basetemp={folder}/tests", "-o", "tmp_path_retention_policy=none"]
-        code = pytest.main([*options, *folders_of(names)], plugins=[plugin])
+        code = pytest.main([*options, *tests_of(names)], plugins=[plugin])
     if code not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
         return int(code)
     return report(names)

@@ -76,15 +76,16 @@ def run_tests(items: Sequence[Any], each: Callable[[Any, float, bool], bool]) ->
 
 
 class Reach:
-    """Which functions each test calls and how long it takes, kept in a file by the hash of the test's file."""
+    """Which functions each test calls and how long it takes, kept in a file by a hash of the test's file and the packages."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
         self.known: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file.exists() else {}
 
     def measure(self, items: Sequence[Any]) -> bool:
-        """Run the tests of files that changed without a mutant; gives whether there were any."""
-        hashes = {item.path: hashlib.sha256(item.path.read_bytes()).hexdigest() for item in items}
+        """Run the tests without a mutant where something changed; gives whether it did."""
+        packages = b"".join(file.read_bytes() for file in sorted(Path("src").rglob("*.py")))
+        hashes = {item.path: hashlib.sha256(item.path.read_bytes() + packages).hexdigest() for item in items}
         new = [i for i in items if self.known.get(i.nodeid, {}).get("hash") != hashes[i.path]]
         if new:
             print(f"Running {len(new)} tests without a mutant", flush=True)
@@ -142,7 +143,8 @@ class Reach:
             for function in self.known[test]["functions"]:
                 reached[function].append(test)
         for function, tests in reached.items():
-            own = f"tests/{function.removeprefix('rwml_lightning.').removeprefix('rwml_').split('.')[0]}/"
+            package = function.removeprefix("rwml_lightning.").removeprefix("rwml_").split(".")[0]
+            own = (f"tests/{package}/", f"tests/test_{package}.py")
             tests.sort(key=lambda test: self.known[test]["seconds"])
             cases: Counter[str] = Counter()
             place = {}
