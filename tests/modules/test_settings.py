@@ -14,7 +14,6 @@ import pytest
 import torch
 from plain_grpo import (
     Settings,
-    Text,
     gradients_of,
     make_batch,
     plain_logprobs,
@@ -23,64 +22,16 @@ from plain_grpo import (
     with_version,
     with_weights,
 )
-from rwml_testing import Batches, Steps, fit
+from rwml_testing import fit
+from training import LABELS, TOLERANCE, assert_close, distance, run
 from transformers import LlamaForCausalLM
 
 import rwml_lightning.functional.logprobs as head
 import rwml_lightning.modules.loading as loading
 from rwml_lightning.data.batches import Label, LabelledBatch
-from rwml_lightning.modules import LoRA, PolicyGRPO, PolicySFT, WorldModelGRPO, WorldModelSFT
-from rwml_lightning.modules.base import NonFiniteError
+from rwml_lightning.modules import LoRA, WorldModelGRPO, WorldModelSFT
 from rwml_lightning.modules.grpo import GRPOModule
-from rwml_lightning.schema import (
-    ActionSample,
-    Completion,
-    Episode,
-    EpisodeBatch,
-    EpisodeGroup,
-    Playthrough,
-    RolloutBatch,
-    Turn,
-)
-
-# float32; the packed and the plain path sum in different orders. Measured: below 2e-6.
-TOLERANCE = 1e-5
-LABELS = (Label("a", (5, 6, 7), (8, 9)), Label("b", (5, 6), (10,)), Label("c", (5, 6, 7), (8, 40, 41)))
-
-
-class Weights(L.Callback):
-    """Keeps the weights that each optimizer step began with."""
-
-    def __init__(self) -> None:
-        self.before: list[dict[str, torch.Tensor]] = []
-
-    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, optimizer: Any) -> None:
-        self.before.append({name: p.detach().clone() for name, p in pl_module.policy.named_parameters()})
-
-
-@pytest.fixture(scope="module")
-def model(tiny_model: Path) -> LlamaForCausalLM:
-    return LlamaForCausalLM.from_pretrained(tiny_model)
-
-
-def run(module: Any, batches: Sequence[Any]) -> tuple[Steps, list[dict[str, torch.Tensor]]]:
-    """What the steps gave, and the weights before each of them and after the last."""
-    weights = Weights()
-    steps = fit(module, batches, callbacks=[weights])
-    last = {name: p.detach().clone() for name, p in module.policy.named_parameters()}
-    return steps, [*weights.before, last]
-
-
-def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        torch.testing.assert_close(
-            found[name], value, atol=TOLERANCE, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}"
-        )
-
-
-def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
-    return max(float((a[name] - b[name]).abs().max()) for name in a)
+from rwml_lightning.schema import RolloutBatch
 
 
 def module_arguments(settings: Settings) -> dict[str, Any]:
@@ -366,169 +317,3 @@ def test_checkpointing_computes_layers_again_and_changes_no_gradient(
     assert len(calls) == (1 if gradient_checkpointing == "none" else 2)
     policy = copy.deepcopy(model)
     assert_close(found, gradients_of(policy, plain_loss(policy, read_batch(batch), Settings())[0]))
-
-
-# Labels
-
-
-def plain_label_loss(model: torch.nn.Module, labels: Sequence[Label], normalisation: str) -> torch.Tensor:
-    rows = [-plain_logprobs(model, Text(label.prompt_ids, label.answer_ids)) for label in labels]
-    if normalisation == "token":
-        return torch.cat(rows).mean()
-    return torch.stack([row.mean() for row in rows]).mean()
-
-
-@pytest.mark.parametrize("kind", [WorldModelSFT, PolicySFT])
-@pytest.mark.parametrize("arguments", [{}, {"loss_normalisation": "sequence"}])
-def test_sft_at_every_setting(
-    tiny_model: Path, model: LlamaForCausalLM, kind: type[Any], arguments: dict[str, Any]
-) -> None:
-    module = kind(model=str(tiny_model), learning_rate=1e-2, max_grad_norm=1e9, **arguments)
-    steps, weights = run(module, [LabelledBatch(0, LABELS), LabelledBatch(1, LABELS[:2])])
-    normalisation = arguments.get("loss_normalisation", "token")
-    other = {"token": "sequence", "sequence": "token"}[normalisation]
-    for step, labels in enumerate((LABELS, LABELS[:2])):
-        policy = with_weights(model, weights[step])
-        loss = plain_label_loss(policy, labels, normalisation)
-        gradients = gradients_of(policy, loss)
-        assert_close(steps.gradients[step], gradients)
-        assert distance(gradients, gradients_of(policy, plain_label_loss(policy, labels, other))) > 1e-3
-        metrics = steps.outputs[step]["metrics"]
-        norm = torch.stack([g.norm() for g in gradients.values()]).norm().item()
-        assert metrics["train/loss"] == pytest.approx(loss.item(), abs=1e-5)
-        assert metrics["train/grad_norm"] == pytest.approx(norm, rel=1e-4)
-        assert metrics["train/trained_tokens"] == sum(len(label.answer_ids) for label in labels)
-
-
-def test_labels_behind_a_broken_gradient_are_named(tiny_model: Path) -> None:
-    module = WorldModelSFT(model=str(tiny_model))
-    module.configure_model()
-    module.policy.model.norm.weight.register_hook(lambda grad: grad * float("inf"))
-    with pytest.raises(NonFiniteError, match=r"the gradient is (inf|nan); nothing was updated.* a, b, c"):
-        fit(module, [LabelledBatch(0, LABELS)])
-
-
-# Play
-
-
-def make_episodes(model: torch.nn.Module, temperature: float = 1.0) -> EpisodeBatch:
-    """Two games of two episodes; the states A and B are visited by several, with other returns."""
-    generator = torch.Generator().manual_seed(2)
-
-    def member(name: str, states: str, rewards: Sequence[float]) -> Playthrough:
-        samples = []
-        for turn, reward in enumerate(rewards):
-            ids = tuple(torch.randint(2, 300, (2 + turn,), generator=generator).tolist())
-            prompt = (5, 6, 7 + turn)
-            with torch.no_grad():
-                logprobs = plain_logprobs(model, Text(prompt, ids), temperature)
-            samples.append(ActionSample(prompt, Completion(ids, tuple(logprobs.tolist()), "stop", 0), reward))
-        turns = tuple(Turn(state, "act") for state in states)
-        return Playthrough(Episode(name, "test", "g", "t", 0, turns, "end"), tuple(samples))
-
-    groups = (
-        EpisodeGroup("g", "train", (member("a", "AB", [0, 10]), member("b", "AAB", [0.5, 0, 1]))),
-        EpisodeGroup("h", "train", (member("c", "A", [1]), member("d", "AA", [0, 1]))),  # equal episodes
-    )
-    return EpisodeBatch(0, 0, groups, temperature)
-
-
-def plain_turns(batch: EpisodeBatch, discount: float, step_weight: float) -> list[Text]:
-    """Every turn with its advantage: its episode's, and ``step_weight`` times that among turns in the same state."""
-
-    def relative(values: Sequence[float]) -> list[float]:
-        """Against the mean, by the standard deviation; 0 where nothing differs."""
-        numbers = torch.tensor(values)
-        if len(set(values)) == 1:
-            return [0.0] * len(values)
-        return ((numbers - numbers.mean()) / (numbers.std() + 1e-6)).tolist()
-
-    texts = []
-    for group in batch.groups:
-        episode = relative([sum(s.reward for s in m.samples) for m in group.members])
-        rows = []
-        for m, member in enumerate(group.members):
-            for t, sample in enumerate(member.samples):
-                rest = [s.reward for s in member.samples[t:]]
-                discounted = sum(discount**k * reward for k, reward in enumerate(rest))
-                rows.append((member.episode.turns[t].observation, discounted, episode[m], sample))
-        for state, discounted, worth, sample in rows:
-            peers = [d for s, d, _, _ in rows if s == state]
-            beside = relative(peers)[peers.index(discounted)]
-            completion = sample.completion
-            texts.append(
-                Text(
-                    sample.prompt_ids,
-                    completion.token_ids,
-                    completion.logprobs,
-                    worth + step_weight * beside,
-                )
-            )
-    return texts
-
-
-@pytest.mark.parametrize(
-    ("arguments", "discount", "step_weight", "temperature"),
-    [
-        ({}, 0.95, 0.0, 1.0),
-        ({}, 0.95, 0.0, 0.7),
-        ({"credit": "gigpo"}, 0.95, 1.0, 1.0),
-        ({"credit": "gigpo", "discount": 0.5}, 0.5, 1.0, 1.0),
-        ({"credit": "gigpo", "step_advantage_weight": 0.3}, 0.95, 0.3, 1.0),
-    ],
-)
-def test_play_at_every_setting(
-    tiny_model: Path,
-    model: LlamaForCausalLM,
-    arguments: dict[str, Any],
-    discount: float,
-    step_weight: float,
-    temperature: float,
-) -> None:
-    batch = make_episodes(model, temperature)
-    module = PolicyGRPO(model=str(tiny_model), max_grad_norm=1e9, **arguments)
-    steps = fit(module, [batch])
-    policy = copy.deepcopy(model)
-    texts = plain_turns(batch, discount, step_weight)
-    loss, metrics = plain_loss(policy, texts, Settings(temperature=temperature))
-    assert_close(steps.gradients[0], gradients_of(policy, loss))
-    output = steps.outputs[0]
-    assert output["metrics"]["train/loss"] == pytest.approx(metrics["train/loss"], abs=1e-5)
-    given = [s.advantage for g in output["batch"].groups for m in g.members for s in m.samples]
-    assert given == pytest.approx([text.advantage for text in texts], abs=1e-4)
-
-
-@pytest.mark.parametrize(("weight", "count"), [(0.3, 3), (0.6, 2), (0.3, 16)])
-def test_next_states_of_the_steps_own_actions_are_learnt_beside(
-    tiny_model: Path, model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch, weight: float, count: int
-) -> None:
-    batch = make_episodes(model)
-    asked: list[tuple[EpisodeBatch, int]] = []
-
-    def label_played(self: Batches, played: EpisodeBatch, most: int) -> Sequence[Label]:
-        asked.append((played, most))
-        return LABELS[:most]
-
-    monkeypatch.setattr(Batches, "label_played", label_played, raising=False)
-    arguments = {} if count == 16 else {"world_model_transitions": count}  # 16 is the default
-    module = PolicyGRPO(
-        model=str(tiny_model),
-        max_grad_norm=1e9,
-        learning_rate=1e-2,
-        num_iterations=2,
-        world_model_weight=weight,
-        **arguments,
-    )
-    steps, weights = run(module, [batch])
-    assert asked == [(batch, count)]
-    texts = plain_turns(batch, 0.95, 0.0)
-    with torch.no_grad():
-        old = [plain_logprobs(model, text) for text in texts]
-    for before, found in zip(weights[:-1], steps.gradients, strict=True):
-        policy = with_weights(model, before)
-        play, _ = plain_loss(policy, texts, Settings(), old)
-        labels = plain_label_loss(policy, LABELS[:count], "token")
-        assert_close(found, gradients_of(policy, play + weight * labels))
-    metrics = steps.outputs[0]["metrics"]
-    assert metrics["train/label_loss"] == pytest.approx(labels.item(), abs=1e-5)
-    assert metrics["train/loss"] == pytest.approx(play.item(), abs=1e-5)

@@ -20,11 +20,6 @@ from rwml_lightning.modules.base import NonFiniteError
 TOLERANCE = 1e-5
 
 
-@pytest.fixture(scope="module")
-def model(tiny_model: Path) -> LlamaForCausalLM:
-    return LlamaForCausalLM.from_pretrained(tiny_model)
-
-
 def make_module(folder: Path, **arguments: object) -> WorldModelGRPO:
     defaults: dict[str, object] = {"learning_rate": 1e-2, "max_grad_norm": 1e9}
     return WorldModelGRPO(model=str(folder), **{**defaults, **arguments})
