@@ -148,5 +148,5 @@ def checkpoint_policy(checkpoint: Path) -> dict[str, Any]:
         saved = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["policy"]
         lora = LoRA(**saved["lora"]) if saved["lora"] else None
         return {"model": saved["model"], "dtype": saved["dtype"], "lora": lora}
-    except (RuntimeError, UnpicklingError, EOFError, LookupError, TypeError) as error:
+    except (RuntimeError, UnpicklingError, OSError, EOFError, LookupError, TypeError) as error:
         raise ValueError(f"{checkpoint} is no checkpoint of rwml-lightning, or not a whole one") from error
