@@ -20,7 +20,7 @@ from rwml_lightning.models import load_causal_lm, load_skeleton
 from rwml_lightning.modules import LoRA
 from rwml_lightning.modules.exporting import export_policy
 from rwml_lightning.modules.loading import load_policy
-from rwml_lightning.weights import base_model, checkpoint_tensors, model_tensors
+from rwml_lightning.weights import base_model, base_name, by_layer, checkpoint_tensors, model_tensors
 
 IDS = torch.tensor([[5, 9, 40, 41, 7, 60]])
 SHAPE = {
@@ -118,6 +118,34 @@ def test_names_are_those_of_the_files(folder: Path) -> None:
         spelt = dict(checkpoint_tensors(model, model_tensors(policy)))
         assert spelt.keys() == files.keys()
         assert all(torch.equal(spelt[name], files[name]) for name in files)
+
+
+def test_tensors_are_respelt_a_layer_at_a_time(folder: Path) -> None:
+    """The whole of a large model is never held twice."""
+    model = load_skeleton(folder)
+    taken: list[str] = []
+
+    def watched() -> Iterator[tuple[str, torch.Tensor]]:
+        for name, tensor in model_tensors(model):
+            taken.append(name)
+            yield name, tensor
+
+    next(checkpoint_tensors(model, watched()))
+    assert 0 < len(taken) < len(dict(model_tensors(model))) // 2
+
+
+def test_neighbours_of_a_layer_come_together() -> None:
+    names = ["wte.weight", "h.0.a", "h.0.experts.1.b", "h.1.a", "h.10.a", "h.10.b", "norm.weight", "head"]
+    groups = [[name for name, _ in group] for group in by_layer((name, torch.ones(1)) for name in names)]
+    assert groups == [names[:1], names[1:3], names[3:4], names[4:6], names[6:]]
+
+
+def test_names_are_without_what_peft_puts_into_them() -> None:
+    assert (
+        base_name("base_model.model.model.layers.0.q_proj.base_layer.weight")
+        == "model.layers.0.q_proj.weight"
+    )
+    assert base_name("model.base_model.model.weight") == "model.base_model.model.weight"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
