@@ -219,6 +219,8 @@ class MutationRun:
         from mutmut.utils.format_utils import mangled_name_from_mutant_name
 
         if tests.get(mangled_name_from_mutant_name(mutant)):
+            if data.exit_code_by_key[mutant] == NO_TESTS:  # a test reaches it now
+                data.exit_code_by_key[mutant] = None
             return True
         data.exit_code_by_key[mutant] = NO_TESTS
         data.save()
