@@ -58,6 +58,14 @@ def test_what_counts_as_right_depends_on_the_kind() -> None:
     assert [one.values["accuracy"] for one in measure_groups(groups, reward)] == [0.0, 1.0]
 
 
+def test_what_counts_as_right_is_found_in_nested_rewards() -> None:
+    inner = RewardByKind({"user": Halves(), "tool": RougeReward(success_similarity=0.9)})
+    reward = RewardByKind({"user": RougeReward(success_similarity=0.8), "tool": inner})
+    assert (success_similarity(reward, TOOL), success_similarity(reward, USER)) == (0.9, 0.8)
+    assert reward.success_similarity == 0.8
+    assert inner.success_similarity == 0.4
+
+
 def test_a_kind_without_a_reward_is_named() -> None:
     reward = RewardByKind({"tool": LetterReward()})
     with pytest.raises(ValueError, match=r"has none for 'user', the kind of transition t/1; it has tool"):
