@@ -298,3 +298,15 @@ def fit(module: L.LightningModule, batches: Sequence[Any], **trainer: Any) -> St
         **trainer,
     ).fit(module, Batches(batches), ckpt_path=ckpt_path, weights_only=True)
     return steps
+
+
+class Recorder:
+    """Keeps what it was called with and gives always the same."""
+
+    def __init__(self, answer: Any = None) -> None:
+        self.answer = answer
+        self.calls: list[Any] = []
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        self.calls.append((arguments, named) if named else arguments)
+        return self.answer
