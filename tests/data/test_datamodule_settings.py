@@ -12,9 +12,12 @@ from rwml_testing import LetterReward, Recorder, make_transition
 from transformers import PreTrainedTokenizerBase
 
 from rwml_lightning.data import datamodule
+from rwml_lightning.data.batches import Label, LabelledBatch
 from rwml_lightning.data.chat_format import ChatFormat
 from rwml_lightning.data.collection import Collection
 from rwml_lightning.data.datamodule import RolloutDataModule
+from rwml_lightning.data.demonstrations import Demonstrations, write_labels
+from rwml_lightning.data.games import Play, PlayEvaluation
 from rwml_lightning.data.generated_games import GeneratedGames
 from rwml_lightning.data.prompts import WorldModelPrompt
 from rwml_lightning.data.selection import Validation
@@ -150,3 +153,185 @@ def test_the_file_is_read_as_the_config_says(tmp_path: Path, monkeypatch: pytest
     assert read.calls[-1] == (Path("t.parquet"), "skip")
     data.setup("validate")  # what was read is not read again
     assert len(read.calls) == 2
+
+
+class Source(Recorder):
+    """Stands for the source of games."""
+
+    train, held_out = list("abc"), list("vwxyz")
+    evaluation = PlayEvaluation(batch_size=3)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return lambda *arguments: self.calls.append((name, *arguments)) or name
+
+
+def make_acting(reads: str, **settings: Any) -> Any:
+    data = make_data(**settings)
+    data.module.reads = reads
+    data.__dict__.update(chat="chat", game_source=Source())
+    return data
+
+
+def test_games_are_played_by_this_ranks_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datamodule, "context_tokens", lambda _: 40)
+    data = make_acting("episodes", play=Play(games_per_step=2), num_passes=3, seed=5)
+    loader = data.train_dataloader()
+    assert (loader.items, loader.batch_size, loader.seed, loader.num_passes) == (list("abc"), 2, 5, 3)
+    assert loader.make(4, list("cab")) == "rollout"
+    (held_out,) = data.val_dataloader()
+    assert (held_out.batch_size, held_out.seed) == (3, None)
+    assert list(held_out) == ["rollout_held_out"] * 2
+    player = ("player", data.generator, "chat", 40)
+    assert data.game_source.calls == [
+        player, ("rollout", "player", "wm_x", 4, ["a"]),
+        player, ("rollout_held_out", "player", 0, ["w"]), player, ("rollout_held_out", "player", 1, ["z"]),
+    ]  # fmt: skip
+
+
+def test_what_is_held_out_of_the_transitions_is_predicted_beside_the_games(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = [make_transition(n, split="validation") for n in range(4)]
+    monkeypatch.setattr(datamodule, "read_transitions", lambda *_: world)
+    monkeypatch.setattr(datamodule, "context_tokens", lambda _: None)
+    data = make_acting("episodes", play=Play(probe=Validation(3, batch_size=2)), seed=5)
+    data.generator.max_model_len = None
+    data.setup("fit")
+    assert data.game_source.calls == [("set_up", "fit")]
+    assert len(data.validation_transitions) == 3
+    games, predictions = data.val_dataloader()
+    assert (games.items, predictions.items, predictions.batch_size) == (
+        list("vwxyz"),
+        data.validation_transitions,
+        2,
+    )
+    world.clear()
+    with pytest.raises(ValueError, match=r"t\.parquet holds no validation transitions for data\.play\.probe"):
+        data.setup("fit")
+
+
+@pytest.mark.parametrize(
+    ("source", "init_from", "sent"), [("expert", "w", False), ("policy", None, False), ("policy", "w", True)]
+)
+def test_demonstrations_are_collected_once_by_the_weights_that_learn(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Any, init_from: str | None, sent: bool
+) -> None:
+    collected, check = Recorder(), Recorder()
+    monkeypatch.setattr(datamodule, "collect_demonstrations", collected)
+    monkeypatch.setattr(datamodule, "WeightCheck", lambda: Mark(update=check))
+    monkeypatch.setattr(datamodule, "context_tokens", lambda _: 40)
+    wanted = Demonstrations(str(tmp_path / "d.parquet"), source)
+    data = make_acting("actions", demonstrations=wanted, play=Play(sampling=Sampling(9)))
+    data.module.init_from, data.module.configure_model, data.probe_ids = init_from, Recorder(), lambda: [1]
+    data.prepare_data()
+    assert data.module.configure_model.calls == [()] * sent
+    assert check.calls == [(data.generator, data.module, 0, [1])] * sent
+    assert data.game_source.calls == [
+        ("prepare",),
+        ("player", data.generator, "chat", 40),
+        ("list_training",),
+    ]
+    assert collected.calls == [(wanted, "player", "list_training", 9)]
+    (tmp_path / "d.parquet").touch()
+    data.prepare_data()
+    assert len(collected.calls) == 1
+    with pytest.raises(ValueError, match=r"data\.demonstrations is not set"):
+        make_acting("actions").prepare_data()
+
+
+def test_labels_to_imitate_come_in_parts_of_a_step(
+    tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    from rwml_lightning.data.demonstrations import fingerprint
+
+    chat = ChatFormat(tiny_tokenizer)
+    labels = [Label(f"n{n}", (n,), (n, 0)) for n in range(5)]
+    write_labels(tmp_path / "d.parquet", labels, {"tokenizer": fingerprint(chat)})
+    data = make_acting(
+        "actions", demonstrations=Demonstrations(str(tmp_path / "d.parquet")), prompts_per_step=3
+    )
+    data.__dict__["chat"] = chat
+    loader = data.train_dataloader()
+    assert (loader.items, loader.batch_size) == ([labels[:3], labels[3:]], 1)
+    assert loader.make(7, [labels[:3]]) == LabelledBatch(7, (labels[1],))  # this rank's share
+    with data.as_labels(4, 2, 1):
+        assert data.train_dataloader().items == [labels[:2], labels[2:4]]
+
+
+def test_only_some_transitions_are_trained_on_in_rollouts_or_labels() -> None:
+    data = make_data(prompts_per_step=3)
+    data.train_transitions = [make_transition(n) for n in range(5)]
+    loader = data.train_dataloader()
+    assert (loader.items, loader.batch_size, loader.make) == (data.train_transitions, 3, data._rollout)
+    data.keep_only(iter(["t1", "t3"]))
+    data.module.on_policy = False
+    loader = data.train_dataloader()
+    assert (loader.items, loader.make) == ([data.train_transitions[n] for n in (1, 3)], data._label)
+    assert data.state_dict() == loader.state_dict()
+    assert len(data.train_transitions) == 5
+
+
+def test_a_resumed_loader_goes_on_where_it_was_if_it_reads_the_same() -> None:
+    data = make_data(prompts_per_step=2, seed=3, num_passes=2)
+    data.train_transitions = [make_transition(n) for n in range(5)]
+    assert data.state_dict() == {}
+    state = {**data.train_dataloader().state_dict(), "step": 2}
+    assert state.keys() == {"step", "seed", "batch_size", "num_items", "items"}
+    assert (state["seed"], state["batch_size"], state["num_items"]) == (3, 2, 5)
+    data.load_state_dict(state)
+    assert (data.train_dataloader().step, data.train_dataloader().first_step) == (2, 2)
+    for changes, message in (
+        ({"seed": 4}, r"seed_everything is 3, but was 4 when the checkpoint was saved"),
+        ({"batch_size": 1}, r"data\.prompts_per_step is 2, but was 1"),
+        (
+            {"items": "x", "num_items": 6},
+            r"draws from 5 items that are not the 6 of .*data\.transitions, data\.num_transitions and",
+        ),
+        (
+            {"step": 7},
+            r"data\.num_passes is 2, which ends after batch 6, but the checkpoint was saved after batch 7",
+        ),
+    ):
+        data.load_state_dict({**state, **changes})
+        with pytest.raises(ValueError, match=message):
+            data.train_dataloader()
+    data.load_state_dict({**state, "step": 6})
+    assert list(data.train_dataloader()) == []
+
+
+def test_floors_are_scored_by_the_evaluator_with_what_is_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluator = LetterReward()
+    data = make_data(evaluator=evaluator)
+    data.train_transitions = [make_transition(0)]
+    monkeypatch.setattr(datamodule, "floors_for", lambda *arguments: arguments)
+    monkeypatch.setattr(datamodule, "evaluate_floors", lambda *arguments: arguments)
+    monkeypatch.setattr(datamodule, "measure_groups", lambda *arguments: arguments)
+    held_out = [make_transition(1)]
+    assert data.evaluate_floors(held_out) == (held_out, evaluator, (held_out, data.train_transitions))
+    assert data.measure(["g"]) == (["g"], evaluator)
+
+
+def test_a_control_sees_all_training_transitions(monkeypatch: pytest.MonkeyPatch) -> None:
+    control, made = Recorder("control"), Recorder()
+    monkeypatch.setattr(datamodule, "Control", control)
+    monkeypatch.setattr(datamodule, "WorldModelRollouts", made)
+    data = make_data(control="coin", seed=4)
+    data.__dict__["chat"] = "chat"
+    data.train_transitions = [make_transition(0)]
+    assert data.rollouts is data.held_out_rollouts is None
+    assert control.calls == [("coin", 4, data.train_transitions)]
+    assert [call[-1] for call in made.calls] == ["control", None]
+
+
+def test_what_was_opened_is_closed() -> None:
+    data = make_acting("episodes")
+    data.generator.close = Recorder()
+    data.close()
+    assert data.generator.close.calls == [()]
+    assert data.game_source.calls == [("close",)]
+    alone = make_data()
+    alone.generator.close = Recorder()
+    alone.close()
+    assert "game_source" not in alone.__dict__
