@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rwml_lightning.data import datamodule
 from rwml_lightning.data.batches import Label, LabelledBatch
-from rwml_lightning.data.chat_format import ChatFormat
+from rwml_lightning.data.chat_format import ChatFormat, fingerprint
 from rwml_lightning.data.collection import Collection
 from rwml_lightning.data.datamodule import RolloutDataModule
 from rwml_lightning.data.demonstrations import Demonstrations, write_labels
@@ -244,8 +244,6 @@ def test_demonstrations_are_collected_once_by_the_weights_that_learn(
 def test_labels_to_imitate_come_in_parts_of_a_step(
     tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    from rwml_lightning.data.demonstrations import fingerprint
-
     chat = ChatFormat(tiny_tokenizer)
     labels = [Label(f"n{n}", (n,), (n, 0)) for n in range(5)]
     write_labels(tmp_path / "d.parquet", labels, {"tokenizer": fingerprint(chat)})

@@ -18,7 +18,7 @@ from rwml_lightning.data import demonstrations, games, generated_games
 from rwml_lightning.data.action_prompts import ActionPrompt
 from rwml_lightning.data.behaviour import ModelBehaviour, RandomBehaviour, make_behaviour
 from rwml_lightning.data.branches import ExpertEpisode, ExpertGame, ExpertStep
-from rwml_lightning.data.chat_format import ChatFormat
+from rwml_lightning.data.chat_format import ChatFormat, fingerprint
 from rwml_lightning.data.collection import Collection, Job, Played, collect, list_jobs, play_branches
 from rwml_lightning.data.demonstrations import Demonstrations
 from rwml_lightning.data.episodes import View, episode_seed
@@ -158,20 +158,33 @@ def test_games_are_generated_first_and_played_from_their_folder(
     assert wanted.played_by(EnvironmentSpec("e", {"data": "own"})) == EnvironmentSpec("e", {"data": "own"})
 
 
-def test_what_parts_are_bound_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bound = Recorder()
-    monkeypatch.setattr(collecting, "check_settings", bound)
-    monkeypatch.setattr(collecting, "make_behaviour", lambda *_: 1 / 0)
+@pytest.mark.parametrize("model", [False, True])
+def test_what_parts_are_bound_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_tokenizer: PreTrainedTokenizerBase, model: bool
+) -> None:
+    bound: list[Any] = []
+
+    def check(*arguments: Any) -> None:
+        bound.append(arguments)
+        raise KeyboardInterrupt
+
+    chat = ChatFormat(tiny_tokenizer, None, (7, 3))
+    player = ModelBehaviour(Mark(model="m"), chat, Sampling(1), 0, context=9)
+    monkeypatch.setattr(collecting, "check_settings", check)
+    monkeypatch.setattr(collecting, "make_behaviour", lambda *_: player if model else "random")
     collection = Collection("random", num_workers=1)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(KeyboardInterrupt):
         collect(tmp_path / "t.parquet", SPEC, None, collection, 2, None, Recorder(), Recorder())  # type: ignore[arg-type]
     names = "\n".join(f"{job.split} {job.episode_id}" for job in list_jobs(SPEC, collection, 2))
-    assert bound.calls == [
-        (
-            tmp_path / "t.parquet.parts",
-            {"environment": asdict(SPEC), "collection": asdict(collection), "seed": 2, "episodes": hashlib.sha256(names.encode()).hexdigest()},
-        )
-    ]  # fmt: skip
+    policy = {"model": "m", "chat": fingerprint(chat), "end_tokens": [3, 7], "context": 9}
+    settings = {
+        "environment": asdict(SPEC),
+        "collection": asdict(collection),
+        "seed": 2,
+        "episodes": hashlib.sha256(names.encode()).hexdigest(),
+        **({"policy": policy} if model else {}),
+    }
+    assert bound == [(tmp_path / "t.parquet.parts", settings)]
 
 
 def test_who_plays_a_collection(tiny_tokenizer: PreTrainedTokenizerBase) -> None:

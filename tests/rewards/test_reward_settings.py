@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,16 +33,21 @@ EMBEDDING = {
 
 
 @pytest.mark.parametrize(
-    ("reward", "expected"),
+    ("make", "expected"),
     [
-        (EmbeddingReward(), EMBEDDING),
-        (ContrastiveReward(), {**EMBEDDING, "margin": 0.5, "per_kind": 3}),
-        (RougeReward(), {"variant": "rougeL", "round_to": None, "success_similarity": 0.8}),
-        (JudgeReward(Server("m")), {"server": Server("m"), "scale": "binary", "max_tokens": 1024, "success_similarity": 0.5}),
-        (ServerClient(Server("m")), {"server": Server("m"), "setting": "reward.server"}),
+        (EmbeddingReward, EMBEDDING),
+        (ContrastiveReward, {**EMBEDDING, "margin": 0.5, "per_kind": 3}),
+        (RougeReward, {"variant": "rougeL", "round_to": None, "success_similarity": 0.8}),
+        (
+            lambda: JudgeReward(Server("m")),
+            {"server": Server("m"), "scale": "binary", "max_tokens": 1024, "success_similarity": 0.5},
+        ),
+        (lambda: ServerClient(Server("m")), {"server": Server("m"), "setting": "reward.server"}),
     ],
-)  # fmt: skip
-def test_defaults_are_those_that_the_docs_state(reward: Any, expected: dict[str, Any]) -> None:
+    ids=["embedding", "contrastive", "rouge", "judge", "client"],
+)
+def test_defaults_are_those_that_the_docs_state(make: Callable[[], Any], expected: dict[str, Any]) -> None:
+    reward = make()
     assert {name: getattr(reward, name) for name in expected} == expected
 
 
@@ -194,11 +199,12 @@ class Ones:
 
 
 @pytest.mark.parametrize(
-    "reward",
-    [RougeReward(), ExactMatchReward(), ContentReward(Ones()), JudgeReward(Server("m"))],
+    "make",
+    [RougeReward, ExactMatchReward, lambda: ContentReward(Ones()), lambda: JudgeReward(Server("m"))],
     ids=["rouge", "exact", "content", "judge"],
 )
-def test_a_prediction_belongs_to_one_transition(reward: Any) -> None:
+def test_a_prediction_belongs_to_one_transition(make: Callable[[], Any]) -> None:
+    reward = make()
     for transitions, predictions in (([make_transition()], ["a", "b"]), ([make_transition()] * 2, ["a"])):
         with pytest.raises(ValueError, match=r"zip\(\) argument 2 is "):
             reward.score(transitions, predictions)
@@ -211,13 +217,18 @@ def test_checked_scores_belong_to_one_transition_each() -> None:
 
 
 @pytest.mark.parametrize("name", ["mismatched", "coin", "permuted"])
-def test_a_control_takes_as_many_rows_as_transitions(name: Any) -> None:
+def test_a_control_takes_a_row_of_scores_for_each_transition(name: Any) -> None:
     world = [make_transition(n) for n in range(3)]
-    control, scores = Control(name, 0, world), [[Score(1.0, 1.0, True)]] * 2
+    row: list[Score | None] = [Score(1.0, 1.0, True)]
+    for transitions, scores in ((world, [row] * 2), (world[:2], [row]), (world[:2], [row] * 3)):
+        with pytest.raises(ValueError, match=r"zip\(\) argument 2 is "):
+            Control(name, 0, world).apply(LetterReward(), ("wm_grpo", 0), transitions, [["a"]] * 2, scores)
+
+
+def test_scores_have_as_many_members_as_predictions() -> None:
+    world, row = [make_transition(n) for n in range(2)], [Score(1.0, 1.0, True)] * 2
     with pytest.raises(ValueError, match=r"zip\(\) argument 2 is "):
-        control.apply(LetterReward(), ("wm_grpo", 0), world, [["a"]] * 2, scores)
-    with pytest.raises(ValueError, match=r"zip\(\) argument 2 is "):
-        control.apply(LetterReward(), ("wm_grpo", 0), world[:2], [["a"]] * 2, [[*scores[0], *scores[0]], scores[0]][: 2 if name == "mismatched" else 1])  # fmt: skip
+        Control("mismatched", 0, world).apply(LetterReward(), ("wm_grpo", 0), world, [["a"]] * 2, [row] * 2)
 
 
 def test_parts_are_the_fewest_that_fit_and_none_is_lost() -> None:

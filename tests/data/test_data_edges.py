@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rwml_lightning.data.batches import Label
 from rwml_lightning.data.branches import ExpertGame, follow_expert
-from rwml_lightning.data.chat_format import ChatFormat
+from rwml_lightning.data.chat_format import ChatFormat, fingerprint
 from rwml_lightning.data.collection import (
     Collection,
     Job,
@@ -25,7 +25,7 @@ from rwml_lightning.data.collection import (
     is_validation,
     play,
 )
-from rwml_lightning.data.demonstrations import fingerprint, in_parts, read_labels, write_labels
+from rwml_lightning.data.demonstrations import in_parts, read_labels, write_labels
 from rwml_lightning.data.easy_samples import (
     Marks,
     calibrate,
