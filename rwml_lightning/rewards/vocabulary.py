@@ -147,8 +147,8 @@ def _texts(transition: Transition) -> Iterator[str]:
 def _arguments(action: str) -> Iterator[str]:
     """Names in an action of the form "verb thing [preposition thing]"; none in one of another form."""
     verb, _, rest = action.strip().partition(" ")
-    parts = [part.removeprefix("the ") for part in _SPLIT.split(f" {rest}") if part.strip()]
-    for match in (_ARGUMENT.fullmatch(part.strip()) for part in parts):
+    parts = [part.strip().removeprefix("the ") for part in _SPLIT.split(f" {rest}")]
+    for match in map(_ARGUMENT.fullmatch, parts):
         if verb and match and not _NO_NAMES & set(match[1].lower().split()):
             yield match[1].lower()
 
