@@ -333,3 +333,8 @@ def test_what_was_opened_is_closed() -> None:
     alone.generator.close = Recorder()
     alone.close()
     assert "game_source" not in alone.__dict__
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_none_or_all_may_be_dropped(share: float) -> None:
+    assert make_data(max_dropped_share=share).max_dropped_share == share
