@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -49,3 +51,47 @@ def test_files_go_after_an_error(monkeypatch, tmp_path: Path) -> None:
     with pytest.raises(KeyError):
         fail_after_writing()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("free", "in_memory"), [(2 * 8, False), (2 * 8 + 1, True)])
+def test_shared_memory_must_have_room_for_twice_a_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, free: int, in_memory: bool
+) -> None:
+    asked: list[Path] = []
+    (tmp_path / "shm").mkdir()
+    monkeypatch.setattr(weight_files, "SHARED_MEMORY", tmp_path / "shm")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(
+        weight_files.shutil, "disk_usage", lambda p: (asked.append(p), SimpleNamespace(free=free))[1]
+    )
+    with ExitStack() as files:
+        (path,) = weight_files.write_weight_files([("a", torch.ones(2))], files)
+        assert Path(path).parent == (tmp_path / "shm" if in_memory else tmp_path)
+        assert Path(path).match("rwml-weights-*.safetensors")  # known by name, should one be left
+    assert asked == [tmp_path / "shm"]
+
+
+@pytest.mark.parametrize(
+    ("file_bytes", "files"), [(8, ["a", "b", "c"]), (9, ["ab", "c"]), (16, ["ab", "c"]), (17, ["abc"]), (99, ["abc"])]
+)  # fmt: skip
+def test_a_file_is_closed_when_it_is_full(tmp_path: Path, file_bytes: int, files: list[str]) -> None:
+    """Three tensors of eight bytes, each a layer of its own."""
+    named = [(f"layers.{number}.{name}", torch.ones(2)) for number, name in enumerate("abc")]
+    with ExitStack() as stack:
+        paths = weight_files.write_weight_files(named, stack, file_bytes)
+        found = ["".join(sorted(name[-1] for name in load_file(path))) for path in paths]
+    assert found == files
+
+
+def test_tensors_are_asked_for_one_file_at_a_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(weight_files, "SHARED_MEMORY", tmp_path)
+    written: list[int] = []
+
+    def named() -> Iterator[tuple[str, torch.Tensor]]:
+        for number in range(3):
+            written.append(len(list(tmp_path.iterdir())))
+            yield f"layers.{number}.a", torch.ones(2, requires_grad=True)
+
+    with ExitStack() as stack:
+        assert len(weight_files.write_weight_files(named(), stack, 8)) == 3
+    assert written == [0, 0, 1]  # a layer is whole when the next has begun

@@ -1,0 +1,156 @@
+"""A stand-in for vLLM: keeps what it is given, and answers from it. The real engine has its own, slow tests."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rwml_lightning.functional import combine_digests, tensor_digest
+from rwml_lightning.generation import vllm_engine
+
+
+class EngineDeadError(Exception):
+    """vLLM's error for an engine that died."""
+
+
+class FakeLLM:
+    """An engine of 64 tokens of context, whose completion of a prompt is its first token and the request's seed.
+
+    Args:
+        **arguments: Kept as they are.
+    """
+
+    def __init__(self, **arguments: Any) -> None:
+        self.arguments = arguments
+        self.model_config = SimpleNamespace(dtype=torch.bfloat16, max_model_len=64)
+        self.llm_engine = SimpleNamespace(engine_core=SimpleNamespace(shutdown=self.shutdown))
+        self.calls: list[tuple[Any, ...]] = []
+        self.params: list[Any] = []
+        self.weights: dict[str, torch.Tensor] = {}
+        self.files: list[Path] = []
+        self.digests: list[str] | None = None  # of each worker, instead of what it took
+        self.failure: BaseException | None = None
+        self.drops_prefixes = True
+
+    def generate(self, prompts: Sequence[Any], params: Any, use_tqdm: bool) -> list[Any]:
+        assert not use_tqdm
+        self.calls.append(("generate", *(tuple(prompt["prompt_token_ids"]) for prompt in prompts)))
+        if self.failure is not None:
+            raise self.failure
+        self.params = list(params)
+        return [self._output(p["prompt_token_ids"], one) for p, one in zip(prompts, self.params, strict=True)]
+
+    def _output(self, prompt: list[int], params: Any) -> Any:
+        def row(token: int) -> dict[int, Any]:
+            return {token + 1: SimpleNamespace(logprob=9.0), token: SimpleNamespace(logprob=-token / 8)}
+
+        seed = params.kept.get("seed", 0)
+        tokens = [prompt[0], seed]
+        sample = SimpleNamespace(
+            token_ids=tokens,
+            logprobs=[row(token) for token in tokens],
+            finish_reason={0: "stop", 1: "length"}.get(seed, "abort"),
+        )
+        return SimpleNamespace(outputs=[sample], prompt_logprobs=[None, *map(row, prompt[1:])])
+
+    def collective_rpc(self, method: str, args: tuple[Any, ...]) -> list[Any]:
+        self.calls.append((method, *args))
+        if self.failure is not None:
+            raise self.failure
+        if method != "load_weight_files":
+            return [None, None]
+        self.files = [Path(path) for path in args[1]]
+        for file in self.files:
+            self.weights |= load_file(file)
+        took = combine_digests(tensor_digest(name, tensor) for name, tensor in self.weights.items())
+        return self.digests or [took, took]
+
+    def reset_prefix_cache(self) -> bool:
+        self.calls.append(("reset_prefix_cache",))
+        return self.drops_prefixes
+
+    def shutdown(self) -> None:
+        self.calls.append(("shutdown",))
+
+
+class Params:
+    """vLLM's ``SamplingParams``: keeps its arguments."""
+
+    def __init__(self, **kept: Any) -> None:
+        self.kept = kept
+
+
+class Inline:
+    """Runs the calls into an engine at once, and keeps their names and time limits."""
+
+    pid = 4711
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, float]] = []
+        self.alive = False
+        self.environment: dict[str, str] = {}
+
+    def start(self, load: Callable[[], Any], timeout_s: float) -> Any:
+        self.calls.append(("start", timeout_s))
+        self.environment = dict(os.environ)
+        result, self.alive = load(), True
+        return result
+
+    def call(self, what: str, call: Callable[[], Any], timeout_s: float) -> Any:
+        self.calls.append((what, timeout_s))
+        return call()
+
+    def end(self, shutdown: Callable[[], None] | None = None) -> None:
+        if shutdown is not None and self.alive:
+            shutdown()
+        self.alive = False
+
+
+class FakeVLLM:
+    """What stands in for the package, and all engines that were started.
+
+    Args:
+        on_cpu: Whether it is vLLM for CPUs.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, on_cpu: bool = True) -> None:
+        self.llms: list[FakeLLM] = []
+        self.processes: list[Inline] = []
+        self.on_cpu = on_cpu
+        platform = SimpleNamespace(is_cpu=lambda: self.on_cpu)
+        parts: dict[str, dict[str, Any]] = {
+            "vllm": {"LLM": self._start, "SamplingParams": Params, "TokensPrompt": dict},
+            "vllm.platforms": {"current_platform": platform},
+            "vllm.v1.engine.exceptions": {"EngineDeadError": EngineDeadError},
+        }
+        for name, content in parts.items():
+            module = ModuleType(name)
+            vars(module).update(content)
+            monkeypatch.setitem(sys.modules, name, module)
+        monkeypatch.setattr(vllm_engine, "EngineProcess", self._watch)
+
+    @property
+    def llm(self) -> FakeLLM:
+        """The engine started last."""
+        return self.llms[-1]
+
+    @property
+    def process(self) -> Inline:
+        """The watch over the engine started last."""
+        return self.processes[-1]
+
+    def _start(self, **arguments: Any) -> FakeLLM:
+        self.llms.append(FakeLLM(**arguments))
+        return self.llm
+
+    def _watch(self) -> Inline:
+        self.processes.append(Inline())
+        return self.process
