@@ -12,7 +12,13 @@ from typing import Any
 import pytest
 import torch
 from rwml_callbacks import EasySampleFilter
-from rwml_callbacks.fingerprint import _OF_THE_MAIN_STAGE, plain
+from rwml_callbacks.fingerprint import (
+    _OF_THE_MAIN_STAGE,
+    digest_of_names,
+    digest_of_weights,
+    plain,
+    similarity_settings,
+)
 from rwml_testing import ACTION_PROMPT, LetterReward, make_world
 
 from rwml_lightning.data.datamodule import RolloutDataModule
@@ -110,3 +116,49 @@ def test_settings_that_change_no_prediction_do_not_count(tiny_model: Path) -> No
     policy = {"learning_rate": 0.1, "max_tokens_per_micro_batch": 9}
     own = {"target_share": 0.9, "keep_probability": 0.5, "prompts_per_batch": 2}
     assert settings(model, data, policy, own) == settings(model)
+
+
+class Setting:
+    """Keeps one argument behind an underscore, and one not at all."""
+
+    def __init__(self, shown: object, hidden: int = 2, lost: int = 3) -> None:
+        self.shown = shown
+        self._hidden = hidden
+
+
+def test_any_part_of_a_config_is_plain() -> None:
+    value = {1: (1, 2.5, "a", None, True), "own": Setting([Setting("x", 5)])}
+    assert plain(value) == {
+        "1": [1, 2.5, "a", None, True],
+        "own": {
+            "class": "Setting",
+            "shown": [{"class": "Setting", "shown": "x", "hidden": 5}],
+            "hidden": 2,
+        },
+    }
+
+
+def test_of_a_reward_only_the_similarity_counts() -> None:
+    assert similarity_settings(
+        EmbeddingReward("a", tau_d=0.3, mode="cosine", cache_size=5)
+    ) == similarity_settings(EmbeddingReward("a", tau_d=0.1, mode="threshold", cache_size=9))
+    assert similarity_settings(Setting("a")) == plain(Setting("a"))
+    assert {"tau_d", "mode", "cache_size"}.isdisjoint(similarity_settings(EmbeddingReward("a")))
+
+
+def test_weights_of_a_folder_count_whatever_their_place(tmp_path: Path) -> None:
+    found = []
+    for number, (first, second, note) in enumerate([(b"a", b"b", "x"), (b"a", b"b", "y"), (b"b", b"a", "x")]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "model-1.safetensors").write_bytes(first)
+        (folder / "model-2.safetensors").write_bytes(second)
+        (folder / "notes.txt").write_text(note)
+        found.append(digest_of_weights(str(folder)))
+    assert found[0] == found[1] != found[2]
+    assert digest_of_weights(None) is None
+
+
+def test_transitions_count_by_name_in_any_order() -> None:
+    assert digest_of_names(WORLD[:3]) == digest_of_names(WORLD[2::-1])
+    assert len({digest_of_names(WORLD[:count]) for count in range(4)}) == 4
