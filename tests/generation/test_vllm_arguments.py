@@ -135,26 +135,31 @@ def test_only_a_missing_vllm_is_called_that(
         VLLMGenerator(str(tiny_model)).start()
 
 
-def dynamic_rope(limit: int = 64) -> LlamaConfig:
-    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
-    return LlamaConfig(max_position_embeddings=limit, rope_parameters=rope)
+def dynamic_rope(**more: int) -> LlamaConfig:
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4, **more}
+    return LlamaConfig(max_position_embeddings=64, rope_parameters=rope)
 
 
 def test_a_context_that_changes_all_positions_is_refused(
     vllm: FakeVLLM, tiny_model: Path, tmp_path: Path
 ) -> None:
-    for fits in (None, 63, 64):
+    for fits in (63, 64):
         check_positions(dynamic_rope(), fits)
-    check_positions(LlamaConfig(max_position_embeddings=64), 999)
+    for any_length in (None, 999):
+        check_positions(LlamaConfig(max_position_embeddings=64), any_length)
+    for given, said in ((None, "not set"), (65, "65")):
+        with pytest.raises(ValueError, match=rf"^max_model_len is {said}, .* max_position_embeddings of 64"):
+            check_positions(dynamic_rope(), given)
+    check_positions(dynamic_rope(max_trained_positions=64), 64)
     with pytest.raises(
-        ValueError, match=r"with a max_model_len of 65 vLLM scales .* max_position_embeddings of 64"
+        ValueError, match="vLLM scales all positions of this model by its max_trained_positions of 32"
     ):
-        check_positions(dynamic_rope(), 65)
+        check_positions(dynamic_rope(max_trained_positions=32), 64)
     shutil.copytree(tiny_model, tmp_path / "model")
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     written = config | {"rope_parameters": dynamic_rope().rope_parameters}
     (tmp_path / "model" / "config.json").write_text(json.dumps(written))
-    with pytest.raises(ValueError, match=r"with a max_model_len of 257"):  # before anything is loaded
+    with pytest.raises(ValueError, match=r"max_model_len is 257, and"):  # before anything is loaded
         VLLMGenerator(str(tmp_path / "model"), max_model_len=257).start()
     assert not vllm.processes
 

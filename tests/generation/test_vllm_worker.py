@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rwml_lightning.functional import combine_digests, tensor_digest
 from rwml_lightning.generation import vllm_worker
-from rwml_lightning.generation.vllm_worker import WorkerExtension, renew_tied_head
+from rwml_lightning.generation.vllm_worker import WorkerExtension, forget_expert_kernels, renew_tied_head
 from rwml_lightning.generation.weight_files import write_weight_files
 
 
@@ -36,7 +36,15 @@ class Head:
 def make_model(done: list[Any], tied: bool | None = True) -> Any:
     config = SimpleNamespace() if tied is None else SimpleNamespace(tie_word_embeddings=tied)
     inner = SimpleNamespace(embed_tokens="embeddings")
-    return SimpleNamespace(config=config, model=inner, lm_head=Head(done))
+    experts = SimpleNamespace(quant_method=SimpleNamespace(moe_kernel="packed"))
+    return SimpleNamespace(
+        config=config,
+        model=inner,
+        lm_head=Head(done),
+        experts=experts,
+        parameters=lambda: iter([torch.zeros(1)]),
+        modules=lambda: [experts],
+    )
 
 
 class Worker(WorkerExtension):
@@ -45,13 +53,15 @@ class Worker(WorkerExtension):
     def __init__(self) -> None:
         self.done: list[Any] = []
         self.loaded: dict[str, Tensor] = {}
+        self.model = make_model(self.done)
 
     def reload_weights(self, weights_iterator: Iterable[tuple[str, Tensor]]) -> None:  # type: ignore[override]
+        assert self.model.experts.quant_method.moe_kernel is None  # or the packed storage would be written to
         self.loaded = dict(weights_iterator)
         self.done.append("loaded")
 
     def get_model(self) -> Any:  # type: ignore[override]
-        return make_model(self.done)
+        return self.model
 
 
 def test_the_loader_gets_every_tensor_of_every_file(tiny_model: Path) -> None:
@@ -65,6 +75,13 @@ def test_the_loader_gets_every_tensor_of_every_file(tiny_model: Path) -> None:
     assert all(torch.equal(worker.loaded[name], tensor) for name, tensor in weights.items())
     assert digest == combine_digests(tensor_digest(*named) for named in weights.items())
     assert [one if one == "loaded" else one[0] for one in worker.done] == ["loaded", "tied", "packed"]
+
+
+def test_kernels_on_a_gpu_stay() -> None:
+    model = make_model([])
+    model.parameters = lambda: iter([torch.zeros(1, device="meta")])
+    forget_expert_kernels(model)
+    assert model.experts.quant_method.moe_kernel == "packed"
 
 
 def test_a_tied_head_is_tied_and_packed_anew() -> None:
