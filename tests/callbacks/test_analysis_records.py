@@ -34,6 +34,7 @@ class Count(Analysis):
         self.num_measured = 0
 
     def measure(self, trainer: L.Trainer, module: Any) -> Measurement:
+        assert module is MODULE
         self.num_measured += 1
         return Measurement({"count/a": self.num_measured / 4, "count/b/c": 2.0}, ["details"])
 
@@ -131,6 +132,7 @@ def test_defaults_and_bounds() -> None:
     )
     with pytest.raises(ValueError, match=r"^Count\.every_n_steps is 0; it must be at least 1$"):
         Count(0)
+    assert (CapabilityProbe(3, 5).max_tokens, CapabilityProbe(3, 5).every_n_steps) == (5, 3)
     assert (CapabilityProbe().max_tokens, CapabilityProbe().every_n_steps) == (64, None)
     assert (WeightChange().tolerance, WeightChange().every_n_steps, WeightChange(0.0, 2).every_n_steps) == (
         1e-3,

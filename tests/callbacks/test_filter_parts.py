@@ -47,6 +47,8 @@ class Predicts:
     def __call__(
         self, trainer: Any, model: Any, data: CopyData, learning_rate: float, parts: ScoredParts
     ) -> None:
+        assert isinstance(trainer, L.Trainer)
+        assert isinstance(model, WorldModelGRPO)
         self.calls.append((data, learning_rate, parts))
         half = len(data.judged) // 2
         for part in (data.judged[:half], data.judged[half:]):
@@ -202,7 +204,7 @@ class Chat:
     """Decodes a completion to its answer; every other prompt is already inside thinking."""
 
     def decode(self, completion: Completion) -> str:
-        return f"seen</think><next_state>{completion.token_ids[0]}</next_state>"
+        return f"<next_state>{completion.token_ids[0]}</next_state>"
 
     def in_thinking(self, prompt: list[int]) -> bool:
         return prompt[0] % 2 == 0
@@ -240,7 +242,9 @@ def test_each_rank_asks_for_its_share_and_reads_what_was_said() -> None:
     assert answers.num_tokens == 2 * 3 * 3
     assert 0.02 <= answers.generate_seconds < 10
     copy.trainer = SimpleNamespace(global_rank=0, world_size=2, lightning_module=None)  # type: ignore[assignment]
-    assert copy._answer(6, world).transitions == [world[0], world[2], world[4]]
+    answers = copy._answer(6, world)
+    assert answers.transitions == [world[0], world[2], world[4]]
+    assert answers.predictions == [[None] * 3] * 3  # all of it was thought
 
 
 def test_the_copy_is_trained_once_and_predicts_with_what_was_written(
@@ -249,7 +253,8 @@ def test_the_copy_is_trained_once_and_predicts_with_what_was_written(
     events: list[Any] = []
 
     class Trainer:
-        def __init__(self, callbacks: list[L.Callback]) -> None:
+        def __init__(self, trainer: Any, callbacks: list[L.Callback]) -> None:
+            assert trainer is main
             self.kinds = [type(callback) for callback in callbacks]
 
         def fit(self, copy: Any, data: Any) -> None:
@@ -263,9 +268,7 @@ def test_the_copy_is_trained_once_and_predicts_with_what_was_written(
         events.append(("export", copy))
         folder.mkdir()
 
-    monkeypatch.setattr(
-        easy_sample_copy, "preliminary_trainer", lambda trainer, callbacks: Trainer(callbacks)
-    )
+    monkeypatch.setattr(easy_sample_copy, "preliminary_trainer", Trainer)
     monkeypatch.setattr(easy_sample_copy, "supervised_copy", lambda *arguments: arguments)
     monkeypatch.setattr(easy_sample_copy, "write_export", export)
     barriers: list[str] = []
@@ -359,3 +362,18 @@ def test_rewards_of_the_filter_s_own_are_taken_as_they_are(
         expected = (data.reward, 0.2) if own is None else (own, None)
         assert asked[-1] == expected
     assert len(predicts.calls) == 2
+
+
+def test_nothing_easy_is_said_with_the_histogram(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Predicts(monkeypatch)
+    with pytest.raises(ValueError, match=r"no one of 32 .* lower EasySampleFilter's tau_easy"):
+        make_filter(tau_easy=0.6).apply(
+            make_trainer(), WorldModelGRPO(model=str(tiny_model)), make_data(tmp_path)
+        )
+    lines = capsys.readouterr().err.splitlines()
+    (place,) = (
+        number for number, line in enumerate(lines) if line == "mean rewards of the training transitions:"
+    )
+    assert [line.split()[-1] for line in lines[place + 1 : place + 11]] == ["16", *"0000", "16", *"0000"]

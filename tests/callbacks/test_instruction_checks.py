@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rwml_callbacks.instruction_checks import CHECKS, passed_checks
+from rwml_callbacks.instruction_checks import CHECKS, is_one_sentence, passed_checks
 
 ANSWERS = {
     "one_word": ("Blue.", "It is blue", ""),
@@ -34,6 +34,10 @@ def test_thinking_and_white_space_do_not_count() -> None:
     answers = {check.name: f"<think>Hm, 1?\n</think>\n {ANSWERS[check.name][0]} \n" for check in CHECKS}
     assert all(passed_checks(answers).values())
     assert not any(passed_checks(dict.fromkeys(answers, "<next_state>You see 2.</next_state>")).values())
+
+
+def test_three_words_are_a_sentence() -> None:
+    assert is_one_sentence("Water is wet.")
 
 
 @given(st.text())
