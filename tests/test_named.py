@@ -76,13 +76,16 @@ def merged(model: Path, changes: dict[str, Any]) -> dict[str, Any]:
     return {**changes, "model": {**changes.get("model", {}), "init_args": init_args}}
 
 
-@pytest.mark.parametrize("case", MISSING)
-@pytest.mark.parametrize("command", ["fit", "validate"])
+@pytest.mark.parametrize(
+    ("command", "case"),
+    [
+        *(("fit", case) for case in MISSING),
+        *(("validate", case) for case in MISSING if case != "callback"),  # which only training uses
+    ],
+)
 def test_what_is_not_there(
     command: str, case: str, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if (command, case) == ("validate", "callback"):
-        pytest.skip("nothing is filtered")
     changes, message = MISSING[case]
     config = write_config(tmp_path, tiny_model, **merged(tiny_model, changes))
     assert refused(command, config, capsys).startswith(message)
