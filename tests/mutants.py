@@ -8,8 +8,9 @@ mutmut writes the mutants (a copy of the packages, in which every function has i
 them; ``cd build/mutants && mutmut show NAME`` shows one. :mod:`mutation_run` tries them. mutmut leaves functions under a
 decorator alone, so in the copy a decorator is a call in the statement after its function.
 
-Mutants are taken in a fixed random order, so a run that ends early is a random sample of each package. What is decided
-stays decided until its function changes; survivors are tried again when a file of the tests has changed.
+Mutants are taken in a fixed random order, one of each package in turn, so a run that ends early is a random sample of each
+package. What is decided stays decided until its function changes; survivors are tried again when a file of the tests has
+changed.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from mutation_run import (
     MutationRun,
     files_of_mutants,
     matches,
+    package_of,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -104,6 +106,15 @@ def write_mutants() -> None:
     """Copy packages and tests to the work folder, and let mutmut write the mutants of what changed."""
     from mutmut.__main__ import copy_src_dir, create_mutants
 
+    complete = (
+        WORK / "complete"
+    )  # without it, copies that have no mutants yet would be taken for files that have
+    settings, known = ROOT / "pyproject.toml", WORK / "pyproject.toml"
+    if not complete.exists() or known.read_bytes() != settings.read_bytes():  # other files may be mutated now
+        for file in (WORK / "mutants").rglob("*.py"):
+            file.unlink()
+    complete.unlink(missing_ok=True)
+    shutil.copyfile(settings, known)
     for package, folder in SOURCES.items():
         copy_changed(ROOT / folder, WORK / "src" / package, call_decorators)
     for name in TESTS.values():
@@ -112,11 +123,6 @@ def write_mutants() -> None:
     for file in (ROOT / "tests").glob("*.py"):
         if file.name in TESTS.values() or not file.name.startswith("test_"):
             shutil.copyfile(file, WORK / "tests" / file.name)
-    settings, known = ROOT / "pyproject.toml", WORK / "pyproject.toml"
-    if not known.exists() or known.read_bytes() != settings.read_bytes():  # other files may be mutated now
-        for file in (WORK / "mutants").rglob("*.py"):
-            file.unlink()
-        shutil.copyfile(settings, known)
     os.chdir(WORK)
     copy_src_dir()
     for file in Path("src").rglob("*"):  # mutmut leaves a file of data as it was first
@@ -128,10 +134,7 @@ def write_mutants() -> None:
             create_mutants(os.cpu_count() or 1)
         finally:
             sys.stdout = out
-
-
-def package_of(mutant: str) -> str:
-    return next(package for package in TESTS if mutant.startswith(package + "."))
+    complete.touch()
 
 
 def tests_of(names: Sequence[str]) -> list[str]:
@@ -161,7 +164,7 @@ def report(names: Sequence[str]) -> int:
     for data in files_of_mutants():
         for mutant, code in data.exit_code_by_key.items():
             if matches(mutant, names):
-                counts[package_of(mutant)][states.get(code, "not run")] += 1
+                counts[package_of(mutant, TESTS)][states.get(code, "not run")] += 1
                 if code in (SURVIVED, NO_TESTS):
                     survivors.append(f"{states[code]}: {mutant}")
     (WORK / "survivors.txt").write_text("\n".join(sorted(survivors)) + "\n")
@@ -202,7 +205,11 @@ def main() -> int:
     )
     settings.load_profile("mutants")
     plugin = MutationRun(
-        WORK, names, float(os.environ.get("MUTANTS_SECONDS", "inf")), int(os.environ.get("MUTANTS_JOBS", "1"))
+        WORK,
+        packages=list(TESTS),
+        names=names,
+        seconds=float(os.environ.get("MUTANTS_SECONDS", "inf")),
+        jobs=int(os.environ.get("MUTANTS_JOBS", "1")),
     )
     with tempfile.TemporaryDirectory() as folder:
         options = ["-s", "-q", "--tb=native", "-p", "no:cacheprovider", "-m", "not slow", f"--rootdir={WORK}"]

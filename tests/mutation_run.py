@@ -48,6 +48,22 @@ def matches(mutant: str, names: Sequence[str]) -> bool:
     )
 
 
+def package_of(mutant: str, packages: Iterable[str]) -> str:
+    return next(package for package in packages if mutant.startswith(package + "."))
+
+
+def by_turns(mutants: Iterable[str], packages: Iterable[str]) -> dict[str, tuple[int, bytes]]:
+    """A random order that is the same in every run and takes one mutant of each package in turn, as keys to sort by."""
+    hashes = {mutant: hashlib.sha256(mutant.encode()).digest() for mutant in mutants}
+    taken: Counter[str] = Counter()
+    keys = {}
+    for mutant in sorted(hashes, key=hashes.__getitem__):
+        package = package_of(mutant, packages)
+        keys[mutant] = (taken[package], hashes[mutant])
+        taken[package] += 1
+    return keys
+
+
 def fork(task: Callable[[], int]) -> int:
     """Run ``task`` in a silent child that leads a process group; its exit code is what the task returns."""
     pid = os.fork()
@@ -166,8 +182,11 @@ class Reach:
 class MutationRun:
     """A pytest plugin that runs mutants in place of the tests."""
 
-    def __init__(self, work: Path, names: Sequence[str], seconds: float, jobs: int) -> None:
+    def __init__(
+        self, work: Path, packages: Sequence[str], names: Sequence[str], seconds: float, jobs: int
+    ) -> None:
         self.work = work
+        self.packages = packages
         self.names = names
         self.seconds = seconds
         self.jobs = jobs
@@ -175,6 +194,8 @@ class MutationRun:
     def pytest_runtestloop(self, session: Any) -> bool:
         from mutmut.utils.format_utils import mangled_name_from_mutant_name
 
+        if session.testsfailed:
+            raise session.Interrupted(f"{session.testsfailed} files of tests cannot be collected")
         session.config._tmp_path_factory.getbasetemp()  # one for all forks
         os.environ["RWML_TINY_MODEL"] = str(self.work / "model")
         os.waitpid(fork(self._write_model), 0)
@@ -191,7 +212,8 @@ class MutationRun:
             if code in open_again and matches(mutant, self.names)
         ]
         queue = [(data, mutant) for data, mutant in queue if self._is_reached(data, mutant, tests)]
-        queue.sort(key=lambda one: hashlib.sha256(one[1].encode()).digest())
+        order = by_turns((mutant for _, mutant in queue), self.packages)
+        queue.sort(key=lambda one: order[one[1]], reverse=True)
         gc.freeze()  # a collection in a fork would copy what it shares with this process
         total, shown = len(queue), time.monotonic()
         end = shown + self.seconds
