@@ -323,6 +323,20 @@ def test_a_control_sees_all_training_transitions(monkeypatch: pytest.MonkeyPatch
     assert [call[-1] for call in made.calls] == ["control", None]
 
 
+def test_games_come_from_a_source_of_these_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Recorder("source")
+    monkeypatch.setattr(datamodule, "GameSource", made)
+    play, games = Play(games_per_step=3), GeneratedGames("f")
+    data = make_data(play=play, environment=SPEC, games=games, seed=6, max_dropped_share=0.4)
+    assert data.game_source == "source"
+    assert data.game_source == "source"
+    assert made.calls == [(play, SPEC, games, 6, 0.4)]  # once
+    with pytest.raises(
+        ValueError, match=r"^data\.environment is not set, so the policy has nothing to act in$"
+    ):
+        _ = make_data(play=play, games=games).game_source
+
+
 def test_what_was_opened_is_closed() -> None:
     data = make_acting("episodes")
     data.generator.close = Recorder()

@@ -21,6 +21,7 @@ from rwml_lightning.modules.loading import (
     _without_dropout,
     check_weights,
     checkpoint_policy,
+    checkpoint_skeleton,
     load_checkpoint_weights,
     load_policy,
 )
@@ -136,6 +137,23 @@ def test_a_checkpoint_says_what_its_policy_is(
     path = saved(module, tmp_path / "a.ckpt")
     assert checkpoint_policy(path) == {"model": str(tiny_model), "dtype": "bfloat16", "lora": lora}
     assert torch.load(path, weights_only=True)["policy"]["stage"] == kind.stage
+
+
+@pytest.mark.parametrize("lora", [None, LoRA(3, 7, 0.1, ["q_proj"])])
+def test_a_skeleton_has_the_checkpoints_tensors(tiny_model: Path, tmp_path: Path, lora: LoRA | None) -> None:
+    module = WorldModelSFT(model=str(tiny_model), lora=lora)
+    module.configure_model()
+    with torch.no_grad():
+        for parameter in module.policy.parameters():
+            parameter.add_(0.25)
+    skeleton: Any = checkpoint_skeleton(saved(module, tmp_path / "a.ckpt"))
+    expected, found = module.policy.state_dict(), skeleton.state_dict()
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name  # not on the meta device, which holds no values
+    if lora is not None:
+        layer = skeleton.get_base_model().model.layers[0].self_attn.q_proj
+        assert layer.scaling == {"default": 7 / 3}
 
 
 class Code:

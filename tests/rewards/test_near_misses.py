@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rwml_testing import make_transition, make_world
 
-from rwml_lightning.rewards.near_misses import NEAR_MISSES, near_misses
+from rwml_lightning.rewards.near_misses import NEAR_MISSES, _another, near_misses
 from rwml_lightning.rewards.rewordings import REWORDINGS, rewordings
 from rwml_lightning.rewards.vocabulary import Vocabulary, learn_vocabulary
 from rwml_lightning.schema import Transition
@@ -82,6 +84,37 @@ def test_another_name_keeps_all_else(vocabulary: Vocabulary) -> None:
         f"You pick up the {name} 1 from the shelf 2." for name in others
     }
     assert "You pick up the mug 1 from the desk 2." in made(HOUSE[0], vocabulary, "another receptacle")
+
+
+@pytest.mark.parametrize(
+    ("which", "text", "expected"),
+    [
+        (
+            "objects",
+            "You put the cd 1 and the mug 2 on the desk 3.",
+            {f"You put the {one} 1 and the mug 2 on the desk 3." for one in ("bowl", "pen")}
+            | {f"You put the cd 1 and the {one} 2 on the desk 3." for one in ("bowl", "pen")},
+        ),
+        ("receptacles", "On the desk 3, you see a cd 1.", {"On the shelf 3, you see a cd 1."}),
+        ("receptacles", "You see a cd 1.", {None}),  # nothing to change
+        ("objects", "You see a bowl, a cd, a mug and a pen.", {None}),  # nothing to change it to
+        ("objects", "On the desk 3, you see nothing.", {None}),
+    ],
+)
+def test_another_name_is_of_its_kind_and_not_in_the_text(
+    which: str, text: str, expected: set[str | None]
+) -> None:
+    names, transition = (
+        Vocabulary(("pen", "mug", "cd", "bowl"), ("desk", "shelf")),
+        make_transition(next_state=text),
+    )
+    change = _another(which)
+    assert {change(transition, names, random.Random(seed)) for seed in range(40)} == expected
+    other = Vocabulary(names.objects[::-1], names.receptacles[::-1])  # the draw goes by the names alone
+    for seed in range(5):
+        assert change(transition, other, random.Random(seed)) == change(
+            transition, names, random.Random(seed)
+        )
 
 
 def test_an_item_is_added_to_a_list_and_to_none(vocabulary: Vocabulary) -> None:
