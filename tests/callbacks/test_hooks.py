@@ -1,0 +1,401 @@
+"""Hooks as the trainer calls them, by hand: what each writes, sends, keeps and leaves alone; nothing is trained."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.trainer.states import TrainerFn
+from rich.progress import BarColumn
+from rwml_callbacks import (
+    EpisodeTable,
+    PredictionTable,
+    RewardHackingWatch,
+    RewardLogger,
+    RolloutProgressBar,
+    TraceRecorder,
+    WeightChange,
+    WeightSync,
+    weight_change,
+)
+from rwml_callbacks.easy_sample_report import log_filter
+from rwml_callbacks.wandb_table import GrowingTable
+from rwml_testing import Recorder
+from test_callbacks import make_batch, rows_of
+from test_episode_table import make_group
+from test_reward_hacking import make_group as make_predictions
+
+from rwml_lightning.evaluation import EpisodeResult, Result
+from rwml_lightning.modules import PolicyGRPO, WorldModelGRPO, WorldModelSFT
+from rwml_lightning.schema import EpisodeBatch, RolloutBatch
+from rwml_lightning.trace import GroupQuery, TraceReader
+from rwml_lightning.weight_change import Change
+
+PREDICTS: Any = WorldModelGRPO(model="none")
+READS: Any = WorldModelSFT(model="none")
+EPISODES = EpisodeBatch(0, 0, (make_group("a"),))
+
+
+def make_trainer(step: int = 6, *callbacks: Any, **changes: Any) -> Any:
+    """A trainer that is fitting, at a step."""
+    fields: dict[str, Any] = {
+        "global_step": step,
+        "callbacks": list(callbacks),
+        "loggers": [],
+        "is_global_zero": True,
+        "sanity_checking": False,
+        "callback_metrics": {"val/accuracy": torch.tensor(0.5), "train/loss": torch.tensor(2.0)},
+        "should_stop": False,
+        "state": SimpleNamespace(fn=TrainerFn.FITTING),
+    }
+    return SimpleNamespace(**{**fields, **changes})
+
+
+def make_result(name: str) -> Result:
+    return Result(name, 4, 2, 0.5, 0.25, 0.0, 0.75, 1.0, None, {})
+
+
+@pytest.fixture
+def plays() -> Any:
+    """A policy stage that has played two games and predicted two transitions."""
+    module: Any = PolicyGRPO(model="none")
+    module._played, module._predicted = [make_group("a"), make_group("b")], list(make_batch().groups)
+    module.results = [EpisodeResult("all", 6, 2, {"success": 0.5})]
+    module.probe_results, module.probe_floors = [make_result("probe")], [make_result("copy")]
+    return module
+
+
+@pytest.fixture
+def predicts() -> Any:
+    """A world-model stage that has predicted two transitions."""
+    module: Any = WorldModelGRPO(model="none")
+    module._groups = list(make_batch().groups)
+    module.results, module.floors = [make_result("all")], [make_result("copy")]
+    return module
+
+
+@pytest.mark.parametrize("hook", ["train_start", "validation_start", "test_start", "predict_start"])
+def test_weights_are_brought_before_anything_is_generated(hook: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = Recorder()
+    monkeypatch.setattr(WeightSync, "sync", sent)
+    getattr(WeightSync(), f"on_{hook}")(make_trainer(), PREDICTS)
+    assert sent.calls == [(PREDICTS,)]
+    getattr(WeightSync(), f"on_{hook}")(make_trainer(), READS)  # generates nothing to learn from
+    assert sent.calls[1:] == [(READS,)] * (hook != "train_start")
+
+
+def test_weights_are_brought_after_a_step_that_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = Recorder()
+    monkeypatch.setattr(WeightSync, "sync", sent)
+    for module in (PREDICTS, READS):
+        WeightSync().on_train_batch_end(make_trainer(), module, {}, None, 0)
+    assert sent.calls == [(PREDICTS,)]
+
+
+def test_a_step_s_numbers_are_computed_and_written(tmp_path: Path) -> None:
+    sync, logger = WeightSync(), RewardLogger(tmp_path / "metrics.csv")
+    assert logger.metrics == {}
+    sync.seconds, sync.gap = 1.5, 0.25
+    trainer = make_trainer(6, sync)
+    outputs = {
+        "metrics": {"time/update": 2.0, "train/trained_tokens": 30.0, "wm/format": 0.125},
+        "batch": make_batch(),
+    }
+    logger.on_train_batch_end(trainer, PREDICTS, outputs, None, 0)
+    assert logger.metrics["wm/reward"] == 0.25
+    assert logger.metrics["wm/format"] == 0.125  # what the step itself says counts
+    added = {"time/sync": 1.5, "train/sync_gap": 0.25, "throughput/trained_tokens_per_s": 15.0}
+    assert {name: logger.metrics[name] for name in added} == added
+    assert rows_of(tmp_path / "metrics.csv") == [
+        ("wm_grpo", 6, name, value) for name, value in logger.metrics.items()
+    ]
+    assert logger._recent == [0.5]
+    plain = {"time/update": 0.0, "train/loss": 1.0}
+    logger.on_train_batch_end(trainer, READS, {"metrics": plain}, None, 0)
+    assert logger.metrics == plain  # no time, no throughput; labels need no weights elsewhere
+    assert logger._recent == [0.5]
+    logger.on_train_batch_end(make_trainer(), PREDICTS, {"metrics": {}}, None, 0)
+    assert logger.metrics == {}
+
+
+@pytest.mark.parametrize(("plays", "question"), [(True, "games too hard"), (False, "tau_d too strict")])
+def test_what_to_ask_about_equal_rewards(
+    plays: bool, question: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    logger = RewardLogger(low_variance_share=1.1, patience=1)
+    batch = EPISODES if plays else make_batch()
+    module = PolicyGRPO(model="none") if plays else PREDICTS
+    logger.on_train_batch_end(make_trainer(), module, {"metrics": {}, "batch": batch}, None, 0)
+    (line,) = caplog.messages
+    assert question in line
+    assert f"only {0 if plays else 50} % of groups" in line  # three equal episodes; one of two groups
+
+
+def test_held_out_numbers_are_written_but_for_a_trial(tmp_path: Path) -> None:
+    logger = RewardLogger(tmp_path / "metrics.csv")
+    logger.on_validation_end(make_trainer(sanity_checking=True), PREDICTS)
+    assert not (tmp_path / "metrics.csv").exists()
+    logger.on_validation_end(make_trainer(), PREDICTS)
+    assert rows_of(tmp_path / "metrics.csv") == [("wm_grpo", 6, "val/accuracy", 0.5)]
+
+
+def test_signs_of_a_step_join_its_numbers() -> None:
+    watch = RewardHackingWatch(patience=2)
+    groups = (make_predictions(0, "You stand at door 0.", None), make_predictions(1, "You stand at door 1."))
+    outputs: dict[str, Any] = {"metrics": {"wm/reward": 0.5}, "batch": RolloutBatch(0, 0, groups)}
+    watch.on_train_batch_end(make_trainer(), PREDICTS, outputs, None, 0)
+    found = {"length_ratio": 1.0, "copied": 0.0, "content_free": 0.0, "exact": 1.0, "overlap": 1.0}
+    named = {f"hacking/{name}": value for name, value in found.items()}
+    assert outputs["metrics"] == {"wm/reward": 0.5} | named
+    assert watch.state_dict()["recent"] == [named | {"reward": 1.0}]
+    for batch in (None, EPISODES, RolloutBatch(0, 0, (make_predictions(0, None),))):
+        other = {"metrics": {"a": 1.0}, "batch": batch}
+        watch.on_train_batch_end(make_trainer(), PREDICTS, other, None, 0)
+        assert other["metrics"] == {"a": 1.0}
+    watch.on_train_batch_end(make_trainer(), READS, {"metrics": {}}, None, 0)
+    assert len(watch.state_dict()["recent"]) == 1
+
+
+def test_a_stage_s_start_is_recorded_with_its_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(WorldModelGRPO, "num_planned_steps", 7)
+    recorder = TraceRecorder(tmp_path / "trace.db")
+    recorder.writer.set_status("failed")
+    recorder.on_train_start(make_trainer(), PREDICTS)
+    with TraceReader(tmp_path / "trace.db") as reader:
+        (stage,) = reader.stages()
+        assert (stage.stage, stage.total_steps, stage.config) == ("wm_grpo", 7, "")
+        assert reader.run().status == "running"
+        (tmp_path / "config.yaml").write_text("a: 1\n")
+        recorder._trained = True
+        recorder.on_train_start(make_trainer(), PREDICTS)
+        assert reader.stages()[0].config == "a: 1\n"
+        assert recorder._trained is False
+        recorder.on_train_end(make_trainer(), PREDICTS)
+        assert (reader.run().status, recorder._trained) == ("finished", True)
+        recorder.on_exception(make_trainer(), PREDICTS, KeyError("a\nb"))
+        assert (reader.run().status, reader.run().detail) == ("failed", "KeyError: 'a\\nb'")
+        recorder.on_exception(make_trainer(), PREDICTS, ValueError("a\nb"))
+        assert reader.run().detail == "ValueError: a"
+    recorder.teardown(make_trainer(), PREDICTS, "fit")
+    assert recorder._writer is None
+    recorder.teardown(make_trainer(), PREDICTS, "fit")  # it was not opened again
+    assert recorder._writer is None
+
+
+def test_a_step_is_recorded_with_what_it_was_made_from(tmp_path: Path) -> None:
+    recorder, logger = TraceRecorder(tmp_path / "trace.db"), RewardLogger()
+    logger.metrics = {"wm/reward": 0.75}
+    metrics = {"wm/reward": 0.5}
+    for step, callbacks, batch in ((1, [], make_batch()), (2, [logger], EPISODES), (3, [], None)):
+        outputs: dict[str, Any] = {"metrics": metrics} | ({"batch": batch} if batch is not None else {})
+        recorder.on_train_batch_end(make_trainer(step, *callbacks), PREDICTS, outputs, None, 0)
+    with TraceReader(tmp_path / "trace.db") as reader:
+        assert [step.step for step in reader.steps("wm_grpo")] == [1, 2, 3]
+        curve = reader.metrics("wm_grpo", ["wm/reward"])["wm/reward"]
+        assert [tuple(point) for point in curve] == [(1, 0.5), (2, 0.75), (3, 0.5)]
+        groups = reader.groups(GroupQuery(source="train"))
+        assert {(g.stage, g.step, g.transition_id) for g in groups} == {
+            ("wm_grpo", 1, "t0"),
+            ("wm_grpo", 1, "t1"),
+        }
+        episodes = reader.episodes_by_id(reader.episode_ids())
+        assert [(e.stage, e.step, e.source, e.game) for e in episodes] == [("wm_grpo", 2, "train", "a")] * 3
+
+
+def test_held_out_predictions_are_recorded(tmp_path: Path, predicts: Any) -> None:
+    recorder = TraceRecorder(tmp_path / "trace.db")
+    recorder.writer.set_status("running")
+    recorder.on_validation_end(make_trainer(), predicts)
+    result = {"results": [asdict(row) for row in predicts.results], "floors": [asdict(predicts.floors[0])]}
+    with TraceReader(tmp_path / "trace.db") as reader:
+        (evaluation,) = reader.evaluations()
+        assert (evaluation.stage, evaluation.step, evaluation.name) == ("wm_grpo", 6, "held_out")
+        assert evaluation.result == result
+        assert reader.count_groups(GroupQuery(source="held_out")) == 2
+        assert reader.metric_names("wm_grpo") == ["val/accuracy"]
+        assert [tuple(p) for p in reader.metrics("wm_grpo", ["val/accuracy"])["val/accuracy"]] == [(6, 0.5)]
+        assert reader.run().status == "running"
+        written = json.loads((tmp_path / "evaluations" / "wm_grpo-6.json").read_text())
+        assert written == {"stage": "wm_grpo", "step": 6} | result
+        recorder._trained = True  # the evaluation after training
+        recorder.on_validation_end(make_trainer(), predicts)
+        assert reader.run().status == "finished"
+
+
+def test_held_out_games_are_recorded_with_what_is_predicted_beside_them(tmp_path: Path, plays: Any) -> None:
+    recorder = TraceRecorder(tmp_path / "trace.db")
+    recorder.on_validation_end(make_trainer(), plays)
+    rows = [asdict(row) for row in plays.results]
+    probe, floors = [asdict(plays.probe_results[0])], [asdict(plays.probe_floors[0])]
+    with TraceReader(tmp_path / "trace.db") as reader:
+        evaluations = {e.name: e for e in reader.evaluations()}
+        assert {e.stage for e in evaluations.values()} == {"policy_grpo"}
+        assert {e.step for e in evaluations.values()} == {6}
+        assert {name: e.result for name, e in evaluations.items()} == {
+            "episodes": {"results": rows},
+            "held_out": {"results": probe, "floors": floors},
+        }
+        episodes = reader.episodes_by_id(reader.episode_ids())
+        assert [(e.stage, e.step, e.source, e.game) for e in episodes] == [
+            ("policy_grpo", 6, "held_out", game) for game in "aaabbb"
+        ]
+        assert reader.count_groups(GroupQuery(source="held_out")) == 2
+        assert reader.metric_names("policy_grpo") == ["val/accuracy"]
+    file = tmp_path / "evaluations" / "policy_grpo-6.json"
+    place = {"stage": "policy_grpo", "step": 6}
+    assert json.loads(file.read_text()) == place | {"results": rows, "world_model": probe}
+    plays._predicted = []
+    recorder.on_validation_end(make_trainer(7), plays)
+    written = json.loads((tmp_path / "evaluations" / "policy_grpo-7.json").read_text())
+    assert written == {"stage": "policy_grpo", "step": 7, "results": rows}
+
+
+def test_an_evaluation_of_nothing_is_not_recorded(tmp_path: Path, plays: Any, predicts: Any) -> None:
+    recorder = TraceRecorder(tmp_path / "trace.db")
+    recorder.writer.set_status("running")
+    plays._played, predicts._groups, recorder._trained = [], [], True
+    for module in (plays, predicts):
+        recorder.on_validation_end(make_trainer(), module)
+    with TraceReader(tmp_path / "trace.db") as reader:
+        assert reader.evaluations() == []
+        assert reader.run().status == "running"
+    assert not (tmp_path / "evaluations").exists()
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    """What tables send; W&B is there."""
+    sent, logger = Recorder(), SimpleNamespace(log_metrics=lambda metrics, step: None)
+    monkeypatch.setattr(GrowingTable, "send", sent)
+    for user in ("prediction_table", "episode_table"):
+        monkeypatch.setattr(f"rwml_callbacks.{user}.wandb_logger", lambda trainer: logger)
+    return sent
+
+
+FITTING, VALIDATING = (SimpleNamespace(fn=fn) for fn in (TrainerFn.FITTING, TrainerFn.VALIDATING))
+
+
+def test_held_out_rows_are_sent_at_once_where_no_step_follows(
+    sent: Recorder, plays: Any, predicts: Any
+) -> None:
+    for table, module, rows in ((PredictionTable(), predicts, 4), (EpisodeTable(), plays, 8)):
+        sent.calls.clear()
+        table.on_validation_end(make_trainer(sanity_checking=True, state=VALIDATING), module)
+        assert (table.state_dict()["rows"], sent.calls) == ([], [])
+        table.on_validation_end(make_trainer(state=FITTING), module)
+        assert (len(table.state_dict()["rows"]), sent.calls) == (rows, [])
+        trainer = make_trainer(state=VALIDATING)
+        table.on_validation_end(trainer, module)
+        assert (len(table.state_dict()["rows"]), sent.calls) == (2 * rows, [(trainer,)])
+        assert {tuple(row[:3]) for row in table.state_dict()["rows"]} == {(6, module.stage, "validation")}
+
+
+def test_each_table_takes_rows_of_its_own_kind(sent: Recorder, plays: Any, predicts: Any) -> None:
+    predictions, episodes = PredictionTable(), EpisodeTable()
+    predictions.on_validation_end(make_trainer(), plays)  # what the policy predicts beside its games
+    assert len(predictions.state_dict()["rows"]) == 4
+    predictions.on_validation_end(make_trainer(), READS_NOTHING)
+    assert len(predictions.state_dict()["rows"]) == 4
+    episodes.on_validation_end(make_trainer(state=VALIDATING), predicts)
+    assert (episodes.state_dict()["rows"], sent.calls) == ([], [])
+
+
+class Nothing(WorldModelSFT):
+    """Has predicted nothing."""
+
+    validation_groups = ()  # type: ignore[assignment]
+
+
+READS_NOTHING: Any = Nothing(model="none")
+
+
+def test_rows_of_training_are_sent_in_turn(sent: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Recorder()
+    monkeypatch.setattr(GrowingTable, "send_now_and_then", asked)
+    trainer, predictions, episodes = make_trainer(), PredictionTable(), EpisodeTable()
+    for batch in (make_batch(), EPISODES, None):
+        outputs = {"batch": batch} if batch is not None else {}
+        predictions.on_train_batch_end(trainer, PREDICTS, outputs, None, 0)
+        episodes.on_train_batch_end(trainer, PREDICTS, outputs, None, 0)
+    assert asked.calls == [(trainer, PREDICTS)] * 2
+    assert {tuple(row[:3]) for row in predictions.state_dict()["rows"]} == {(6, "wm_grpo", "train")}
+    assert {tuple(row[:4]) for row in episodes.state_dict()["rows"]} == {(6, "wm_grpo", "train", "a")}
+    assert sent.calls == []
+    predictions.on_train_end(trainer, PREDICTS)
+    episodes.on_exception(trainer, PREDICTS, OSError())
+    assert sent.calls == [(trainer,)] * 2  # nothing is lost at the end
+
+
+def test_w_and_b_gets_the_filter_s_histogram_at_the_start() -> None:
+    class Log(WandbLogger):
+        """Keeps what it gets."""
+
+        def __init__(self) -> None:
+            self.numbers, self.drawn = Recorder(), Recorder()
+
+        @property
+        def experiment(self) -> Any:
+            return SimpleNamespace(log=self.drawn)
+
+        def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+            self.numbers(metrics, step)
+
+    logger, metrics = Log(), {"filter/easy": 2.0}
+    log_filter([logger], metrics, {"a": 0.05, "b": 0.95, "c": 1.0})
+    assert logger.numbers.calls == [(metrics, 0)]
+    (((row,),),) = (logger.drawn.calls,)
+    assert row.keys() == {"filter/mean_reward", "trainer/global_step"}
+    assert row["trainer/global_step"] == 0
+    bars = row["filter/mean_reward"]
+    assert bars.histogram == [1, *[0] * 8, 2]
+    assert bars.bins == pytest.approx([n / 10 for n in range(11)])
+
+
+def test_without_numbers_and_beside_training_the_bar_says_no_more(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(WorldModelGRPO, "num_planned_steps", 10)
+    bar, trainer = RolloutProgressBar(), make_trainer(num_val_batches=[2, 3])
+    bar._trainer = trainer
+    bar.on_train_batch_end(trainer, PREDICTS, {}, None, 0)
+    assert capsys.readouterr().err == ""  # nobody has computed its numbers
+    bar.on_validation_batch_end(trainer, PREDICTS, None, None, 0)
+    bar.on_validation_batch_end(trainer, PREDICTS, None, None, 2, 1)
+    assert capsys.readouterr().err == "held-out 1/5\nheld-out 5/5\n"
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    bar.on_validation_start(trainer, PREDICTS)
+    progress = bar._progress
+    assert progress is not None
+    assert isinstance(progress.columns[1], BarColumn)
+    assert progress.columns[1].bar_width == 20
+    bar.on_validation_end(trainer, PREDICTS)
+    assert (progress.live.is_started, progress.tasks) == (False, [])  # no stage is being trained
+    assert (bar._progress, bar._held_out) == (None, None)
+
+
+def test_changed_weights_are_those_of_the_policy_against_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    change = Change(1, "q", 3, 12)
+    start, compare = Recorder("start"), Recorder([change])
+    monkeypatch.setattr(weight_change, "starting_weights", start)
+    monkeypatch.setattr(weight_change, "compare_weights", compare)
+    monkeypatch.setattr(weight_change, "checkpoint_tensors", lambda *given: given)
+    module: Any = SimpleNamespace(
+        model="m", init_from="i", policy="policy", generator_tensors=lambda: ["tensors"]
+    )
+    analysis = WeightChange(tolerance=0.5)
+    for _ in range(2):
+        found = analysis.measure(make_trainer(), module)
+    assert start.calls == [("m", "i")]  # read once
+    assert compare.calls == [("start", ("policy", ["tensors"]), 0.5)] * 2
+    assert found.metrics == {"change/all": 0.25, "change/q": 0.25}
+    assert found.details == [asdict(change)]
+    table = analysis.render(found)
+    assert str(table.title).startswith("Changed weights, per cent of scalars")
+    assert next(iter(table.columns[0].cells)) == "1"
