@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import time
@@ -11,6 +12,7 @@ from typing import Any
 
 import lightning as L
 import pytest
+from filelock import FileLock, Timeout
 from rwml_callbacks import (
     EasySampleFilter,
     RewardLogger,
@@ -19,11 +21,12 @@ from rwml_callbacks import (
     WeightSync,
     easy_sample_copy,
     easy_sample_filter,
+    scored_parts,
 )
 from rwml_callbacks.easy_sample_copy import CopyData, predict_with_copy
 from rwml_callbacks.easy_sample_report import filter_metrics, log_filter
 from rwml_callbacks.scored_parts import Answers, ScoredParts, Throughput, read_parts, write_part
-from rwml_testing import make_transition, make_world
+from rwml_testing import Recorder, make_transition, make_world
 from test_easy_sample_filter import columns, make_data, make_filter
 
 from rwml_lightning.data.easy_samples import Marks, mark_easy, mean_rewards
@@ -32,6 +35,7 @@ from rwml_lightning.data.rollouts import member_seeds
 from rwml_lightning.generation import HFGenerator
 from rwml_lightning.modules import WorldModelGRPO
 from rwml_lightning.schema import Completion, Sampling
+from rwml_lightning.terminal import Terminal
 from rwml_lightning.trace import TraceReader
 
 TRAIN = [t for t in make_world() if t.split == "train"]
@@ -245,6 +249,127 @@ def test_each_rank_asks_for_its_share_and_reads_what_was_said() -> None:
     answers = copy._answer(6, world)
     assert answers.transitions == [world[0], world[2], world[4]]
     assert answers.predictions == [[None] * 3] * 3  # all of it was thought
+
+
+def test_the_copy_reads_what_it_is_taught_and_then_what_it_judges(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = [make_transition(number) for number in range(5)]
+    chat, labelled = Recorder("chat"), Recorder("batch")
+    main: Any = SimpleNamespace(
+        generator="generator", prompt="prompt", probe_ids=lambda: [1, 2], chat_format=chat
+    )
+    monkeypatch.setattr(easy_sample_copy, "label_transitions", labelled)
+    copy = CopyData(main, world[:3], world[3:], 2, 4, 3, 6, seed=5)
+    copy.trainer = SimpleNamespace(global_rank=1, world_size=2, lightning_module="module")  # type: ignore[assignment]
+    learns, judges = copy.train_dataloader(), copy.predict_dataloader()
+    assert (learns.items, learns.batch_size, learns.seed, learns.num_passes) == (world[:3], 2, 5, 4)
+    assert (judges.items, judges.batch_size, judges.seed, judges.make) == (world[3:], 6, None, copy._answer)
+    assert learns.make(7, world) == learns.make(8, world[:2]) == "batch"
+    assert labelled.calls == [(7, world[1::2], "prompt", "chat"), (8, world[1:2], "prompt", "chat")]
+    assert chat.calls == [("module",)]
+    assert (copy.generator, copy.probe_ids()) == ("generator", [1, 2])
+    batch = object()
+    assert copy.transfer_batch_to_device(batch, "cuda", 0) is batch
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_data_is_made_ready_as_the_trainer_would(rank: int) -> None:
+    events: list[Any] = []
+    strategy = SimpleNamespace(
+        connect=lambda model: events.append(("connect", model)), barrier=lambda name: events.append(name)
+    )
+    trainer: Any = SimpleNamespace(strategy=strategy, local_rank=rank)
+    data: Any = SimpleNamespace(
+        trainer=None,
+        prepare_data=lambda: events.append(("prepare", data.trainer)),
+        setup=lambda stage: events.append((stage, data.trainer)),
+    )
+    model: Any = "model"
+    easy_sample_filter._make_ready(trainer, model, data)
+    prepared = [("prepare", trainer)] * (rank == 0)
+    assert events == [("connect", "model"), *prepared, "prepare_data", ("fit", trainer)]
+    easy_sample_filter._make_ready(trainer, model, data)  # the trainer's own hooks have done it
+    assert len(events) == 3 + len(prepared)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_the_first_rank_locks_the_file_for_all(first: bool, tmp_path: Path) -> None:
+    barriers: list[str] = []
+    trainer: Any = SimpleNamespace(
+        is_global_zero=first, strategy=SimpleNamespace(barrier=lambda name: barriers.append(name))
+    )
+    other = FileLock(tmp_path / ".t.parquet.filter.lock")
+    with easy_sample_filter._alone(trainer, tmp_path / "t.parquet"):
+        assert len(barriers) == 1
+        if first:
+            with pytest.raises(Timeout):
+                other.acquire(timeout=0)
+        else:
+            other.acquire(timeout=0)
+            other.release()
+    other.acquire(timeout=0)
+    other.release()
+
+
+def test_only_training_is_filtered_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    applied: list[Any] = []
+    monkeypatch.setattr(EasySampleFilter, "apply", lambda own, *given: applied.append(given))
+    trainer: Any = SimpleNamespace(datamodule="data")
+    model = WorldModelGRPO(model="none")
+    for stage in ("validate", "test", "fit"):
+        EasySampleFilter().setup(trainer, model, stage)
+    assert applied == [(trainer, model, "data")]
+
+
+def test_as_many_as_a_batch_are_enough() -> None:
+    data: Any = SimpleNamespace(prompts_per_step=4, path="t.parquet")
+    easy_sample_filter._check_batch(data, 4, "are there")
+    with pytest.raises(ValueError, match=r"^t\.parquet: 3 training transitions remain, fewer than one batch"):
+        easy_sample_filter._check_batch(data, 3, "remain")
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_the_filter_s_bar_is_for_a_terminal(
+    first: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = io.StringIO()
+    options: list[Any] = []
+
+    def terminal(**given: Any) -> Terminal:
+        options.append(given)
+        return Terminal(file=shown, force_terminal=True, width=140, color_system=None)
+
+    monkeypatch.setattr(scored_parts, "Terminal", terminal)
+    moments = iter((100.0, 110.0))
+    monkeypatch.setattr(scored_parts, "time", SimpleNamespace(perf_counter=lambda: next(moments)))
+    write_part(tmp_path, {"old": 1.0}, Throughput())
+    parts = ScoredParts(tmp_path, lambda answers: {"t0": 0.5}, 5, lambda: None)
+    trainer: Any = SimpleNamespace(is_global_zero=first)
+    parts.on_predict_start(trainer, None)  # type: ignore[arg-type]
+    progress = parts._progress
+    assert progress.live.is_started == first
+    parts.on_predict_batch_end(trainer, None, None, Answers([make_transition()], [["a"]], 1000, 0.5), 0)  # type: ignore[arg-type]
+    parts.on_predict_end(trainer, None)  # type: ignore[arg-type]
+    assert not progress.live.is_started
+    kinds = [type(column).__name__ for column in progress.columns]
+    assert kinds == ["TextColumn", "BarColumn", "MofNCompleteColumn", "TimeRemainingColumn", "TextColumn"]
+    (task,) = progress.tasks
+    words = [str(progress.columns[place].render(task)) for place in (0, 2, 4)]  # type: ignore[union-attr]
+    assert words == ["predicting with the filter's copy", "2/5", "100 tokens/s"]
+    assert read_parts(tmp_path)[1] == Throughput(1000, 10.0, 0.5)
+    assert ("predicting with the filter's copy" in shown.getvalue()) == first
+    assert options == [{"stderr": True}]
+    with pytest.raises(RuntimeError, match="cannot schedule new futures after shutdown"):
+        parts._scorer.submit(print)
+
+
+def test_the_bar_ends_with_an_error(tmp_path: Path) -> None:
+    parts = ScoredParts(tmp_path, lambda answers: {}, 1, lambda: None)
+    trainer: Any = SimpleNamespace(is_global_zero=True)
+    parts.on_predict_start(trainer, None)  # type: ignore[arg-type]
+    parts.on_exception(trainer, None, OSError())  # type: ignore[arg-type]
+    assert not parts._progress.live.is_started
+    with pytest.raises(RuntimeError, match="cannot schedule new futures after shutdown"):
+        parts._scorer.submit(print)
 
 
 def test_the_copy_is_trained_once_and_predicts_with_what_was_written(
