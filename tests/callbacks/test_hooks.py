@@ -123,6 +123,9 @@ def test_a_step_s_numbers_are_computed_and_written(tmp_path: Path) -> None:
     assert logger._recent == [0.5]
     logger.on_train_batch_end(make_trainer(), PREDICTS, {"metrics": {}}, None, 0)
     assert logger.metrics == {}
+    outputs = {"metrics": {}, "batch": RolloutBatch(0, 0, ())}  # no group got a verdict
+    logger.on_train_batch_end(make_trainer(), PREDICTS, outputs, None, 0)
+    assert (logger.metrics, logger._recent) == ({"wm/dropped_groups": 0.0}, [0.5, 1.0])
 
 
 @pytest.mark.parametrize(("plays", "question"), [(True, "games too hard"), (False, "tau_d too strict")])
@@ -207,6 +210,17 @@ def test_a_step_is_recorded_with_what_it_was_made_from(tmp_path: Path) -> None:
         }
         episodes = reader.episodes_by_id(reader.episode_ids())
         assert [(e.stage, e.step, e.source, e.game) for e in episodes] == [("wm_grpo", 2, "train", "a")] * 3
+
+
+def test_after_a_step_the_trainer_does_what_it_was_asked(tmp_path: Path) -> None:
+    recorder, trainer = TraceRecorder(tmp_path / "trace.db"), make_trainer()
+    recorder.on_train_batch_end(trainer, PREDICTS, {"metrics": {}}, None, 0)
+    assert not trainer.should_stop
+    with TraceReader(tmp_path / "trace.db") as reader:
+        reader.send_command("stop")
+        recorder.on_train_batch_end(trainer, PREDICTS, {"metrics": {}}, None, 0)
+        (command,) = reader.commands()
+    assert (trainer.should_stop, recorder.stop_requested, command.answer) == (True, True, "at step 6")
 
 
 def test_held_out_predictions_are_recorded(tmp_path: Path, predicts: Any) -> None:
