@@ -80,6 +80,16 @@ CHANGES: dict[str, Callable[[str], dict[str, Any]]] = {
 }
 
 
+def test_names_of_settings_stay_since_stored_results_have_them(tiny_model: Path) -> None:
+    """A result that is stored under other names is made anew, which takes a training run and all predictions."""
+    own = {"num_samples", "learning_rate", "batch_size", "num_passes", "seed", "taught", "judged", "reward"}
+    models = {"model", "init_from", "lora", "dtype", "precision", "chat", "generator", "end_tokens"}
+    found = settings(str(tiny_model))
+    assert found.keys() == own | models | {"prompt", "sampling", "chat_template_kwargs"}
+    assert found["init_from"] is None
+    assert found["reward"] == {"class": "LetterReward", "tau_d": 0.1}
+
+
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_changed_setting_is_noticed(name: str, tiny_model: Path) -> None:
     model = str(tiny_model)
@@ -140,10 +150,12 @@ def test_any_part_of_a_config_is_plain() -> None:
 
 def test_of_a_reward_only_the_similarity_counts() -> None:
     assert similarity_settings(
-        EmbeddingReward("a", tau_d=0.3, mode="cosine", cache_size=5)
+        EmbeddingReward("a", tau_d=0.3, mode="cosine", cache_size=5, batch_size=3, device="cpu")
     ) == similarity_settings(EmbeddingReward("a", tau_d=0.1, mode="threshold", cache_size=9))
     assert similarity_settings(Setting("a")) == plain(Setting("a"))
-    assert {"tau_d", "mode", "cache_size"}.isdisjoint(similarity_settings(EmbeddingReward("a")))
+    assert {"tau_d", "mode", "cache_size", "batch_size", "device"}.isdisjoint(
+        similarity_settings(EmbeddingReward("a"))
+    )
 
 
 def test_weights_of_a_folder_count_whatever_their_place(tmp_path: Path) -> None:
