@@ -114,6 +114,22 @@ def test_bounds_of_settings(arguments: dict[str, Any], accepted: bool) -> None:
             PolicyGRPO(model="m", **arguments)
 
 
+SCALED = (
+    "under which the norm, the check for infinity and the clipping would see gradients times a loss scale"
+)
+COARSE = "which makes trained weights too coarse for small steps"
+
+
+@pytest.mark.parametrize(
+    ("precision", "why"),
+    [("16-mixed", SCALED), ("bf16-true", COARSE), ("16-true", COARSE)],
+)
+def test_a_precision_is_refused_with_its_reason(precision: str, why: str) -> None:
+    said = f"^trainer.precision is {precision}, {why}; set bf16-mixed, or 32-true$"
+    with pytest.raises(ValueError, match=said):
+        WorldModelSFT(model="m").check_precision(precision)
+
+
 def test_the_tokenizer_is_the_models(tiny_model: Path, tiny_tokenizer: PreTrainedTokenizerBase) -> None:
     module = WorldModelSFT(model=str(tiny_model))
     assert module.tokenizer.get_vocab() == tiny_tokenizer.get_vocab()
@@ -182,6 +198,21 @@ def test_what_is_no_checkpoint_of_ours(tmp_path: Path, content: Any) -> None:
         torch.save(content, path)
     with pytest.raises(ValueError, match=r"a\.ckpt is no checkpoint of rwml-lightning, or not a whole one"):
         checkpoint_policy(path)
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+
+    class Touch:
+        def __reduce__(self) -> Any:
+            return mark.touch, ()
+
+    policy = {"model": "m", "dtype": "float32", "lora": None}
+    torch.save({"policy": policy, "more": Touch()}, tmp_path / "a.ckpt")
+    mark.unlink(missing_ok=True)
+    with pytest.raises(ValueError, match=r"a\.ckpt is no checkpoint of rwml-lightning"):
+        checkpoint_policy(tmp_path / "a.ckpt")
+    assert not mark.exists()
 
 
 def test_part_of_a_checkpoint_is_none(tiny_model: Path, tmp_path: Path) -> None:
