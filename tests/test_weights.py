@@ -20,7 +20,14 @@ from rwml_lightning.models import load_causal_lm, load_skeleton
 from rwml_lightning.modules import LoRA
 from rwml_lightning.modules.exporting import export_policy
 from rwml_lightning.modules.loading import load_policy
-from rwml_lightning.weights import base_model, base_name, by_layer, checkpoint_tensors, model_tensors
+from rwml_lightning.weights import (
+    _adapted_layer,
+    base_model,
+    base_name,
+    by_layer,
+    checkpoint_tensors,
+    model_tensors,
+)
 
 IDS = torch.tensor([[5, 9, 40, 41, 7, 60]])
 SHAPE = {
@@ -209,3 +216,9 @@ def test_shards_are_gathered_and_merged(folder: Path, lora: LoRA | None) -> None
     for name, tensor in ours.items():
         assert not isinstance(tensor, DTensor)
         torch.testing.assert_close(tensor, expected[name])
+
+
+def test_the_outermost_adapted_layer_holds_a_tensor() -> None:
+    adapted = {"head", "a.b", "a.b.c"}
+    names = ("head.weight", "a.b.c.weight", "a.b.weight", "a.x.weight", "head", "weight")
+    assert [_adapted_layer(name, adapted) for name in names] == ["head", "a.b", "a.b", None, None, None]

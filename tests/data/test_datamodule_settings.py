@@ -194,11 +194,13 @@ def test_what_is_held_out_of_the_transitions_is_predicted_beside_the_games(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     world = [make_transition(n, split="validation") for n in range(4)]
-    monkeypatch.setattr(datamodule, "read_transitions", lambda *_: world)
+    read = Recorder(world)
+    monkeypatch.setattr(datamodule, "read_transitions", read)
     monkeypatch.setattr(datamodule, "context_tokens", lambda _: None)
-    data = make_acting("episodes", play=Play(probe=Validation(3, batch_size=2)), seed=5)
+    data = make_acting("episodes", play=Play(probe=Validation(3, batch_size=2)), seed=5, on_broken="skip")
     data.generator.max_model_len = None
     data.setup("fit")
+    assert read.calls == [(Path("t.parquet"), "skip")]
     assert data.game_source.calls == [("set_up", "fit")]
     assert len(data.validation_transitions) == 3
     games, predictions = data.val_dataloader()

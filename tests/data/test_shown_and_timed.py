@@ -59,7 +59,7 @@ def test_seconds_of_play_are_the_generator_s_and_the_environments(
     monkeypatch.setattr(generator, "generate", clock.takes(2.0, generator.generate))
     for name in ("reset_many", "step_many"):
         monkeypatch.setattr(pool, name, clock.takes(0.5, getattr(pool, name)))
-    player = EpisodePlayer(pool, "rooms", generator, PROMPT, ChatFormat(tiny_tokenizer), 0)  # type: ignore[arg-type]
+    player = EpisodePlayer(pool, "rooms", generator, PROMPT, ChatFormat(tiny_tokenizer), 0)
     batch = player.collect("policy_grpo", 5, [Game("a", 0), Game("b", 1)], 2, Sampling(30), 6)
     assert generator.batches == [4, 4, 4]
     assert batch.seconds == {"generate": 3 * 2.0, "env": (1 + 3) * 0.5}
