@@ -12,6 +12,7 @@ from typing import Any
 
 import lightning as L
 import pytest
+import torch
 from filelock import FileLock, Timeout
 from rwml_callbacks import (
     EasySampleFilter,
@@ -412,6 +413,50 @@ def test_the_copy_is_trained_once_and_predicts_with_what_was_written(
     ]  # fmt: skip
     assert barriers == ["easy-sample copy", "easy-sample predictions", "easy-sample predictions"]
     assert not generator._attached  # the copy would stay in memory
+    (
+        tmp_path / "deep" / "work" / "copy"
+    ).rmdir()  # as where the filter was killed before the copy was written
+    predict_with_copy(main, model, data, 0.5, parts)
+    assert [event[0] for event in events[4:]] == ["fit", "export", "predict"]
+
+
+def test_only_the_first_rank_writes_the_copy_and_all_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export, barriers, copied = Recorder(), Recorder(), Recorder("copy")
+    trainer = SimpleNamespace(fit=Recorder(), predict=Recorder())
+    monkeypatch.setattr(easy_sample_copy, "preliminary_trainer", lambda *_: trainer)
+    monkeypatch.setattr(easy_sample_copy, "supervised_copy", copied)
+    monkeypatch.setattr(easy_sample_copy, "write_export", export)
+    main: Any = SimpleNamespace(is_global_zero=False, strategy=SimpleNamespace(barrier=barriers))
+    model: Any = SimpleNamespace(init_from=None, lora=None)
+    data: Any = SimpleNamespace(seed=31, generator="another generator")
+    state = torch.get_rng_state()
+    predict_with_copy(main, model, data, 0.5, ScoredParts(tmp_path / "w", lambda _: {}, 1, lambda: None))
+    assert torch.initial_seed() == 31  # of the copy's adapters
+    torch.set_rng_state(state)
+    assert (export.calls, len(barriers.calls)) == ([], 2)
+    assert not (tmp_path / "w").exists()
+    assert trainer.fit.calls == [("copy", data)]
+
+
+def test_parts_of_other_settings_lie_in_another_folder(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a killed filter left is of its settings alone, and the decision is none of them."""
+    folders: list[Path] = []
+
+    def stop(trainer: Any, model: Any, data: Any, learning_rate: float, parts: ScoredParts) -> None:
+        folders.append(parts.folder)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(easy_sample_filter, "predict_with_copy", stop)
+    for settings in ({"seed": 1}, {"seed": 1, "keep_probability": 0.4}, {"seed": 2}):
+        with pytest.raises(KeyboardInterrupt):
+            make_filter(**settings).apply(
+                make_trainer(), WorldModelGRPO(model=str(tiny_model)), make_data(tmp_path)
+            )
+    assert folders[0] == folders[1] != folders[2]
 
 
 def test_a_part_says_what_it_is_and_how_fast(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -392,6 +392,11 @@ def test_without_numbers_and_beside_training_the_bar_says_no_more(
     bar.on_validation_end(trainer, PREDICTS)
     assert (progress.live.is_started, progress.tasks) == (False, [])  # no stage is being trained
     assert (bar._progress, bar._held_out) == (None, None)
+    bar.on_train_start(trainer, PREDICTS)
+    bar.on_validation_end(trainer, PREDICTS)  # the stage's own bar stays
+    assert bar._progress is not None
+    assert len(bar._progress.tasks) == 1
+    bar.on_train_end(trainer, PREDICTS)
 
 
 def test_changed_weights_are_those_of_the_policy_against_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
