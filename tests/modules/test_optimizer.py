@@ -14,7 +14,7 @@ from test_wm_grpo import make_batch, make_module
 from transformers import LlamaForCausalLM
 
 from rwml_lightning.data.batches import Label, LabelledBatch
-from rwml_lightning.modules import WorldModelSFT
+from rwml_lightning.modules import WorldModelGRPO, WorldModelSFT
 
 LABELS = (Label("a", (5, 9, 14), (20, 21, 22)), Label("b", (5, 9), (30, 31)))
 
@@ -99,3 +99,15 @@ def test_gradients_are_shortened_to_their_longest(tiny_model: Path) -> None:
         assert steps.outputs[0]["metrics"]["train/grad_norm"] == pytest.approx(
             norm(free.gradients[0]), rel=1e-5
         )
+
+
+@pytest.mark.parametrize(
+    ("limit", "per_batch", "planned"), [(-1, 1, 12), (-1, 2, 24), (5, 1, 5), (20, 2, 20), (0, 1, 0)]
+)
+def test_planned_are_the_steps_of_all_batches_up_to_the_limit(
+    limit: int, per_batch: int, planned: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(L.Trainer, "estimated_stepping_batches", 12)
+    module = WorldModelGRPO(model="none", num_iterations=per_batch)
+    module.trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, max_steps=limit)
+    assert module.num_planned_steps == planned
