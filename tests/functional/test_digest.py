@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import hashlib
+import struct
+
 import pytest
 import torch
 
@@ -34,6 +37,41 @@ def test_an_exchange_of_places_counts(places: tuple[int, int]) -> None:
     whole = tensor_digest("a", tensor)
     tensor[list(places)] = tensor[list(places[::-1])]
     assert tensor_digest("a", tensor) != whole
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.tensor([1.5, -2.0, 3.25]),
+        torch.arange(-3, 4, dtype=torch.int16).view(1, 7),
+        torch.arange(80_001.0).view(3, -1),
+        torch.empty(0, 2),
+    ],
+)
+def test_the_digest_is_the_one_that_its_rule_gives(tensor: torch.Tensor) -> None:
+    """By whole numbers: rows of 65,536 words, Horner's rule down a column, an odd factor for each column."""
+    content = tensor.numpy().tobytes()
+    content += bytes(-len(content) % 8)
+    words = struct.unpack(f"<{len(content) // 4}I", content)
+    products = []
+    for column in range(min(65_536, len(words))):
+        value = 0
+        for word in words[column::65_536]:
+            value = (1540483477 * value + word) % (1 << 32)
+        products.append(value * (2 * column + 1) % (1 << 32))
+    pairs = zip(products[::2], products[1::2], strict=True)
+    total = sum(low + (high << 32) for low, high in pairs) % (1 << 64)
+    signed = total - (1 << 64) * (total >> 63)
+    text = repr(("layer.weight", str(tensor.dtype), tuple(tensor.shape), signed))
+    expected = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    digest = tensor_digest("layer.weight", tensor)
+    assert f"{digest:032x}" == expected
+    assert combine_digests([digest]) == expected
+
+
+def test_sums_of_digests_stay_within_128_bits() -> None:
+    assert combine_digests([]) == "0" * 32
+    assert combine_digests([(1 << 128) - 1, 3]) == "0" * 31 + "2"
 
 
 def test_name_shape_and_dtype_count() -> None:
