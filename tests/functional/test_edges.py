@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -88,6 +89,37 @@ def test_logits_exist_once_and_for_one_chunk_in_each_pass(
     assert seen == rows
     values.sum().backward()
     assert seen == rows * 2
+
+
+@pytest.mark.parametrize("hidden_trained", [True, False])
+@pytest.mark.parametrize("weight_trained", [True, False])
+@pytest.mark.parametrize("bias_trained", [True, False])
+def test_a_gradient_that_nobody_needs_is_not_computed(
+    hidden_trained: bool, weight_trained: bool, bias_trained: bool
+) -> None:
+    """Three chunks: each makes its logits again, and one matrix product for each gradient of a matrix."""
+    torch.manual_seed(0)
+    hidden, weight, bias = torch.randn(7, 4), torch.randn(9, 4), torch.randn(9)
+    trained = (hidden_trained, weight_trained, bias_trained)
+    for tensor, needed in zip((hidden, weight, bias), trained, strict=True):
+        tensor.requires_grad_(needed)
+    if not any(trained):
+        assert not chunked_logprobs(hidden, weight, torch.arange(7), 3, bias=bias).logprobs.requires_grad
+        return
+    loss = chunked_logprobs(hidden, weight, torch.arange(7), 3, bias=bias).logprobs.sum()
+    with Calls() as calls:
+        loss.backward()
+    assert calls.counts["mm"] == 3 + 3 * hidden_trained + 3 * weight_trained
+    assert calls.counts["zeros_like"] == weight_trained + bias_trained
+    assert calls.counts["empty_like"] == hidden_trained
+    assert calls.counts["sum"] == 3 * bias_trained
+    expected = torch.autograd.grad(
+        torch.log_softmax(hidden @ weight.T + bias, -1)[torch.arange(7), torch.arange(7)].sum(),
+        [tensor for tensor in (hidden, weight, bias) if tensor.requires_grad],
+    )
+    found = [tensor.grad for tensor in (hidden, weight, bias) if tensor.requires_grad]
+    for gradient, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(gradient, wanted)
 
 
 @pytest.mark.parametrize(
@@ -234,6 +266,34 @@ def test_other_calls_reach_sdpa_as_they_are(monkeypatch: pytest.MonkeyPatch, mas
     ]
 
 
+def test_on_a_gpu_every_layer_reaches_flex_attention_with_one_block_mask(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without a GPU: of the states nothing is asked but where they lie."""
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def flex(*args: Any, **kwargs: Any) -> tuple[str, str]:
+        calls.append((args, kwargs))
+        return "output", "sums"
+
+    monkeypatch.setattr(attention, "flex_attention_forward", flex)
+    module, query, key, value = nn.Module(), SimpleNamespace(is_cuda=True), object(), object()
+    ends = [torch.from_numpy(build_tree(s).subtree_end) for s in ([[1] * 200, [2] * 90], [[1] * 290])]
+    masks = [end.view(1, 1, 1, -1) for end in ends]
+    states: Any = (query, key, value)
+    for mask in (masks[0], masks[0], masks[1]):
+        assert tree_attention_forward(module, *states, mask, 0.3, 0.1, softcap=5.0) == ("output", None)
+    for args, kwargs in calls:
+        assert args[:4] == (module, query, key, value)
+        assert kwargs == {"scaling": 0.3, "dropout": 0.1, "softcap": 5.0}
+    found = [args[4] for args, _ in calls]
+    assert found[0] is found[1]
+    for block_mask, end in zip(found[1:], ends, strict=True):
+        assert torch.equal(block_mask.to_dense(), tree_block_mask(end).to_dense())
+        row, column = torch.meshgrid(torch.arange(290), torch.arange(290), indexing="ij")
+        assert torch.equal(block_mask.mask_mod(None, None, row, column), ancestor_mask(end))
+
+
 def test_tree_attention_scales_and_drops_as_asked() -> None:
     """Without a scale the default is 1 / sqrt(width); everything dropped leaves nothing."""
     torch.manual_seed(0)
@@ -255,12 +315,16 @@ def test_a_long_run_is_cut_into_tiles_of_equal_size() -> None:
     assert make_tiles(torch.from_numpy(tree.subtree_end), torch.float32, tile=2).rows == [2, 2, 2, 2, 1]
 
 
-def test_the_block_mask_is_the_dense_mask_by_blocks() -> None:
-    """Five rows of blocks, the last one padded: which key blocks are seen in part, and which whole."""
+@pytest.mark.parametrize("block", [1, 4])
+def test_the_block_mask_is_the_dense_mask_by_blocks(block: int) -> None:
+    """Many rows of blocks, the last one padded: which key blocks are seen in part, and which whole."""
     sequences = [[1] * 9, [1] * 9 + [2, 3], [1] * 4 + [5, 6, 7], [8] * 3]
     subtree_end = torch.from_numpy(build_tree(sequences).subtree_end)
-    nodes, block = len(subtree_end), 4
+    nodes = len(subtree_end)
     mask = tree_block_mask(subtree_end, block)
+    assert (mask.BLOCK_SIZE, mask.seq_lengths) == ((block, block), (nodes, nodes))
+    lists = (mask.kv_num_blocks, mask.kv_indices, mask.full_kv_num_blocks, mask.full_kv_indices)
+    assert {part.dtype for part in lists} == {torch.int32}  # what the kernel reads
     dense = ancestor_mask(subtree_end)
     for row in range(-(-nodes // block)):
         rows = slice(row * block, (row + 1) * block)
