@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, inject_adapter_in_model
 from safetensors.torch import load_file
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -116,6 +117,22 @@ def test_adapters_are_merged_as_peft_merges_them(folder: Path) -> None:
     assert ours.keys() == merged.state_dict().keys() - tied
     for name, tensor in ours.items():
         torch.testing.assert_close(tensor, merged.state_dict()[name], atol=1e-6, rtol=1e-6)
+
+
+def test_adapters_outside_of_a_language_model_are_merged_too() -> None:
+    """Layers at the top have names of one part; each scale is alpha / r."""
+    torch.manual_seed(0)
+    model = torch.nn.ModuleDict({"a": torch.nn.Linear(3, 2), "b": torch.nn.Linear(2, 2)})
+    b = model["b"].weight.detach().clone()
+    config = LoraConfig(r=2, lora_alpha=3, target_modules=["a"], init_lora_weights=False)
+    inject_adapter_in_model(config, model)
+    layer: Any = model["a"]
+    expected = layer.base_layer.weight + 1.5 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+    tensors = dict(model_tensors(model))
+    assert list(tensors) == ["a.weight", "a.bias", "b.weight", "b.bias"]
+    torch.testing.assert_close(tensors["a.weight"], expected)
+    assert torch.equal(tensors["a.bias"], layer.base_layer.bias)
+    assert torch.equal(tensors["b.weight"], b)
 
 
 def test_names_are_those_of_the_files(folder: Path) -> None:

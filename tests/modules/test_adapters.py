@@ -11,7 +11,7 @@ import pytest
 import torch
 from plain_grpo import Text, plain_logprobs
 from torch import nn
-from transformers import LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from rwml_lightning.modules import LoRA, WorldModelSFT, adapters
 from rwml_lightning.modules.adapters import adapter_values, adapters_at, verify_merging, wrap
@@ -119,6 +119,23 @@ def test_a_small_error_of_merging_is_found(tiny_model: Path, shift: float, merge
         with pytest.raises(ValueError, match=r"model\.layers\.\*\.self_attn\.q_proj cannot be merged"):
             verify_merging(policy)
     assert not any(p.any() for name, p in policy.named_parameters() if "lora_B" in name)
+
+
+def test_only_adapters_get_random_values(model: LlamaForCausalLM) -> None:
+    """Biases of the model are all 0 too, and stay so."""
+    torch.manual_seed(0)
+    policy: Any = wrap(
+        LlamaForCausalLM(LlamaConfig(**{**model.config.to_dict(), "attention_bias": True})),
+        LoRA(rank=2, target_modules=["q_proj", "o_proj"]),
+    )
+    layer = policy.get_submodule("base_model.model.model.layers.0.self_attn.q_proj")
+    seen: list[tuple[bool, bool]] = []
+    layer.register_forward_hook(
+        lambda *_: seen.append((bool(layer.lora_B["default"].weight.any()), bool(layer.bias.any())))
+    )
+    verify_merging(policy)
+    assert seen == [(True, False)] * 3
+    assert not layer.lora_B["default"].weight.any()
 
 
 def test_within_it_a_policy_answers_with_other_adapters(tiny_model: Path) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import os
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from plain_grpo import Text, plain_logprobs
 from torch import nn
 from transformers import LlamaForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedTokenizerBase
 
-from rwml_lightning.modules import LoRA, PolicyGRPO, PolicySFT, WorldModelGRPO, WorldModelSFT
+from rwml_lightning.modules import LoRA, PolicyGRPO, PolicySFT, WorldModelGRPO, WorldModelSFT, exporting
 from rwml_lightning.modules.base import NonFiniteError
 from rwml_lightning.modules.exporting import ExportError, export_policy
 from rwml_lightning.modules.loading import (
@@ -25,6 +26,7 @@ from rwml_lightning.modules.loading import (
     load_checkpoint_weights,
     load_policy,
 )
+from rwml_lightning.weights import model_tensors
 
 STAGES = [WorldModelGRPO, WorldModelSFT, PolicyGRPO, PolicySFT]
 
@@ -155,26 +157,14 @@ def test_a_checkpoint_says_what_its_policy_is(
     assert torch.load(path, weights_only=True)["policy"]["stage"] == kind.stage
 
 
-@pytest.mark.parametrize("lora", [None, LoRA(3, 7, 0.1, ["q_proj"])])
-def test_a_skeleton_has_the_checkpoints_tensors(tiny_model: Path, tmp_path: Path, lora: LoRA | None) -> None:
-    module = WorldModelSFT(model=str(tiny_model), lora=lora)
-    module.configure_model()
-    with torch.no_grad():
-        for parameter in module.policy.parameters():
-            parameter.add_(0.25)
-    skeleton: Any = checkpoint_skeleton(saved(module, tmp_path / "a.ckpt"))
-    expected, found = module.policy.state_dict(), skeleton.state_dict()
-    assert found.keys() == expected.keys()
-    for name, tensor in expected.items():
-        assert torch.equal(found[name], tensor), name  # not on the meta device, which holds no values
-    if lora is not None:
-        layer = skeleton.get_base_model().model.layers[0].self_attn.q_proj
-        assert layer.scaling == {"default": 7 / 3}
-
-
+@dataclass
 class Code:
+    """Makes a folder when it is unpickled."""
+
+    folder: Path
+
     def __reduce__(self) -> Any:
-        return os.system, ("false",)
+        return os.mkdir, (str(self.folder),)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +175,6 @@ class Code:
         {"policy": {"model": "m", "lora": None}},
         {"policy": {"dtype": "float32", "lora": None}},
         {"policy": {"model": "m", "dtype": "float32", "lora": {"rank": 1, "colour": 2}}},
-        {"policy": Code()},
         b"",
         b"no checkpoint",
     ],
@@ -247,10 +236,42 @@ def test_weights_of_a_checkpoint_are_the_policys_alone(tiny_model: Path, tmp_pat
         load({}, without="policy.model.norm.weight")
     with pytest.raises(ValueError, match=r"another model or LoRA setting: model\.extra does not match"):
         load({"policy.model.extra": torch.ones(1)})
-    # What runs code is not loaded.
-    torch.save({"state_dict": state, "code": Code()}, tmp_path / "b.ckpt")
-    with pytest.raises(Exception, match="Weights only load failed"):
-        load_checkpoint_weights(source, tmp_path / "b.ckpt")
+
+
+def test_code_in_a_checkpoint_does_not_run(model: LlamaForCausalLM, tmp_path: Path) -> None:
+    made, path = tmp_path / "made", tmp_path / "a.ckpt"
+    torch.save({"policy": Code(made), "state_dict": {"policy.norm": Code(made)}}, path)
+    readers: list[Callable[[], Any]] = [
+        lambda: checkpoint_policy(path),
+        lambda: checkpoint_skeleton(path),
+        lambda: load_checkpoint_weights(model, path),
+        lambda: load_policy("unused", init_from=str(path)),
+    ]
+    for read in readers:
+        with pytest.raises(Exception, match=r"no checkpoint of rwml-lightning|Weights only load failed"):
+            read()
+        assert not made.exists()
+
+
+@pytest.mark.parametrize("lora", [None, LoRA(3, 7, target_modules=["q_proj", "down_proj"])])
+def test_a_skeleton_is_the_policy_of_the_checkpoint(
+    tiny_model: Path, tmp_path: Path, lora: LoRA | None
+) -> None:
+    """Its adapters and their scale included; what is not in the file would have no values."""
+    module = WorldModelSFT(model=str(tiny_model), lora=lora)
+    module.configure_model()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in module.policy.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    skeleton = checkpoint_skeleton(saved(module, tmp_path / "a.ckpt"))
+    own = module.policy.state_dict()
+    assert skeleton.state_dict().keys() == own.keys()
+    for name, tensor in skeleton.state_dict().items():
+        assert torch.equal(tensor, own[name]), name
+    merged = dict(model_tensors(skeleton))  # has the head too, which is no longer tied
+    for name, tensor in module.generator_tensors():
+        assert torch.equal(merged[name], tensor), name
 
 
 def test_a_checkpoint_or_a_folder_replaces_the_models_weights(tiny_model: Path, tmp_path: Path) -> None:
@@ -338,6 +359,32 @@ def test_an_export_of_adapters_on_a_bfloat16_base_may_differ_by_its_rounding(
     else:
         with pytest.raises(ExportError, match=r"by [\d.]+ nats a token \(at most 0\.15\)"):
             export_policy(policy, tiny_tokenizer, tmp_path / "out", probe)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "own", "other"),
+    [
+        ("float32", "EXACT_TOLERANCE", "COARSE_TOLERANCE"),
+        ("bfloat16", "COARSE_TOLERANCE", "EXACT_TOLERANCE"),
+    ],
+)
+def test_an_export_may_differ_by_all_of_its_tolerance(
+    tiny_model: Path,
+    tiny_tokenizer: PreTrainedTokenizerBase,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: Any,
+    own: str,
+    other: str,
+) -> None:
+    """A plain model is written as it is, so the difference is 0."""
+    policy = load_policy(str(tiny_model), dtype)
+    monkeypatch.setattr(exporting, own, 0.0)
+    monkeypatch.setattr(exporting, other, -1.0)
+    export_policy(policy, tiny_tokenizer, tmp_path / "out", [5, 9, 40])
+    monkeypatch.setattr(exporting, own, -1.0)
+    with pytest.raises(ExportError, match=r"by 0 nats a token \(at most -1\)"):
+        export_policy(policy, tiny_tokenizer, tmp_path / "out", [5, 9, 40])
 
 
 @pytest.mark.parametrize(("count", "rest"), [(2, ""), (16, ""), (17, " and 1 more"), (20, " and 4 more")])

@@ -309,6 +309,22 @@ def test_precisions_that_train_otherwise_are_refused(
         fit(module, sft_batches(tiny_tokenizer, 1), plugins=plugins)
 
 
+@pytest.mark.parametrize(
+    ("precision", "why"),
+    [
+        ("16-mixed", "under which the norm, the check for infinity and the clipping would see gradients times a loss scale"),
+        ("16-true", "which makes trained weights too coarse for small steps"),
+        ("bf16-true", "which makes trained weights too coarse for small steps"),
+    ],
+)  # fmt: skip
+def test_an_error_says_why_a_precision_is_refused(precision: str, why: str) -> None:
+    with pytest.raises(ValueError, match=r"set bf16-mixed, or 32-true$") as caught:
+        WorldModelSFT(model="m").check_precision(precision)
+    assert str(caught.value) == f"trainer.precision is {precision}, {why}; set bf16-mixed, or 32-true"
+    for accepted in ("32-true", "64-true", "bf16-mixed"):
+        WorldModelSFT(model="m").check_precision(accepted)
+
+
 def test_mixed_bfloat16_trains(tiny_model: Path, tiny_tokenizer: PreTrainedTokenizerBase) -> None:
     module = WorldModelSFT(model=str(tiny_model), learning_rate=1e-3)
     steps = fit(module, sft_batches(tiny_tokenizer, 3), precision="bf16-mixed")
