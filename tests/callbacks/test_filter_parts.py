@@ -547,3 +547,11 @@ def test_nothing_easy_is_said_with_the_histogram(
         number for number, line in enumerate(lines) if line == "mean rewards of the training transitions:"
     )
     assert [line.split()[-1] for line in lines[place + 1 : place + 11]] == ["16", *"0000", "16", *"0000"]
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.01, 1), (0.3, 2), (0.5, 2), (0.7, 4), (1.0, 5)])
+def test_the_share_that_is_taught_is_rounded_and_never_empty(share: float, count: int) -> None:
+    world = [make_transition(number) for number in range(5)]
+    data: Any = SimpleNamespace(train_transitions=[], whole_validation_split=lambda: world)
+    taught, judged = make_filter(train_on="validation", train_share=share)._choose(data)
+    assert (len(taught), judged) == (count, [])

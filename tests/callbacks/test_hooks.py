@@ -11,18 +11,22 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from rich.progress import BarColumn
 from rwml_callbacks import (
     EpisodeTable,
+    Forgetting,
     PredictionTable,
     RewardHackingWatch,
     RewardLogger,
     RolloutProgressBar,
+    StepCheckpoint,
     TraceRecorder,
     WeightChange,
     WeightSync,
+    forgetting,
     weight_change,
 )
 from rwml_callbacks.easy_sample_report import log_filter
@@ -418,3 +422,64 @@ def test_changed_weights_are_those_of_the_policy_against_its_start(monkeypatch: 
     table = analysis.render(found)
     assert str(table.title).startswith("Changed weights, per cent of scalars")
     assert next(iter(table.columns[0].cells)) == "1"
+
+
+def test_a_checkpoint_is_due_where_a_batch_passes_a_multiple(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = Recorder()
+    monkeypatch.setattr(ModelCheckpoint, "on_train_batch_end", saved)
+    module: Any = WorldModelGRPO(model="none")
+    module.steps_per_batch = 2
+    for step in (2, 4, 6, 10):
+        trainer = make_trainer(step)
+        StepCheckpoint(tmp_path, 5).on_train_batch_end(trainer, module, {"a": 1}, "batch", step // 2)
+    assert [(given[0].global_step, *given[1:]) for given in saved.calls] == [
+        (6, module, {"a": 1}, "batch", 3),
+        (10, module, {"a": 1}, "batch", 5),
+    ]
+
+
+def test_the_harness_is_asked_for_the_policy_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm_eval = pytest.importorskip("lm_eval", reason="the harness")
+    huggingface = pytest.importorskip("lm_eval.models.huggingface", reason="the harness")
+    scores = {"a": {"acc,none": 0.5}, "b_part": {"acc,none": 0.25}}
+    asked: dict[str, Any] = {}
+
+    def evaluate(**given: Any) -> Any:
+        asked.update(given)
+        policy.eval()  # as the harness does
+        return {"results": scores, "group_subtasks": {"b": ["b_part"]}}
+
+    policy = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Dropout().eval())
+    module: Any = SimpleNamespace(policy=policy, tokenizer=SimpleNamespace(chat_template="{{ messages }}"))
+    trainer: Any = make_trainer(datamodule=SimpleNamespace(chat_template_kwargs={"enable_thinking": False}))
+    monkeypatch.setattr(huggingface, "HFLM", lambda policy, **given: (policy, given))
+    monkeypatch.setattr(lm_eval, "simple_evaluate", evaluate)
+    monkeypatch.setattr(forgetting, "task_manager", lambda path: f"tasks of {path}")
+    monkeypatch.setattr(forgetting, "obstacle", lambda manager, task: "gone" if task == "c" else None)
+    found = Forgetting(["a", "c"], limit=7, batch_size=3, include_path=str(tmp_path)).measure(trainer, module)
+    given = {
+        "tokenizer": module.tokenizer,
+        "batch_size": 3,
+        "chat_template_args": {"enable_thinking": False},
+    }
+    assert asked == {
+        "model": (policy, given),
+        "tasks": ["a"],
+        "task_manager": f"tasks of {tmp_path}",
+        "limit": 7,
+        "apply_chat_template": True,
+        "log_samples": False,
+    }
+    assert [part.training for part in policy] == [True, False]
+    assert found.metrics == {"forgetting/a/acc": 0.5}  # a part of a group stands in its group
+    assert found.details == scores
+    module.tokenizer.chat_template = None
+    Forgetting(["a"], include_path=str(tmp_path)).measure(trainer, module)
+    assert asked["apply_chat_template"] is False
+    Forgetting(["a"], apply_chat_template=True).measure(trainer, module)
+    assert asked["apply_chat_template"] is True
+    assert Forgetting(["c"]).measure(trainer, module).metrics == {}
