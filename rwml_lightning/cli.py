@@ -1,58 +1,71 @@
-"""The command line: Lightning's own, with a run folder, a warm-up, and commands more (``collect``, ``evaluate``, ``audit``, ``what_if``, ``export``)."""
+"""The command line: Lightning's own, with a run folder and a warm-up, and one table of further commands."""
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import partial
-from pathlib import Path
 from typing import Any
 
-import yaml
+import lightning as L
 from jsonargparse import Namespace
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import ArgsType, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from typing_extensions import override
 
+from rwml_lightning import pipeline
+from rwml_lightning.commands.audit import audit
+from rwml_lightning.commands.collect import collect
+from rwml_lightning.commands.configured import Configured
+from rwml_lightning.commands.evaluate import evaluate
+from rwml_lightning.commands.export import export
+from rwml_lightning.commands.weight_change import weight_change
+from rwml_lightning.commands.what_if import what_if
 from rwml_lightning.config_errors import ReadableParser, reason
 from rwml_lightning.credentials import check_config
 from rwml_lightning.data.datamodule import RolloutDataModule
-from rwml_lightning.evaluation import render_episodes
-from rwml_lightning.loggers import introduce, settle
+from rwml_lightning.evaluation import render_episodes, render_results
 from rwml_lightning.modules.base import PolicyModule
-from rwml_lightning.modules.playing import PlayingModule
-from rwml_lightning.modules.world_model import WorldModelModule
-from rwml_lightning.named import look_for_all
+from rwml_lightning.preflight import look_for_all
 from rwml_lightning.printable import guard_terminal, printable
 from rwml_lightning.rewards import ServerError
 from rwml_lightning.rewards.controls import ControlName
 from rwml_lightning.run import Run, RunFolder, open_run_folder
-from rwml_lightning.stages import WarmUp, fit_stage, record_collection, warm_up
+from rwml_lightning.stages import WarmUp
 from rwml_lightning.summary import print_summary
 from rwml_lightning.terminal import Terminal
-from rwml_lightning.trainer import NO_TRAINING, RWMLTrainer
 
-log = logging.getLogger(__name__)
+COMMANDS: dict[str, Callable[..., None]] = {
+    "collect": collect,
+    "evaluate": evaluate,
+    "audit": audit,
+    "what_if": what_if,
+    "export": export,
+    "weight_change": weight_change,
+}
+"""Commands beside Lightning's; one that has an argument ``configured`` takes a config."""
+
+
+def takes_config(command: str) -> bool:
+    """Whether a command reads a config."""
+    return command not in COMMANDS or "configured" in inspect.signature(COMMANDS[command]).parameters
 
 
 class RWMLCLI(LightningCLI):
-    """``fit``, ``validate``, ``test``, ``collect``, ``evaluate``, ``audit`` and ``what_if`` from a config; see :func:`main` for ``export``."""
+    """``fit``, ``validate`` and ``test`` of Lightning, and :data:`COMMANDS`."""
 
     model: PolicyModule
     datamodule: RolloutDataModule
-    trainer: RWMLTrainer
 
     def __init__(self, args: ArgsType = None) -> None:
         self.folder: RunFolder | None = None
         super().__init__(
             model_class=PolicyModule,
             datamodule_class=RolloutDataModule,
-            trainer_class=RWMLTrainer,
             trainer_defaults={
                 "max_epochs": 1,
                 "num_sanity_val_steps": 0,
@@ -79,11 +92,20 @@ class RWMLCLI(LightningCLI):
             "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only"},
             "validate": {"model", "dataloaders", "datamodule", "weights_only"},
             "test": {"model", "dataloaders", "datamodule", "weights_only"},
-            "collect": {"model", "datamodule"},
-            "audit": {"model", "datamodule", "default_output"},
-            "what_if": {"model", "datamodule"},
-            "evaluate": {"model", "datamodule", "settings", "loggers"},
         }
+
+    @override
+    def _add_subcommands(self, parser: Any, **kwargs: Any) -> None:
+        super()._add_subcommands(parser, **kwargs)
+        for name, command in COMMANDS.items():
+            description = (command.__doc__ or "").partition("\n")[0]
+            own = self.init_parser(description=description)
+            if takes_config(name):
+                self._add_arguments(own)
+            added = own.add_function_arguments(command, skip={"configured"})
+            self._subcommand_method_arguments[name] = added
+            self._subcommand_parsers[name] = own
+            parser._subcommands_action.add_subcommand(name, own, help=description)
 
     @override
     def _parse_ckpt_path(self) -> None:
@@ -106,17 +128,18 @@ class RWMLCLI(LightningCLI):
             help="Train on a reward that knows nothing; the run is named after it.",
         )
         parser.link_arguments("seed_everything", "data.seed")
-        parser.link_arguments("control", "data.control")
 
     @override
     def before_instantiate_classes(self) -> None:
+        if not takes_config(str(self.subcommand)):
+            return
         config = self.config[self.subcommand]
         check_config(config)
         name_control(config)
         if config.trainer.max_epochs != 1:
             raise ValueError(
                 f"trainer.max_epochs is {config.trainer.max_epochs}, but all passes over the data make up one epoch: leave it "
-                "out, and set data.num_passes"
+                "out, and set num_passes of data.predictions or data.episodes"
             )
         model = config.model.init_args.model
         generator = config.data.generator
@@ -124,27 +147,49 @@ class RWMLCLI(LightningCLI):
             generator.init_args.model = model
 
     @override
-    def instantiate_trainer(self, **kwargs: Any) -> RWMLTrainer:
-        assert self.subcommand is not None
-        check_stage(self.subcommand, self.model, self.datamodule)
-        look_for_all(self.subcommand, self.config[self.subcommand], self.model, self.datamodule)
-        if self.subcommand != "fit":
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer | None:  # type: ignore[override]
+        command = str(self.subcommand)
+        if not takes_config(command):
+            return None
+        check_stage(command, self.model, self.datamodule)
+        look_for_all(command, self.config[command], self.model, self.datamodule)
+        if command in COMMANDS:
+            return None
+        if command == "fit":
+            self.folder = open_run_folder(self._get(self.config_init, "run"), self._run_config())
+        else:
             kwargs["enable_checkpointing"] = False
-        if self.subcommand == "evaluate":
-            # The config's callbacks would take several models for one run; its loggers get the table alone.
-            return super().instantiate_trainer(  # type: ignore[return-value]
-                **kwargs, logger=False, callbacks=default_callbacks([], None, None)
-            )
-        if self.subcommand in ("audit", "what_if"):
-            kwargs |= NO_TRAINING
-        elif self.subcommand != "collect":
-            if self.subcommand == "fit":
-                run = self._get(self.config_init, "run")
-                self.folder = open_run_folder(run, self._run_config())
-            given = self._get(self.config_init, "trainer").get("callbacks") or []
-            every = self._get(self.config_init, "checkpoint_every")
-            kwargs["callbacks"] = [*given, *default_callbacks(given, self.folder, every)]
-        return super().instantiate_trainer(**kwargs)  # type: ignore[return-value]
+        given = self._get(self.config_init, "trainer").get("callbacks") or []
+        every = self._get(self.config_init, "checkpoint_every")
+        kwargs["callbacks"] = [*given, *default_callbacks(given, self.folder, every)]
+        return super().instantiate_trainer(**kwargs)
+
+    @override
+    def _run_subcommand(self, subcommand: str) -> None:
+        if subcommand not in COMMANDS:
+            super()._run_subcommand(subcommand)
+            return
+        names = self._subcommand_method_arguments[subcommand]
+        arguments = {name: self.config_init[subcommand][name] for name in names}
+        if takes_config(subcommand):
+            arguments["configured"] = self._configured(subcommand)
+        COMMANDS[subcommand](**arguments)
+
+    def _configured(self, command: str) -> Configured:
+        loggers = self._get(self.config_init, "trainer").get("logger") or []
+        return Configured(
+            self.model,
+            self.datamodule,
+            self._get(self.config_init, "run"),
+            self._parser(command).dump(self.config[command], skip_none=False),
+            loggers if isinstance(loggers, list) else [loggers],
+            self._evaluating_trainer,
+        )
+
+    def _evaluating_trainer(self) -> L.Trainer:
+        """A trainer that takes several models: the config's callbacks would take them for one run."""
+        callbacks = default_callbacks([], None, None)
+        return super().instantiate_trainer(logger=False, callbacks=callbacks, enable_checkpointing=False)
 
     def _run_config(self) -> str:
         """The whole config, as every command takes it; what only ``fit`` takes stands in a comment."""
@@ -155,57 +200,26 @@ class RWMLCLI(LightningCLI):
 
     def fit(self, model: PolicyModule, **kwargs: Any) -> None:
         """All stages of the config, from where an earlier run of the same config stopped."""
-        from rwml_callbacks import EasySampleFilter
-
         assert self.folder is not None
         print(printable(f"run folder: {self.folder.path}"), file=sys.stderr)
-        if not self.folder.finished:
-            self.datamodule.record_episodes = partial(record_collection, self.folder.trace)
-            for logger in self.trainer.loggers:
-                introduce(logger, self.folder)
-            try:
-                wanted = self._get(self.config_init, "warm_up")
-                if wanted is not None and (model.init_from is None or isinstance(model, PlayingModule)):
-                    callbacks = default_callbacks([], self.folder, None)
-                    result = warm_up(wanted, model, self.datamodule, self.trainer, self.folder, callbacks)
-                    model.init_from = str(result)
-                for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-                    if isinstance(callback, EasySampleFilter):  # before the policy takes memory
-                        callback.apply(self.trainer, model, self.datamodule)
-                fit_stage(self.trainer, model, self.datamodule, self.folder, kwargs.get("ckpt_path"))
-            finally:
-                self.datamodule.close()
+        wanted, callbacks = self._get(self.config_init, "warm_up"), default_callbacks([], self.folder, None)
+        pipeline.run(
+            self.trainer, model, self.datamodule, self.folder, wanted, callbacks, kwargs.get("ckpt_path")
+        )
         if self.trainer.is_global_zero and self.folder.trace.exists():
             print_summary(self.folder)
 
-    def audit(self, **kwargs: Any) -> None:
-        """See :meth:`RWMLTrainer.audit`; the same config finds its folder again, another one gets its own."""
-        run = self._get(self.config_init, "run")
-        text = self._parser("audit").dump(self.config["audit"], skip_none=False)
-        self.trainer.audit(
-            default_output=lambda: open_run_folder(replace(run, name=f"{run.name}-audit"), text).path,
-            **kwargs,
-        )
-
     def validate(self, model: PolicyModule, **kwargs: Any) -> None:
         """Held-out results of a checkpoint, or of the model as it is, as a table."""
-        from rwml_lightning.evaluation import render_results
-
         self._evaluate_with(self.trainer.validate, model, kwargs)
-        if isinstance(model, PlayingModule):
-            print_played(model)
-            return
-        assert isinstance(model, WorldModelModule)
-        if not self.datamodule.validation_transitions:
-            raise ValueError(f"{self.datamodule.path} holds no validation transitions")
-        Terminal().print(render_results("Held-out transitions", model.results))
-        Terminal().print(render_results("Floors: predictors without a model", model.floors))
+        if model.reads == "predictions" and not model.held_out.results:
+            raise ValueError(f"{self.datamodule.need_predictions().path} holds no validation transitions")
+        print_evaluation(model)
 
     def test(self, model: PolicyModule, **kwargs: Any) -> None:
-        """Success of a policy on all held-out games, or on those that ``data.play.test`` names."""
-        assert isinstance(model, PlayingModule)
+        """Success of a policy on all held-out games, or on those that ``data.episodes.test`` names."""
         self._evaluate_with(self.trainer.test, model, kwargs)
-        print_played(model)
+        print_evaluation(model)
 
     def _evaluate_with(
         self, command: Callable[..., Any], model: PolicyModule, kwargs: dict[str, Any]
@@ -216,44 +230,26 @@ class RWMLCLI(LightningCLI):
         finally:
             self.datamodule.close()
 
-    def evaluate(
-        self,
-        model: PolicyModule,
-        datamodule: RolloutDataModule,
-        models: list[str],
-        output: str | None,
-    ) -> None:
-        """Results of several models as one table; see :meth:`RWMLTrainer.evaluate`."""
-        config = self.config[self.subcommand]
-        plain = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_none=False))
-        settings = {key: plain[key] for key in ("data", "seed_everything")}
-        run = self._get(self.config_init, "run")
-        folder = output or str(Path(run.root) / f"evaluate-{run.name}")
-        loggers = self._get(self.config_init, "trainer").get("logger") or []
-        loggers = loggers if isinstance(loggers, list) else [loggers]
-        for logger in loggers:
-            settle(logger, Path(folder))
-        self.trainer.evaluate(model, datamodule, settings, loggers, models, folder)
-
 
 def check_stage(command: str, model: PolicyModule, data: RolloutDataModule) -> None:
     """Refuse a module that cannot do what the command asks for, whatever else is there."""
     stage = type(model).__name__
-    if command == "test" and not isinstance(model, PlayingModule):
+    if command == "test" and model.reads != "episodes":
         raise ValueError(f"test plays episodes, which {stage} does not; measure it with validate or evaluate")
-    if command == "fit" and data.control != "none" and not model.on_policy:
+    control = "none" if data.predictions is None else data.predictions.control
+    if command == "fit" and control != "none" and not model.on_policy:
         raise ValueError(
-            f"control is {data.control!r}, which replaces rewards, but {stage} learns from labels; leave control out"
+            f"control is {control!r}, which replaces rewards, but {stage} learns from labels; leave control out"
         )
 
 
-def print_played(module: PlayingModule) -> None:
-    """Tables of the last evaluation: games, and predictions where some were made."""
-    from rwml_lightning.evaluation import render_results
-
-    Terminal().print(render_episodes("Evaluation games", {row.name: row for row in module.results}))
-    if module.probe_groups:
-        Terminal().print(render_results("Held-out transitions", module.probe_results))
+def print_evaluation(module: PolicyModule) -> None:
+    """Print the tables of the last evaluation: games that were played, and predictions that were made."""
+    if module.games.results:
+        Terminal().print(render_episodes("Evaluation games", {row.name: row for row in module.games.results}))
+    if module.held_out.results:
+        Terminal().print(render_results("Held-out transitions", module.held_out.results))
+        Terminal().print(render_results("Floors: predictors without a model", module.held_out.floors))
 
 
 def default_callbacks(
@@ -273,7 +269,7 @@ def default_callbacks(
 
     defaults: list[Callback] = [
         WeightSync(),
-        RewardHackingWatch(),  # before the logger, which hands its metrics on
+        RewardHackingWatch(),
         RewardLogger(folder.metrics if folder else None),
         PredictionTable(),
         EpisodeTable(),
@@ -283,18 +279,18 @@ def default_callbacks(
         defaults.append(TraceRecorder(folder.trace))
     if folder is not None and checkpoint_every is not None:
         defaults.append(StepCheckpoint(folder.checkpoints, checkpoint_every))
-    return [callback for callback in defaults if not any(isinstance(own, _kind(callback)) for own in given)]
-
-
-def _kind(default: Callback) -> type[Callback]:
-    """Class of the callbacks that take the place of a default."""
-    return ModelCheckpoint if isinstance(default, ModelCheckpoint) else type(default)
+    return [callback for callback in defaults if not any(isinstance(own, type(callback)) for own in given)]
 
 
 def name_control(config: Namespace) -> None:
     """Name a control in the run and in its loggers, so that none of its plots can be taken for the true reward's."""
     if config.control == "none":
         return
+    if config.data.predictions is None:
+        raise ValueError(
+            f"control is {config.control!r}, which replaces rewards of predictions, and data.predictions is not set"
+        )
+    config.data.predictions.control = config.control
     suffix = f"-{config.control}"
     config.run.name = config.run.name.removesuffix(suffix) + suffix
     loggers = config.trainer.logger
@@ -334,34 +330,14 @@ def main(args: list[str] | None = None) -> None:
     """Entry point of ``python -m rwml_lightning``; a user's mistake ends in one line and exit code 2."""
     arguments = sys.argv[1:] if args is None else args
     quieten()
-    commands = (
-        "fit",
-        "validate",
-        "test",
-        "collect",
-        "evaluate",
-        "audit",
-        "what_if",
-        "export",
-        "weight_change",
-    )
+    commands = [*RWMLCLI.subcommands(), *COMMANDS]
     try:
-        if arguments[:1] == ["export"]:
-            from rwml_lightning.export import export_command
-
-            export_command(arguments[1:])
-        elif arguments[:1] == ["weight_change"]:
-            from rwml_lightning.weight_change import weight_change_command
-
-            weight_change_command(arguments[1:])
-        elif arguments and arguments[0].startswith("-") and any(a in commands for a in arguments):
+        if arguments and arguments[0].startswith("-") and any(a in commands for a in arguments):
             command = next(a for a in arguments if a in commands)
             raise ValueError(
                 f"the command comes first: python -m rwml_lightning {command} {arguments[0]} ..."
             )
-        else:
-            sys.argv = [sys.argv[0], *repeat_option("--models", arguments)]
-            RWMLCLI()
+        RWMLCLI(repeat_option("--models", arguments))
     except (
         ValueError,
         FileNotFoundError,

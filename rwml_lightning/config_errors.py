@@ -7,11 +7,11 @@ import importlib
 import inspect
 import re
 import sys
-from collections.abc import Iterable
-from typing import Any, NoReturn
+from collections.abc import Collection, Iterable, Iterator, Sequence, Set
+from typing import Any, NoReturn, get_args, get_type_hints
 
 from lightning.pytorch.cli import LightningArgumentParser
-from rapidfuzz import process
+from rapidfuzz import fuzz, process
 from typing_extensions import override
 
 from rwml_lightning.printable import printable
@@ -19,10 +19,15 @@ from rwml_lightning.printable import printable
 _KEY_OR_CLASS = re.compile(
     r'Parser key "(?P<key>[^"]+)"|Problem with given class_path \'(?P<class_path>[^\']+)\''
 )
-_UNKNOWN_KEY = re.compile(r"does not accept option '([^']+)'|unrecognized arguments: --([\w.]+)")
+_UNKNOWN_KEY = re.compile(
+    r"(?:Group '([^']+)' )?does not accept option '([^']+)'|unrecognized arguments: --([\w.]+)"
+)
 _UNKNOWN_OPTION = re.compile(r"Option '([^']+)' is not accepted")
 _NO_SUCH_CLASS = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
 _NO_SUCH_PATH = re.compile(r"Expected a dot import path string: (.+)")
+_WRONG_KIND = re.compile(
+    r"Import path (\S+) does not (?:implement protocol|correspond to a subclass of) (\w+)"
+)
 _REQUIRED = re.compile(r"the following arguments are required: ([\w., ]+)")
 _UNION = re.compile(r"Does not validate against any of the Union subtypes\n.*\nErrors:\n  - (.+)")
 _WRONG_TYPE = re.compile(r"Expected an? (.+?)\.? Got value: (.*)")
@@ -32,6 +37,16 @@ class ReadableParser(LightningArgumentParser):
     """Lightning's parser; a mistake ends in one line and exit code 2, before anything is loaded."""
 
     @override
+    def parse_args(self, args: Any = None, *others: Any, **more: Any) -> Any:
+        parsed = super().parse_args(args, *others, **more)
+        # jsonargparse passes over an unknown option of a group within a group that may be null.
+        given = (sys.argv[1:] if args is None else args) if isinstance(args, list | None) else []
+        unknown = unknown_options(given, known_keys(self))
+        if unknown:
+            self.error(f"unrecognized arguments: --{unknown[0]}")
+        return parsed
+
+    @override
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:
             super().error(message, ex)  # of a part: raises, and the whole is explained further out
@@ -39,22 +54,27 @@ class ReadableParser(LightningArgumentParser):
         raise SystemExit(2) from ex
 
 
-def explain(message: str, keys: Iterable[str]) -> str:
+def explain(message: str, keys: Collection[str]) -> str:
     """One line for one of jsonargparse's messages.
 
     Args:
         message: As jsonargparse words it, over several lines.
         keys: Every key that the command knows.
     """
-    if found := _UNKNOWN_KEY.search(message):
-        name = found.group(1) or found.group(2)
-        return f"{name} is no known key{_nearest(name, keys)}"
     path, class_path = _path(message)
+    if found := _UNKNOWN_KEY.search(message):
+        group, *names = found.groups()
+        key = ".".join(part for part in (group if path else "", *names) if part)
+        name = _join(path, class_path, key)
+        own = _class_keys(class_path, _join(path, class_path, "")[:-1])
+        return f"{name} is no known key{_deeper(name, keys) or _nearest(name, own or keys)}"
     if found := _UNKNOWN_OPTION.search(message):
         return f"{_join(path, class_path, found.group(1))} is no known key{_nearest(found.group(1), _options(class_path))}"
     if found := _NO_SUCH_CLASS.search(message):
         module, name = found.groups()
         return f"{path}: {module} has no {name}{_nearest(name, dir(importlib.import_module(module)))}"
+    if path and (found := _WRONG_KIND.search(message)):
+        return f"{path} is {found.group(1)!r}, which is no {found.group(2)}"
     if found := _REQUIRED.search(message):
         return f"{_join(path, class_path, found.group(1))} is missing"
     if found := _WRONG_TYPE.search(message):
@@ -64,6 +84,18 @@ def explain(message: str, keys: Iterable[str]) -> str:
         return f"{path} is {found.group(1)!r}, but takes a class path such as rwml_lightning.modules.WorldModelGRPO"
     text = " ".join(line.strip() for line in message.splitlines() if line.strip())
     return re.sub(r'^Parser key "([^"]+)": ', r"\1: ", text)
+
+
+def unknown_options(arguments: Iterable[str], keys: Set[str]) -> list[str]:
+    """Options of a command line that lie in a group of known keys and are none; what a class or a dict takes is not known here.
+
+    Args:
+        arguments: The command line.
+        keys: Every key that the command knows.
+    """
+    groups = {key.rpartition(".")[0] for key in keys}
+    names = [re.split(r"[=+]", a.removeprefix("--"))[0] for a in arguments if a.startswith("--")]
+    return [name for name in names if "." in name and name not in keys and name.rpartition(".")[0] in groups]
 
 
 def reason(error: Exception) -> str:
@@ -76,11 +108,31 @@ def known_keys(parser: Any) -> set[str]:
     """Keys of a parser and of its subcommands, as the user writes them."""
     keys: set[str] = set()
     for action in parser._actions:
+        if action.dest.endswith(".help"):
+            continue
         keys.add(action.dest)
+        keys.update(_fields(getattr(action, "_typehint", None), action.dest))
         if isinstance(action.choices, dict):
             for subparser in action.choices.values():
                 keys |= known_keys(subparser)
     return keys
+
+
+def _fields(typehint: Any, key: str) -> Iterator[str]:
+    """Keys of a dataclass, or of the one in a union, below its own; the parser has no action for those of a union."""
+    for kind in (typehint, *get_args(typehint)):
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            for name, hint in get_type_hints(kind).items():
+                yield f"{key}.{name}"
+                yield from _fields(hint, f"{key}.{name}")
+
+
+def _class_keys(class_path: str | None, prefix: str) -> list[str]:
+    """Keys of the groups that a class takes, below ``prefix``."""
+    if class_path is None:
+        return []
+    hints = get_type_hints(_load(class_path).__init__)
+    return [key for name, hint in hints.items() for key in _fields(hint, f"{prefix}.{name}")]
 
 
 def _path(message: str) -> tuple[str, str | None]:
@@ -122,8 +174,29 @@ def _options(class_path: str | None) -> list[str]:
     ]  # fmt: skip
 
 
+def _deeper(name: str, keys: Collection[str]) -> str:
+    """The keys that hold all parts of a name in order, or of as much of its beginning as any do: where groups have taken it in."""
+    parts = name.split(".")
+    while len(parts) > 1 and ".".join(parts) not in keys:
+        found = sorted((key for key in keys if _holds(key, parts)), key=lambda key: (key.count("."), key))
+        if found:
+            return f"; did you mean {' or '.join(found[:2])}?"
+        parts.pop()
+    return ""
+
+
+def _holds(key: str, parts: Sequence[str]) -> bool:
+    rest = iter(key.split("."))
+    return (
+        key.count(".") >= len(parts)
+        and key.split(".")[-1] == parts[-1]
+        and all(part in rest for part in parts)
+    )
+
+
 def _nearest(name: str, names: Iterable[str]) -> str:
-    found = process.extractOne(name, [n for n in names if not n.startswith("_")], score_cutoff=60)
+    known = [n for n in names if not n.startswith("_") and not name.startswith(f"{n}.")]
+    found = process.extractOne(name, known, scorer=fuzz.ratio, score_cutoff=60)
     return f"; did you mean {found[0]}?" if found else ""
 
 

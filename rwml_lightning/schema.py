@@ -81,6 +81,11 @@ class Episode:
         """Sum of rewards."""
         return sum(turn.reward for turn in self.turns)
 
+    @property
+    def solved(self) -> bool:
+        """Whether it counts as a success; where the environment does not say, whether it was paid anything above 0."""
+        return self.episode_return > 0 if self.success is None else self.success
+
 
 @dataclass(frozen=True, slots=True)
 class Transition:
@@ -93,7 +98,7 @@ class Transition:
         task: Task text.
         history: Earlier turns, oldest first, at most H of them.
         observation: Current state text s_t.
-        action: Action a_t whose outcome is to be foreseen.
+        action: Action a_t that led to the next state.
         next_state: What the environment really answered, s_t+1.
         kind: What sort of step it was (``state_change``, ``navigation``, ...), for evaluation by kind.
         valid: Whether the environment accepted the action.
@@ -233,6 +238,29 @@ class RolloutBatch:
 
 
 @dataclass(frozen=True, slots=True)
+class Label:
+    """A prompt and the answer to imitate.
+
+    Args:
+        name: Name of the sample, for errors.
+        prompt_ids: Token ids of the prompt.
+        answer_ids: Token ids of the answer, the end token included.
+    """
+
+    name: str
+    prompt_ids: tuple[int, ...]
+    answer_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledBatch:
+    """Labels of one optimizer step of supervised fine-tuning."""
+
+    step: int
+    labels: tuple[Label, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ActionSample:
     """One turn of an episode, as the policy read and wrote it.
 
@@ -279,7 +307,11 @@ class EpisodeGroup:
 
 @dataclass(frozen=True, slots=True)
 class EpisodeBatch:
-    """What one optimizer step of the policy stage is made from; fields as in :class:`RolloutBatch`."""
+    """What one optimizer step of the policy stage is made from; other fields as in :class:`RolloutBatch`.
+
+    Args:
+        labels: Next states that the episodes' own actions led to, for a loss that keeps the policy predicting.
+    """
 
     step: int
     policy_version: int
@@ -287,3 +319,4 @@ class EpisodeBatch:
     temperature: float = 1.0
     dropped_groups: int = 0
     seconds: Mapping[str, float] = field(default_factory=dict)
+    labels: tuple[Label, ...] = ()

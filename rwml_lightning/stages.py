@@ -1,4 +1,4 @@
-"""The stages of a run: a short supervised warm-up, then the stage that the config names."""
+"""What comes before the main stage: the warm-up, and the trainers and copies of the model that such stages take."""
 
 from __future__ import annotations
 
@@ -12,29 +12,26 @@ from lightning.pytorch.strategies import ParallelStrategy
 from rwml_lightning.data.datamodule import RolloutDataModule
 from rwml_lightning.modules.adapters import LoRA
 from rwml_lightning.modules.base import PolicyModule
-from rwml_lightning.modules.exporting import export_policy
+from rwml_lightning.modules.exporting import write_export
 from rwml_lightning.modules.loading import load_policy
-from rwml_lightning.modules.playing import PlayingModule
+from rwml_lightning.modules.optimizer import Optimizer
 from rwml_lightning.modules.policy_sft import PolicySFT
 from rwml_lightning.modules.wm_sft import WorldModelSFT
 from rwml_lightning.run import RunFolder
-from rwml_lightning.schema import Episode
-from rwml_lightning.trace import TraceWriter
 
 log = logging.getLogger(__name__)
-MAX_PROBE_TOKENS = 256
 
 
 @dataclass(frozen=True)
 class WarmUp:
     """A short supervised stage before GRPO, for models too small to write a well-formed answer untaught: next-state SFT, or
-    imitation of ``data.demonstrations`` before a policy stage.
+    imitation of ``data.episodes.demonstrations`` before a policy stage.
 
     Args:
         num_transitions: Training transitions it uses, or turns of demonstrations.
-        batch_size: Of them, in an optimizer step.
+        batch_size: Transitions or turns in an optimizer step.
         num_passes: How often each is used.
-        learning_rate: Of AdamW.
+        learning_rate: Learning rate of AdamW.
     """
 
     num_transitions: int = 64
@@ -57,7 +54,7 @@ def warm_up(
         wanted: How long and how fast.
         model: Module of the main stage, whose model it is.
         data: Shared by both stages.
-        trainer: Of the main stage; the warm-up runs on the same devices.
+        trainer: Trainer of the main stage; the warm-up runs on the same devices.
         folder: Where the result goes.
         callbacks: For the warm-up's own trainer.
 
@@ -72,14 +69,14 @@ def warm_up(
         )  # adapters that are refused are refused at once
     log.warning(
         "warm-up: %s on %d samples, so that the model writes well-formed answers before GRPO begins",
-        "imitation" if isinstance(model, PlayingModule) else "next-state SFT",
+        "imitation" if model.reads == "episodes" else "next-state SFT",
         wanted.num_transitions,
     )
     lora = (
         None if model.dtype_name == "float32" else model.lora
     )  # low-precision weights are not trained themselves
     module = supervised_copy(model, wanted.learning_rate, model.init_from, lora)
-    with data.as_labels(wanted.num_transitions, wanted.batch_size, wanted.num_passes):
+    with data.limited_to(wanted.num_transitions, wanted.batch_size, wanted.num_passes):
         stage_trainer = preliminary_trainer(trainer, callbacks)
         stage_trainer.validate(module, data, verbose=False)
         stage_trainer.fit(module, data)
@@ -92,14 +89,14 @@ def supervised_copy(
     model: PolicyModule, learning_rate: float, init_from: str | None = None, lora: LoRA | None = None
 ) -> PolicySFT | WorldModelSFT:
     """A module for supervised training of the same model for what it does, on its own copy of the weights."""
-    kind = PolicySFT if isinstance(model, PlayingModule) else WorldModelSFT
+    kind = PolicySFT if model.reads == "episodes" else WorldModelSFT
     return kind(
         model=model.model,
         init_from=init_from,
         lora=lora,
         dtype=model.dtype_name,
         gradient_checkpointing=model.gradient_checkpointing,
-        learning_rate=learning_rate,
+        optimizer=Optimizer(learning_rate),
         max_tokens_per_micro_batch=model.max_tokens_per_micro_batch,
         head_chunk_size=model.head_chunk_size,
     )
@@ -126,40 +123,3 @@ def preliminary_trainer(trainer: L.Trainer, callbacks: list[L.Callback]) -> L.Tr
         enable_model_summary=False,
         callbacks=callbacks,
     )
-
-
-def record_collection(trace: Path, number: int, total: int, episodes: list[Episode]) -> None:
-    """Show collected episodes in the dashboard, as steps of a stage of their own."""
-    with TraceWriter(trace) as writer:
-        writer.start_stage("collect", total, "")
-        writer.write_step("collect", number, {})
-        writer.write_episodes("collect", number, episodes)
-
-
-def fit_stage(
-    trainer: L.Trainer, model: PolicyModule, data: RolloutDataModule, folder: RunFolder, ckpt_path: str | None
-) -> None:
-    """Validate, train, validate, export; from the run's last checkpoint when there is one."""
-    resume_from = ckpt_path or folder.last_checkpoint
-    if resume_from is None:
-        trainer.validate(model, data, verbose=False)
-    else:
-        log.warning("going on from %s", resume_from)
-    trainer.fit(model, data, ckpt_path=resume_from, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
-    if any(getattr(callback, "stop_requested", False) for callback in trainer.callbacks):  # type: ignore[attr-defined]
-        trainer.save_checkpoint(folder.checkpoints / f"stopped-{trainer.global_step}.ckpt")
-        log.warning("stopped at step %d, as asked; the same command goes on from there", trainer.global_step)
-        return
-    trainer.validate(model, data, verbose=False)
-    if trainer.is_global_zero:
-        write_export(model, folder.export)
-
-
-def write_export(module: PolicyModule, output: Path) -> None:
-    """Write a Hugging Face folder that appears only when it is whole and computes what the policy computes."""
-    partial = output.with_name(f".{output.name}")
-    probe_ids = module.trainer.datamodule.probe_ids()[:MAX_PROBE_TOKENS]  # type: ignore[attr-defined]
-    export_policy(module.policy, module.tokenizer, partial, probe_ids)
-    partial.rename(output)

@@ -1,7 +1,7 @@
 """Lightning callbacks, one class a file."""
 
 from rwml_callbacks.capability_probe import CapabilityProbe
-from rwml_callbacks.easy_sample_filter import EasySampleFilter
+from rwml_callbacks.easy_samples.filter import EasySampleFilter
 from rwml_callbacks.episode_table import EpisodeTable
 from rwml_callbacks.forgetting import Forgetting
 from rwml_callbacks.prediction_table import PredictionTable

@@ -14,9 +14,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.table import Table
 from typing_extensions import override
 
-from rwml_callbacks.reward_logger import RewardLogger
 from rwml_callbacks.trace_recorder import TraceRecorder
 from rwml_lightning.modules.base import PolicyModule
+from rwml_lightning.pipeline import stop_requested
 from rwml_lightning.printable import printable
 from rwml_lightning.terminal import Terminal
 
@@ -39,7 +39,7 @@ class Measurement:
 class Analysis(L.Callback, ABC):
     """Measures the policy at the start of a stage, every N steps, and at its end.
 
-    Metrics go where :class:`RewardLogger` writes, metrics and details to the run store and to ``<name>.json`` in the run
+    Metrics go to all loggers, metrics and details to the run store and to ``<name>.json`` in the run
     folder, and a table is printed at the end. A stage that goes on after a crash measures what it has not measured yet.
 
     Args:
@@ -81,7 +81,7 @@ class Analysis(L.Callback, ABC):
 
     @override
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if any(getattr(callback, "stop_requested", False) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+        if stop_requested(trainer):
             return  # the stage is not at its end
         last = self._record(trainer, pl_module)
         if trainer.is_global_zero:
@@ -100,6 +100,7 @@ class Analysis(L.Callback, ABC):
         found = self._found_before(trainer, module.stage) or self.measure(trainer, module)
         self._measured_at = trainer.global_step
         self.first = self.first or dict(found.metrics)
+        module.publish(found.metrics)
         self._write(trainer, module.stage, found)
         return found
 
@@ -117,10 +118,7 @@ class Analysis(L.Callback, ABC):
 
     @rank_zero_only
     def _write(self, trainer: L.Trainer, stage: str, found: Measurement) -> None:
-        step = trainer.global_step
-        logger, recorder = find(trainer, RewardLogger), find(trainer, TraceRecorder)
-        if logger is not None:
-            logger.write(trainer, stage, found.metrics)
+        step, recorder = trainer.global_step, find(trainer, TraceRecorder)
         if recorder is None:
             return
         result = {"metrics": dict(found.metrics), "details": found.details}

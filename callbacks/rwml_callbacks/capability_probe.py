@@ -13,7 +13,7 @@ from rwml_callbacks.analysis import Analysis, Measurement, find
 from rwml_callbacks.instruction_checks import CHECKS, passed_checks
 from rwml_callbacks.weight_sync import WeightSync
 from rwml_lightning.answers import read_reply
-from rwml_lightning.data.datamodule import RolloutDataModule
+from rwml_lightning.data.datamodule import rollout_data
 from rwml_lightning.models import context_tokens
 from rwml_lightning.modules.base import PolicyModule
 from rwml_lightning.schema import Sampling
@@ -61,12 +61,12 @@ class CapabilityProbe(Analysis):
                 "CapabilityProbe needs the callback WeightSync: its answers come from the generator"
             )
         sync.sync(module)
-        data: RolloutDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        prompts = [data.chat.encode_user("", check.prompt) for check in CHECKS]
+        policy = rollout_data(trainer).ask(module)
+        prompts = [policy.chat.encode_user("", check.prompt) for check in CHECKS]
         sampling = Sampling(self.max_tokens, temperature=0.0)
-        completions = data.generator.generate(prompts, sampling, [[0]] * len(prompts))
+        completions = policy.generator.generate(prompts, sampling, [[0]] * len(prompts))
         return {
-            check.name: read_reply(data.chat.decode(completion), data.chat.in_thinking(prompt)).said
+            check.name: read_reply(policy.chat.decode(completion), policy.chat.in_thinking(prompt)).said
             for check, prompt, (completion,) in zip(CHECKS, prompts, completions, strict=True)
         }
 

@@ -12,9 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
 from rwml_callbacks.wandb_table import GrowingTable, clip, wandb_logger
-from rwml_lightning.evaluation import is_solved
 from rwml_lightning.modules.base import PolicyModule
-from rwml_lightning.modules.playing import PlayingModule
 from rwml_lightning.schema import EpisodeBatch, EpisodeGroup, Playthrough
 
 
@@ -54,8 +52,9 @@ class EpisodeTable(GrowingTable):
     @override
     @rank_zero_only
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if isinstance(pl_module, PlayingModule) and not trainer.sanity_checking:
-            self._add(trainer, pl_module, "validation", pl_module.validation_episodes)
+        assert isinstance(pl_module, PolicyModule)
+        if pl_module.games.groups and not trainer.sanity_checking:
+            self._add(trainer, pl_module, "validation", pl_module.games.groups)
             if trainer.state.fn != TrainerFn.FITTING:
                 self.send(trainer)
 
@@ -67,7 +66,7 @@ class EpisodeTable(GrowingTable):
         place = (trainer.global_step, module.stage, split)
         for number, member in islice(by_member(groups), self.episodes_per_step):
             episode = member.episode
-            which = (episode.game, episode.kind, number, is_solved(member))
+            which = (episode.game, episode.kind, number, episode.solved)
             self.add_rows(
                 [(*place, *which, turn, *cells) for turn, cells in enumerate(self._turns(member, split))]
             )

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from typing_extensions import override
 
 from rwml_callbacks.analysis import Analysis, Measurement
+from rwml_lightning.data.datamodule import rollout_data
 from rwml_lightning.modules.base import PolicyModule
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ class Forgetting(Analysis):
                         module.policy,
                         tokenizer=module.tokenizer,
                         batch_size=self.batch_size,
-                        chat_template_args=trainer.datamodule.chat_template_kwargs,  # type: ignore[attr-defined]
+                        chat_template_args=rollout_data(trainer).chat_template_kwargs,
                     ),
                     tasks=list(self._reachable),
                     task_manager=manager,

@@ -13,8 +13,6 @@ from typing_extensions import override
 
 from rwml_callbacks.wandb_table import GrowingTable, clip, wandb_logger
 from rwml_lightning.modules.base import PolicyModule
-from rwml_lightning.modules.playing import PlayingModule
-from rwml_lightning.modules.world_model import WorldModelModule
 from rwml_lightning.schema import Group, Prediction, RolloutBatch, Transition
 
 
@@ -57,12 +55,7 @@ class PredictionTable(GrowingTable):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, PolicyModule)
         if not trainer.sanity_checking:
-            groups: Sequence[Group] = ()
-            if isinstance(pl_module, WorldModelModule):
-                groups = pl_module.validation_groups
-            elif isinstance(pl_module, PlayingModule):
-                groups = pl_module.probe_groups
-            self._add(trainer, pl_module, "validation", groups)
+            self._add(trainer, pl_module, "validation", pl_module.held_out.groups)
             if trainer.state.fn != TrainerFn.FITTING:
                 self.send(trainer)
 

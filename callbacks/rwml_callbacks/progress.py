@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
@@ -10,7 +11,6 @@ from lightning.pytorch.callbacks import ProgressBar
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from typing_extensions import override
 
-from rwml_callbacks.reward_logger import RewardLogger
 from rwml_lightning.modules.base import PolicyModule
 from rwml_lightning.printable import printable
 from rwml_lightning.terminal import Terminal
@@ -41,20 +41,17 @@ class RolloutProgressBar(ProgressBar):
         assert isinstance(pl_module, PolicyModule)
         self._task = self._add(trainer, pl_module.stage, pl_module.num_planned_steps, trainer.global_step)
 
-    @override
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    def on_step_metrics(
+        self, trainer: L.Trainer, module: PolicyModule, metrics: Mapping[str, float], batch: Any
     ) -> None:
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        assert isinstance(pl_module, PolicyModule)
-        logger = next((c for c in trainer.callbacks if isinstance(c, RewardLogger)), None)  # type: ignore[attr-defined]
-        if logger is None or not (self._enabled and trainer.is_global_zero):
+        """Show a step."""
+        if not (self._enabled and trainer.is_global_zero):
             return
-        text = describe(logger.metrics)
+        text = describe(metrics)
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=trainer.global_step, description=text)
         else:
-            line = f"{pl_module.stage} {trainer.global_step}/{pl_module.num_planned_steps}  {text}"
+            line = f"{module.stage} {trainer.global_step}/{module.num_planned_steps}  {text}"
             print(printable(line), file=sys.stderr, flush=True)
 
     @override
@@ -121,7 +118,7 @@ class RolloutProgressBar(ProgressBar):
         self._progress = self._task = self._held_out = None
 
 
-def describe(metrics: dict[str, float]) -> str:
+def describe(metrics: Mapping[str, float]) -> str:
     """Reward or success, groups without variance, then seconds by phase; loss where there is no reward."""
     parts = []
     if "wm/reward" in metrics:

@@ -1,4 +1,4 @@
-"""Signs that a prediction earns its reward without foreseeing anything; pure functions on groups of predictions."""
+"""Signs that a prediction earns its reward without predicting anything; pure functions on groups of predictions."""
 
 from __future__ import annotations
 

@@ -8,10 +8,10 @@ from statistics import fmean
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
 from rwml_callbacks.reward_hacking import hacking_metrics
+from rwml_lightning.modules.base import PolicyModule
 from rwml_lightning.schema import RolloutBatch
 
 log = logging.getLogger(__name__)
@@ -20,8 +20,7 @@ log = logging.getLogger(__name__)
 class RewardHackingWatch(L.Callback):
     """Measures each rollout's predictions by what a reward may not see, and says in the log when something looks wrong.
 
-    It adds ``hacking/`` metrics (:func:`rwml_callbacks.reward_hacking.hacking_metrics`) to those of the step: place it before
-    :class:`RewardLogger`. Every ``patience`` steps it compares their means with the limits below and with the ``patience``
+    It adds ``hacking/`` metrics (:func:`rwml_callbacks.reward_hacking.hacking_metrics`) to those of the step. Every ``patience`` steps it compares their means with the limits below and with the ``patience``
     steps before.
 
     Args:
@@ -33,8 +32,8 @@ class RewardHackingWatch(L.Callback):
 
     Example::
 
-        >>> from rwml_callbacks import RewardHackingWatch, RewardLogger
-        >>> trainer = L.Trainer(callbacks=[RewardHackingWatch(patience=20), RewardLogger()])
+        >>> from rwml_callbacks import RewardHackingWatch
+        >>> trainer = L.Trainer(callbacks=[RewardHackingWatch(patience=20)])
     """
 
     def __init__(
@@ -58,7 +57,6 @@ class RewardHackingWatch(L.Callback):
         self._before: dict[str, float] = {}
 
     @override
-    @rank_zero_only
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -66,7 +64,8 @@ class RewardHackingWatch(L.Callback):
         found = hacking_metrics(scored.groups) if isinstance(scored, RolloutBatch) else {}
         if not found:
             return
-        outputs["metrics"] |= found
+        assert isinstance(pl_module, PolicyModule)
+        pl_module.record(found)
         self.watch(found | {"reward": fmean(p.score.reward for g in scored.groups for p in g.predictions)})
 
     def watch(self, step: Mapping[str, float]) -> None:
@@ -78,7 +77,7 @@ class RewardHackingWatch(L.Callback):
         signs = self._signs(now)
         if signs:
             log.warning(
-                "Over the last %d steps %s. The reward may be paying for something else than foresight: look at the "
+                "Over the last %d steps %s. The reward may be paying for something else than right predictions: look at the "
                 "predictions (rwml-tui), and see docs/analyses.md for what to change.",
                 self.patience,
                 "; ".join(signs),
@@ -101,7 +100,7 @@ class RewardHackingWatch(L.Callback):
             signs.append(f"predictions were {ratio:.1f} times as long as what really happened")
         if now["hacking/copied"] > self.max_copied:
             signs.append(
-                f"{100 * now['hacking/copied']:.0f} % of predictions repeated an observation instead of foreseeing one"
+                f"{100 * now['hacking/copied']:.0f} % of predictions repeated an observation instead of predicting one"
             )
         if now["hacking/content_free"] > self.max_content_free:
             signs.append(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,7 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
-from rwml_callbacks.reward_logger import RewardLogger
 from rwml_lightning.modules.base import PolicyModule
-from rwml_lightning.modules.playing import PlayingModule
-from rwml_lightning.modules.world_model import WorldModelModule
 from rwml_lightning.printable import printable
 from rwml_lightning.run import write_json
 from rwml_lightning.schema import Episode, EpisodeBatch, EpisodeGroup, RolloutBatch
@@ -29,8 +26,7 @@ _POLL_SECONDS = 0.5
 class TraceRecorder(L.Callback):
     """Writes steps, groups, predictions and held-out results to the run store, and obeys its control table.
 
-    Each step is committed at once, so that nothing recorded is lost when the process is killed. Place it after
-    :class:`RewardLogger`, whose metrics it records. Held-out results also go to ``evaluations/<stage>-<step>.json``
+    Each step is committed at once, so that nothing recorded is lost when the process is killed. Held-out results also go to ``evaluations/<stage>-<step>.json``
     beside the store.
 
     Args:
@@ -60,20 +56,16 @@ class TraceRecorder(L.Callback):
         self.writer.set_status("running")
         self._trained = False
 
-    @override
     @rank_zero_only
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    def on_step_metrics(
+        self, trainer: L.Trainer, module: PolicyModule, metrics: Mapping[str, float], batch: Any
     ) -> None:
-        assert isinstance(pl_module, PolicyModule)
-        logger = next((c for c in trainer.callbacks if isinstance(c, RewardLogger)), None)  # type: ignore[attr-defined]
-        metrics = logger.metrics if logger is not None else outputs["metrics"]
-        scored = outputs.get("batch")
-        stage, step = pl_module.stage, trainer.global_step
-        groups = scored.groups if isinstance(scored, RolloutBatch) else ()
+        """Record a step, and do what the dashboard asks for."""
+        stage, step = module.stage, trainer.global_step
+        groups = batch.groups if isinstance(batch, RolloutBatch) else ()
         self.writer.write_step(stage, step, metrics, groups)
-        if isinstance(scored, EpisodeBatch):
-            self.writer.write_episodes(stage, step, episodes_of(scored.groups))
+        if isinstance(batch, EpisodeBatch):
+            self.writer.write_episodes(stage, step, episodes_of(batch.groups))
         self._obey(trainer)
 
     @override
@@ -81,28 +73,25 @@ class TraceRecorder(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, PolicyModule)
         stage, step = pl_module.stage, trainer.global_step
-        metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
-        if isinstance(pl_module, WorldModelModule) and pl_module.validation_groups:
-            result = {
-                "results": [asdict(row) for row in pl_module.results],
-                "floors": [asdict(row) for row in pl_module.floors],
+        metrics = pl_module.evaluation_metrics
+        games, held_out = pl_module.games, pl_module.held_out
+        found: dict[str, Any] = {}
+        if games.groups:
+            found["games"] = {"results": [asdict(row) for row in games.results]}
+            self.writer.write_evaluation(stage, step, found["games"], name="episodes", metrics=metrics)
+            self.writer.write_episodes(stage, step, episodes_of(games.groups), source="held_out")
+        if held_out.groups:
+            found["predictions"] = {
+                "results": [asdict(row) for row in held_out.results],
+                "floors": [asdict(row) for row in held_out.floors],
             }
-            self.writer.write_evaluation(stage, step, result, pl_module.validation_groups, metrics=metrics)
-        elif isinstance(pl_module, PlayingModule) and pl_module.validation_episodes:
-            result = {"results": [asdict(row) for row in pl_module.results]}
-            self.writer.write_evaluation(stage, step, result, name="episodes", metrics=metrics)
-            episodes = episodes_of(pl_module.validation_episodes)
-            self.writer.write_episodes(stage, step, episodes, source="held_out")
-            if pl_module.probe_groups:
-                result["world_model"] = [asdict(row) for row in pl_module.probe_results]
-                floors = [asdict(row) for row in pl_module.probe_floors]
-                probed = {"results": result["world_model"], "floors": floors}
-                self.writer.write_evaluation(stage, step, probed, pl_module.probe_groups)
-        else:
+            own = {} if games.groups else metrics
+            self.writer.write_evaluation(stage, step, found["predictions"], held_out.groups, metrics=own)
+        if not found:
             return
         place = {"stage": stage, "step": step}
         file = printable(f"{stage}-{step}.json")
-        write_json(self.path.parent / "evaluations" / file, place | result)
+        write_json(self.path.parent / "evaluations" / file, place | found)
         if self._trained:  # the evaluation after training has opened the store again
             self.writer.set_status("finished")
 

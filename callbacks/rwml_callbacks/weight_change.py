@@ -12,14 +12,14 @@ from torch import Tensor
 from typing_extensions import override
 
 from rwml_callbacks.analysis import Analysis, Measurement
-from rwml_lightning.modules.base import PolicyModule
-from rwml_lightning.weight_change import (
+from rwml_lightning.changed_weights import (
     Change,
     change_shares,
     compare_weights,
     render_changes,
     starting_weights,
 )
+from rwml_lightning.modules.base import PolicyModule
 from rwml_lightning.weights import checkpoint_tensors
 
 

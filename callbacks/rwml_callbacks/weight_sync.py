@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 from typing_extensions import override
 
+from rwml_lightning.data.datamodule import rollout_data
 from rwml_lightning.generation import HFGenerator, WeightCheck
 from rwml_lightning.modules.base import PolicyModule
 
@@ -46,6 +47,7 @@ class WeightSync(L.Callback):
         assert isinstance(pl_module, PolicyModule)
         if pl_module.on_policy:
             self.sync(pl_module)
+            pl_module.record({"time/sync": self.seconds, "train/sync_gap": self.gap})
 
     @override
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -64,7 +66,7 @@ class WeightSync(L.Callback):
 
     def sync(self, module: PolicyModule) -> None:
         """Give the generator the module's weights unless it has them."""
-        data = module.trainer.datamodule  # type: ignore[attr-defined]
+        data = rollout_data(module.trainer)
         start = time.perf_counter()
         if isinstance(data.generator, HFGenerator):
             data.generator.attach(module.policy)  # decodes with the trainer's own weights: nothing to copy

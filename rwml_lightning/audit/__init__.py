@@ -1,6 +1,5 @@
 """What a reward can and cannot see, told before any training."""
 
-from rwml_lightning.audit.command import run_audit
 from rwml_lightning.audit.measure import Audit, Choice, Row, audit_reward, choose_tau
 
-__all__ = ["Audit", "Choice", "Row", "audit_reward", "choose_tau", "run_audit"]
+__all__ = ["Audit", "Choice", "Row", "audit_reward", "choose_tau"]

@@ -13,16 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.progress import track
 
-from rwml_lightning.data.batches import Label
-from rwml_lightning.data.branches import ExpertEpisode, ExpertGame, follow_expert
-from rwml_lightning.data.chat_format import ChatFormat, fingerprint
-from rwml_lightning.data.episodes import episode_name
-from rwml_lightning.data.games import Game
-from rwml_lightning.data.play import EpisodePlayer
 from rwml_lightning.data.reflections import Reflection, write_reflections
 from rwml_lightning.data.transitions import METADATA_KEY
-from rwml_lightning.evaluation import is_solved
-from rwml_lightning.schema import Sampling
+from rwml_lightning.episodes.expert import ExpertEpisode, follow_expert
+from rwml_lightning.episodes.games import Game, episode_name
+from rwml_lightning.episodes.loop import Start
+from rwml_lightning.episodes.player import EpisodePlayer
+from rwml_lightning.prompts.chat_format import ChatFormat, fingerprint
+from rwml_lightning.schema import Label, Sampling
 from rwml_lightning.terminal import Terminal
 
 log = logging.getLogger(__name__)
@@ -33,7 +31,7 @@ _SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Demonstrations:
-    """What :class:`rwml_lightning.modules.PolicySFT` imitates.
+    """Episodes that :class:`rwml_lightning.modules.PolicySFT` imitates.
 
     Args:
         path: Parquet file of token ids; collected when it is not there.
@@ -41,8 +39,9 @@ class Demonstrations:
             does, and has a model write before each action why it is better than others; ``policy`` plays and keeps the
             episodes that were solved.
         episodes_per_game: For ``policy``: episodes of each game.
-        max_steps: Turns after which an episode is cut off.
-        temperature: For ``policy``: of sampling.
+        labels_per_step: Turns that an optimizer step learns from.
+        max_turns: Turns after which an episode is cut off.
+        temperature: For ``policy``: temperature of sampling.
         batch_size: Games played at once.
         reflection: For ``reflection``: how it is written.
     """
@@ -50,7 +49,8 @@ class Demonstrations:
     path: str
     source: Literal["expert", "reflection", "policy"] = "expert"
     episodes_per_game: int = 8
-    max_steps: int = 30
+    labels_per_step: int = 32
+    max_turns: int = 30
     temperature: float = 1.0
     batch_size: int = 16
     reflection: Reflection = Reflection()  # noqa: RUF009 - frozen
@@ -72,7 +72,7 @@ def collect_demonstrations(
     """
     if wanted.source == "reflection" and "{thinking}" not in player.prompt.answer:
         raise ValueError(
-            "data.demonstrations.source is 'reflection', but data.play.prompt.answer has no place for {thinking}"
+            "data.episodes.demonstrations.source is 'reflection', but data.episodes.prompt.answer has no place for {thinking}"
         )
     labels: list[Label] = []
     unsolved: dict[str, str] = {}
@@ -95,10 +95,10 @@ def collect_demonstrations(
     if not labels:
         raise ValueError(
             f"none of {len(games)} games was solved, so there is nothing to imitate; take easier games, more "
-            "data.demonstrations.episodes_per_game, or data.demonstrations.source 'expert'"
+            "data.episodes.demonstrations.episodes_per_game, or data.episodes.demonstrations.source 'expert'"
             + "".join(f"; {name}: {reason}" for name, reason in [*unsolved.items()][-1:])
         )
-    write_labels(Path(wanted.path), labels, {**asdict(wanted), "tokenizer": fingerprint(player.chat)})
+    write_labels(Path(wanted.path), labels, {**asdict(wanted), "tokenizer": fingerprint(player.policy.chat)})
     console.print(f"{len(labels)} turns of {solved} solved episodes, of {len(games)} games: {wanted.path}")
 
 
@@ -106,10 +106,10 @@ def _own_successes(
     wanted: Demonstrations, player: EpisodePlayer, number: int, games: Sequence[Game], sampling: Sampling
 ) -> Iterator[list[Label]]:
     batch = player.collect(
-        "demonstrations", number, games, wanted.episodes_per_game, sampling, wanted.max_steps
+        "demonstrations", number, games, wanted.episodes_per_game, sampling, wanted.max_turns
     )
     for group in batch.groups:
-        for member in filter(is_solved, group.members):
+        for member in (one for one in group.members if one.episode.solved):
             name = member.episode.episode_id
             yield [
                 Label(f"{name}/{turn}", sample.prompt_ids, sample.completion.token_ids)
@@ -120,13 +120,11 @@ def _own_successes(
 def _follow_expert(
     wanted: Demonstrations, player: EpisodePlayer, games: Sequence[Game]
 ) -> tuple[list[ExpertEpisode], dict[str, str]]:
-    named = [
-        ExpertGame(f"expert-{episode_name(game.task, 0)}", game.task, game.seed, "train") for game in games
-    ]
+    starts = [Start(f"expert-{episode_name(game.task, 0)}", game.task, game.seed) for game in games]
     num_alternatives = wanted.reflection.num_alternatives if wanted.source == "reflection" else 0
     return follow_expert(
-        player.pool, player.environment, named, wanted.max_steps, player.seed, num_alternatives, wanted.max_steps
-    )  # fmt: skip
+        player.pool, starts, wanted.max_turns, player.seed, num_alternatives, history_turns=wanted.max_turns
+    )
 
 
 def _expert_labels(
@@ -135,9 +133,7 @@ def _expert_labels(
     """Labels of each episode, as far as they fit the context."""
     steps = [step for episode in episodes for step in episode.steps]
     thoughts = iter(
-        write_reflections(
-            wanted.reflection, steps, player.generator, player.chat, player.seed, player.context
-        )
+        write_reflections(wanted.reflection, steps, player.policy, player.seed)
         if wanted.source == "reflection"
         else [""] * len(steps)
     )
@@ -145,13 +141,13 @@ def _expert_labels(
         labels: list[Label] = []
         so_far: tuple[int, ...] | None = None
         for step in episode.steps:
-            chat = player.chat
+            chat = player.policy.chat
             prompt = player.prompt.encode(chat, step.view, so_far)
             action, thinking = chat.quote_action(step.transition.action), chat.quote(next(thoughts))
             answer = player.prompt.answer.format(action=action, thinking=thinking)
             answer_ids = chat.encode_label(prompt, answer)
             so_far = prompt + answer_ids
-            if player.context is None or len(so_far) <= player.context:
+            if player.policy.fits(len(so_far)):
                 labels.append(Label(step.transition.transition_id, prompt, answer_ids))
             else:
                 log.warning("%s does not fit the context and is left out", step.transition.transition_id)
@@ -180,16 +176,11 @@ def read_labels(path: Path, chat: ChatFormat) -> list[Label]:
         rows = table.select(_SCHEMA.names).to_pylist()
     except (pa.ArrowException, OSError, KeyError) as error:
         raise ValueError(
-            f"data.demonstrations.path: {path} is no file of demonstrations ({error})"
+            f"data.episodes.demonstrations.path: {path} is no file of demonstrations ({error})"
         ) from error
     if metadata.get("tokenizer") != fingerprint(chat):
         raise ValueError(
-            f"data.demonstrations.path: {path} was written with another tokenizer or chat template; name another file, or remove it to collect "
+            f"data.episodes.demonstrations.path: {path} was written with another tokenizer or chat template; name another file, or remove it to collect "
             "anew"
         )
     return [Label(row["name"], tuple(row["prompt_ids"]), tuple(row["answer_ids"])) for row in rows]
-
-
-def in_parts(labels: Sequence[Label], size: int) -> list[Sequence[Label]]:
-    """Labels in their order, ``size`` a step: turns of an episode stay together, so that what they share is computed once."""
-    return [labels[start : start + size] for start in range(0, len(labels), size)]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from rwml_lightning.envs.alfworld.floors import FLOORS as ALFWORLD_FLOORS
+from rwml_lightning.evaluation import Predictor
 from rwml_lightning.schema import Transition
 
-Predictor = Callable[[Transition], str]
 _TOOL_NAME = re.compile(r'<tool_call>\s*\{"name":\s*"(\w+)"')
 _FIRST_WORD = re.compile(r"\w+")
 
@@ -21,7 +21,7 @@ def floors_for(transitions: Sequence[Transition], known: Sequence[Transition]) -
     state may be the current one, and ``most_common``, the most common answer to actions of the same tool or first word.
 
     Args:
-        transitions: What is to be foreseen, of one environment.
+        transitions: Transitions to predict, of one environment.
         known: Training transitions, for ``most_common``; without any there is none.
     """
     if transitions and "alfworld" in transitions[0].environment.lower():

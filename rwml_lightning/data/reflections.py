@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from rwml_lightning.answers import TAGS, read_reply
-from rwml_lightning.data.branches import ExpertStep
-from rwml_lightning.data.chat_format import ChatFormat
-from rwml_lightning.data.prompts import check_fields
-from rwml_lightning.generation.base import Generator
+from rwml_lightning.episodes.expert import ExpertStep
+from rwml_lightning.prompts.next_state import check_fields
+from rwml_lightning.prompts.policy import PolicyClient
 from rwml_lightning.rewards.server import NoAnswerError, Request, Server, ServerClient
 from rwml_lightning.schema import Sampling
 from rwml_lightning.seeds import derive_seed
@@ -36,7 +35,7 @@ class Reflection:
         num_alternatives: Other actions at each step whose outcome is shown.
         user: What asks for one, with the fields ``{task}``, ``{observation}``, ``{outcomes}`` and ``{action}``.
         max_tokens: Most tokens of one.
-        temperature: Of sampling.
+        temperature: Temperature of sampling.
         server: A chat model that writes them; ``null`` asks the policy itself.
     """
 
@@ -47,7 +46,7 @@ class Reflection:
     server: Server | None = None
 
     def __post_init__(self) -> None:
-        key = "data.demonstrations.reflection"
+        key = "data.episodes.demonstrations.reflection"
         check_fields(f"{key}.user", self.user, {"task", "observation", "outcomes", "action"})
         if self.num_alternatives < 1:
             raise ValueError(f"{key}.num_alternatives is {self.num_alternatives}; it must be at least 1")
@@ -66,20 +65,20 @@ class Reflection:
 def write_reflections(
     how: Reflection,
     steps: Sequence[ExpertStep],
-    generator: Generator,
-    chat: ChatFormat,
+    policy: PolicyClient,
     seed: int,
-    context: int | None = None,
 ) -> list[str]:
     """Thoughts for each step, on one line.
 
-    They are empty where a server gave none, the question does not fit ``context`` (tokens of a prompt and its completion), or
+    They are empty where a server gave none, the question does not fit the context, or
     there was no other action to compare with.
     """
     asked = [number for number, step in enumerate(steps) if step.alternatives]
     if how.server is None:
-        room = math.inf if context is None else context - how.max_tokens
-        encoded = {number: chat.encode_user("", how.ask(steps[number], chat.quote)) for number in asked}
+        room = math.inf if policy.context is None else policy.context - how.max_tokens
+        encoded = {
+            number: policy.chat.encode_user("", how.ask(steps[number], policy.chat.quote)) for number in asked
+        }
         asked = [number for number, prompt in encoded.items() if len(prompt) <= room]
         if len(asked) < len(encoded):
             log.warning(
@@ -88,14 +87,16 @@ def write_reflections(
         prompts = [encoded[number] for number in asked]
         seeds = [[derive_seed(seed, "reflection", steps[n].transition.transition_id)] for n in asked]
         written = (
-            generator.generate(prompts, Sampling(how.max_tokens, how.temperature), seeds) if prompts else []
+            policy.generator.generate(prompts, Sampling(how.max_tokens, how.temperature), seeds)
+            if prompts
+            else []
         )
         found = [
-            read_reply(chat.decode(completion), chat.in_thinking(prompt)).said
+            read_reply(policy.chat.decode(completion), policy.chat.in_thinking(prompt)).said
             for prompt, (completion,) in zip(prompts, written, strict=True)
         ]
     else:
-        client = ServerClient(how.server, "data.demonstrations.reflection.server")
+        client = ServerClient(how.server, "data.episodes.demonstrations.reflection.server")
         answers = client.ask("chat/completions", [_request(how, how.ask(steps[n])) for n in asked])
         lost = [answer for answer in answers if isinstance(answer, NoAnswerError)]
         if lost:

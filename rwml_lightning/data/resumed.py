@@ -3,42 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
-from rwml_lightning.data.batches import StepLoader
+from rwml_lightning.data.loader import StepLoader
+from rwml_lightning.data.source import Learns, SourceName
 
-_TRANSITIONS = {
-    "batch_size": "data.prompts_per_step",
-    "items": "data.transitions, data.num_transitions and the EasySampleFilter",
-}
 _KEYS = {
-    "predictions": _TRANSITIONS,
-    "labels": _TRANSITIONS,
-    "episodes": {"batch_size": "data.play.games_per_step", "items": "data.environment and data.play"},
-    "actions": {
-        "batch_size": "data.prompts_per_step",
-        "items": "data.demonstrations and data.prompts_per_step",
-    },
+    ("predictions", "samples"): ("prompts_per_step", "transitions, num_transitions and the EasySampleFilter"),
+    ("predictions", "labels"): ("prompts_per_step", "transitions, num_transitions and the EasySampleFilter"),
+    ("episodes", "samples"): ("games_per_step", "splits and num_games, and data.environment"),
+    ("episodes", "labels"): ("demonstrations.labels_per_step", "demonstrations"),
 }
-"""The config's keys that decide what a step reads, by what the stage's module reads."""
+"""Keys of a source that decide how many items a step has and which, by what the stage reads and learns from."""
 
 
 def check_same_items(
     loader: StepLoader[Any, Any],
     saved: Mapping[str, Any],
-    reads: Literal["predictions", "labels", "episodes", "actions"],
+    reads: SourceName,
+    learns: Learns,
 ) -> None:
     """Refuse to count on from a checkpoint when the steps before it read something else; more passes are welcome.
 
     Args:
-        loader: Of this run.
+        loader: Loader of this run.
         saved: ``state_dict`` of the loader that the checkpoint was saved with.
-        reads: What the stage's module reads, which says which keys of the config errors name.
+        reads: Source of the stage, for errors.
+        learns: What the stage learns from, for errors.
 
     Raises:
         ValueError: Seed, batch size or items are others, or the passes end before the checkpoint's step.
     """
-    own, keys = loader.state_dict(), {"seed": "seed_everything", **_KEYS[reads]}
+    size, items = _KEYS[reads, learns]
+    own, keys = loader.state_dict(), {"seed": "seed_everything", "batch_size": f"data.{reads}.{size}"}
     instead = "set it as it was, or start from the checkpoint's weights by model.init_from"
     for name in ("seed", "batch_size"):
         if own[name] != saved[name]:
@@ -48,10 +45,10 @@ def check_same_items(
     if own["items"] != saved["items"]:
         raise ValueError(
             f"training draws from {own['num_items']} items that are not the {saved['num_items']} of the checkpoint; "
-            f"{keys['items']} decide which they are: {instead}"
+            f"data.{reads}.{items} decide which they are: {instead}"
         )
     if saved["step"] > len(loader):
         raise ValueError(
-            f"data.num_passes is {loader.num_passes}, which ends after batch {len(loader)}, but the checkpoint was saved "
+            f"data.{reads}.num_passes is {loader.draw.num_passes}, which ends after batch {len(loader)}, but the checkpoint was saved "
             f"after batch {saved['step']}: raise it"
         )

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from rwml_lightning.answers import extract_answer
-from rwml_lightning.data.chat_format import ChatFormat
-from rwml_lightning.data.prompts import WorldModelPrompt
-from rwml_lightning.generation.base import Generator
+from rwml_lightning.prompts.next_state import WorldModelPrompt
+from rwml_lightning.prompts.policy import PolicyClient
 from rwml_lightning.rewards import NextStateReward
 from rwml_lightning.rewards.base import score_checked
 from rwml_lightning.rewards.controls import Control
@@ -35,29 +34,26 @@ class WorldModelRollouts:
     """Asks the policy for the next state of each transition, several times, and scores the answers.
 
     Args:
-        generator: Writes the completions.
-        reward: Scores them.
+        policy: Writes the completions.
+        reward: Scores the completions.
         prompt: Turns a transition into a prompt.
-        chat: The policy's.
-        seed: The run's seed; a sample's seed follows from it and (stage, step, transition, member).
+        seed: Seed of the run; a sample's seed follows from it and (stage, step, transition, member).
         max_dropped_share: Stop when more than this share of groups, and more than one, got no verdict.
-        control: What takes the place of the reward.
+        control: Reward that takes the place of the true one.
     """
 
     def __init__(
         self,
-        generator: Generator,
+        policy: PolicyClient,
         reward: NextStateReward,
         prompt: WorldModelPrompt,
-        chat: ChatFormat,
         seed: int,
         max_dropped_share: float = 0.1,
         control: Control | None = None,
     ) -> None:
-        self.generator = generator
+        self.policy = policy
         self.reward = reward
         self.prompt = prompt
-        self.chat = chat
         self.seed = seed
         self.max_dropped_share = max_dropped_share
         self.control = control
@@ -80,15 +76,15 @@ class WorldModelRollouts:
             ValueError: Too many groups got no verdict.
         """
         start = time.perf_counter()
-        prompts = [self.prompt.encode(self.chat, transition) for transition in transitions]
+        prompts = [self.prompt.encode(self.policy.chat, transition) for transition in transitions]
         seeds = member_seeds(self.seed, stage, step, transitions, group_size)
-        completions = self.generator.generate(prompts, sampling, seeds)
+        completions = self.policy.generator.generate(prompts, sampling, seeds)
         generated = time.perf_counter()
         groups = self._score((stage, step), transitions, prompts, completions)
         self._count(transitions, groups)
         return RolloutBatch(
             step=step,
-            policy_version=self.generator.policy_version,
+            policy_version=self.policy.generator.policy_version,
             groups=groups,
             temperature=sampling.temperature,
             dropped_groups=len(transitions) - len(groups),
@@ -103,9 +99,11 @@ class WorldModelRollouts:
         completions: Sequence[Sequence[Completion]],
     ) -> tuple[Group, ...]:
         flat = [completion for group in completions for completion in group]
-        texts = [self.chat.decode(completion) for completion in flat]
+        texts = [self.policy.chat.decode(completion) for completion in flat]
         begun = [
-            self.chat.in_thinking(ids) for ids, group in zip(prompts, completions, strict=True) for _ in group
+            self.policy.chat.in_thinking(ids)
+            for ids, group in zip(prompts, completions, strict=True)
+            for _ in group
         ]
         answers = [extract_answer(*told) for told in zip(texts, begun, strict=True)]
         owners = [t for t, group in zip(transitions, completions, strict=True) for _ in group]
@@ -138,7 +136,7 @@ class WorldModelRollouts:
         log.warning("no verdict on a member, so the group is left out: %s", ", ".join(dropped))
         if self._num_dropped > 1 and self._num_dropped > self.max_dropped_share * self._num_groups:
             raise ValueError(
-                f"{self._num_dropped} of {self._num_groups} groups got no verdict, more than data.max_dropped_share "
+                f"{self._num_dropped} of {self._num_groups} groups got no verdict, more than data.predictions.max_dropped_share "
                 f"({self.max_dropped_share}) allows; the log says why. The same command goes on from the last checkpoint"
             )
 

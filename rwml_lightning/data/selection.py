@@ -1,4 +1,4 @@
-"""Which transitions of a file are used: a fixed draw of each split, of those whose prompt fits the context."""
+"""Selection of a file's transitions: a fixed draw of each split, of those whose prompt fits the context."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rwml_lightning.data.chat_format import ChatFormat
-from rwml_lightning.data.prompts import WorldModelPrompt
+from rwml_lightning.prompts.next_state import WorldModelPrompt
+from rwml_lightning.prompts.policy import PolicyClient
 from rwml_lightning.schema import Transition
 from rwml_lightning.seeds import derive_seed
 
@@ -21,11 +21,11 @@ class Validation:
     """How held-out predictions are made.
 
     Args:
-        num_transitions: Held-out transitions used, a fixed random draw; ``None`` uses all.
+        num_transitions: Number of held-out transitions, a fixed random draw; ``null`` uses all.
         group_size: Predictions a transition.
-        temperature: 1 is what training samples at; 0 is greedy.
-        top_p: Nucleus; 1, as in training, keeps every token.
+        temperature: Temperature of sampling; training samples at 1, and 0 is greedy.
         batch_size: Prompts generated at once.
+        top_p: Nucleus; 1, as in training, keeps every token.
     """
 
     num_transitions: int | None = None
@@ -38,50 +38,49 @@ class Validation:
 def draw(
     transitions: Sequence[Transition], split: Literal["train", "validation"], count: int | None, seed: int
 ) -> list[Transition]:
-    """A fixed random draw of a split, which does not depend on the order of the file; ``None`` draws all."""
+    """Draw from a split at random; the draw is fixed and does not depend on the order of the file. ``None`` draws all."""
     chosen = [transition for transition in transitions if transition.split == split]
     chosen.sort(key=lambda transition: derive_seed(seed, "draw", transition.transition_id))
     return chosen[:count]
 
 
-def those_that_fit(
+def select_fitting(
     path: Path,
     transitions: Sequence[Transition],
     prompt: WorldModelPrompt,
-    chat: ChatFormat,
-    context: int | None,
+    policy: PolicyClient,
     max_tokens: int,
     on_broken: Literal["raise", "skip"],
 ) -> list[Transition]:
-    """Those whose prompt leaves room for an answer; a longer one would end the run at the step that draws it.
+    """Select transitions whose prompt leaves room for an answer; a longer one would end the run at the step that draws it.
 
     Args:
-        path: Their file, for errors.
-        transitions: What to choose from.
+        path: File of the transitions, for errors.
+        transitions: Transitions to choose from.
         prompt: Template.
-        chat: The policy's.
-        context: Most tokens of a prompt and its completion together; ``None`` for no limit.
+        policy: Has the context that a prompt and its completion must fit.
         max_tokens: Most tokens of a completion.
         on_broken: ``raise`` refuses a longer one, ``skip`` leaves it out and logs how many.
 
     Raises:
         ValueError: One is too long, or all are.
     """
+    context = policy.context
     if context is None:
         return list(transitions)
     room = context - max_tokens
-    lengths = {t.transition_id: len(prompt.encode(chat, t)) for t in transitions}
+    lengths = {t.transition_id: len(prompt.encode(policy.chat, t)) for t in transitions}
     too_long = [name for name, length in lengths.items() if length > room]
     if too_long:
         text = (
             f"{path}: {len(too_long)} of {len(lengths)} prompts are longer than {room} tokens, which is what a "
-            f"context of {context} leaves beside data.sampling.max_tokens; the longest has {max(lengths.values())}, "
+            f"context of {context} leaves beside data.predictions.sampling.max_tokens; the longest has {max(lengths.values())}, "
             f"for example {too_long[0]}"
         )
         if on_broken == "raise" or len(too_long) == len(lengths):
             raise ValueError(
-                f"{text}. Lower data.prompt.history_turns or data.prompt.max_observation_chars, raise the generator's "
-                "max_model_len, or set data.on_broken to 'skip'"
+                f"{text}. Lower data.predictions.prompt.history_turns or data.predictions.prompt.max_observation_chars, raise the generator's "
+                "max_model_len, or set data.predictions.on_broken to 'skip'"
             )
         log.warning("%s. They are left out", text)
     return [t for t in transitions if lengths[t.transition_id] <= room]

@@ -91,7 +91,9 @@ def read_transitions(path: Path, on_broken: Literal["raise", "skip"] = "raise") 
             seen.add(row["transition_id"])
             transitions.append(_from_row(row))
         elif on_broken == "raise":
-            raise ValueError(f"{path}, row {number}: {fault}. Mend the file, or set data.on_broken to 'skip'")
+            raise ValueError(
+                f"{path}, row {number}: {fault}. Mend the file, or set data.predictions.on_broken to 'skip'"
+            )
         else:
             broken.append(f"{number} ({fault})")
     if broken:

@@ -10,6 +10,8 @@ from typing import Any, get_origin, get_type_hints
 import gymnasium
 from gymnasium.envs.registration import ENV_ID_RE, find_highest_version, get_env_id, parse_env_id
 
+from rwml_lightning.envs.alfworld.generated_games import GeneratedGames
+
 Factory = Callable[..., gymnasium.Env[Any, Any]]
 
 
@@ -25,6 +27,7 @@ class EnvironmentSpec:
             first), or the path of a ``gymnasium.Env`` class or of a function annotated to return one
             (``package.module:Class`` or ``package.module.Class``).
         kwargs: Arguments of the environment.
+        games: Games that are generated for it when they are not there; it plays them unless ``kwargs`` name other ``data``.
 
     Example:
         >>> EnvironmentSpec("rwml/ALFWorld-v0", {"data": "games", "max_steps": 30}).make()  # doctest: +SKIP
@@ -32,6 +35,17 @@ class EnvironmentSpec:
 
     id: str
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    games: GeneratedGames | None = None
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Arguments that it is made with."""
+        return ({} if self.games is None else {"data": self.games.folder}) | dict(self.kwargs)
+
+    def prepare(self, seed: int) -> None:
+        """Generate the games that are not there yet."""
+        if self.games is not None:
+            self.games.generate(seed)
 
     def make(self) -> gymnasium.Env[Any, Any]:
         """Make the environment.
@@ -40,7 +54,7 @@ class EnvironmentSpec:
             ValueError: There is no such environment, or it does not take these arguments; the message names it.
         """
         try:
-            environment = _find(self.id)(**self.kwargs)
+            environment = _find(self.id)(**self.arguments)
         except (TypeError, gymnasium.error.Error) as error:
             raise ValueError(f"environment {self.id!r}: {error}") from error
         if not isinstance(environment, gymnasium.Env):

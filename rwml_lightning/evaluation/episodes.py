@@ -61,7 +61,7 @@ def measure_game(group: EpisodeGroup) -> dict[str, float]:
     2 up to the number of episodes. What the environment itself measured (``info["measures"]``) is there by its own names.
     """
     members = group.members
-    solved = [is_solved(member) for member in members]
+    solved = [member.episode.solved for member in members]
     turns = [turn for member in members for turn in member.episode.turns]
     tokens = [len(sample.completion.token_ids) for member in members for sample in member.samples]
     values = {
@@ -88,12 +88,6 @@ def measure_game(group: EpisodeGroup) -> dict[str, float]:
             member.episode.measures[name] for member in members if name in member.episode.measures
         )
     return values
-
-
-def is_solved(member: Playthrough) -> bool:
-    """Whether an episode counts as a success."""
-    success = member.episode.success
-    return member.episode.episode_return > 0 if success is None else success
 
 
 def num_repeated(member: Playthrough) -> int:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from statistics import fmean
 
-from rwml_lightning.rewards.base import NextStateReward, success_similarity
+from rwml_lightning.rewards.base import NextStateReward, score_checked, success_similarity
 from rwml_lightning.rewards.rouge import rouge
 from rwml_lightning.schema import Group, Score, Transition
 
+Predictor = Callable[[Transition], str]
 MEASURES: Mapping[str, str] = {
     "similarity": "similarity",
     "accuracy": "under\ntau_d",
@@ -57,7 +58,7 @@ def measure(
     Args:
         transition: What really happened.
         predictions: K predicted next states, at least one.
-        scores: Of each prediction.
+        scores: Score of each prediction.
         threshold: Similarity above which a prediction counts as right.
     """
     real = _normalise(transition.next_state)
@@ -86,6 +87,24 @@ def measure_groups(groups: Iterable[Group], reward: NextStateReward) -> list[Mea
         )
         for group in groups
     ]
+
+
+def measure_floors(
+    transitions: Sequence[Transition], reward: NextStateReward, floors: Mapping[str, Predictor]
+) -> list[dict[str, Measured]]:
+    """Measure predictors without a model on each transition, so that wording is not taken for knowledge.
+
+    Returns:
+        For each transition its measures by the name of the floor, without those that got no verdict.
+    """
+    rows: list[dict[str, Measured]] = [{} for _ in transitions]
+    for name, predict in floors.items():
+        texts = [predict(transition) for transition in transitions]
+        scores = score_checked(reward, transitions, texts)
+        for row, transition, text, score in zip(rows, transitions, texts, scores, strict=True):
+            if score is not None:
+                row[name] = measure(transition, [text], [score], success_similarity(reward, transition))
+    return rows
 
 
 def _normalise(text: str) -> str:

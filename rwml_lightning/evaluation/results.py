@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,11 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from rwml_lightning.evaluation.bootstrap import bootstrap_intervals
-from rwml_lightning.evaluation.measures import MEASURES, Measured, measure
-from rwml_lightning.rewards.base import NextStateReward, score_checked, success_similarity
-from rwml_lightning.schema import Transition
-
-Predictor = Callable[[Transition], str]
+from rwml_lightning.evaluation.measures import MEASURES, Measured
 
 
 @dataclass(frozen=True)
@@ -135,24 +131,6 @@ def paired_difference(measured: Sequence[Measured], base: Sequence[Measured]) ->
     )
     means = dict(zip(measures, differences.mean(axis=0).tolist(), strict=True))
     return Difference(len(common), means, _intervals(measures, differences))
-
-
-def evaluate_floors(
-    transitions: Sequence[Transition], reward: NextStateReward, floors: Mapping[str, Predictor]
-) -> list[Result]:
-    """What each model-free predictor scores on the same transitions, so that wording is not taken for knowledge."""
-    results = []
-    for name, predict in floors.items():
-        predictions = [predict(transition) for transition in transitions]
-        scored = zip(transitions, predictions, score_checked(reward, transitions, predictions), strict=True)
-        measured = [
-            measure(t, [text], [score], success_similarity(reward, t))
-            for t, text, score in scored
-            if score is not None
-        ]
-        if measured:
-            results.append(summarise(name, measured))
-    return results
 
 
 def as_metrics(results: Iterable[Result], prefix: str) -> dict[str, float]:

@@ -7,6 +7,7 @@ from rwml_lightning.functional.advantages import (
     step_advantages,
 )
 from rwml_lightning.functional.attention import has_tree_attention, use_tree_attention
+from rwml_lightning.functional.changed_scalars import count_changed
 from rwml_lightning.functional.checkpointing import Checkpointing, checkpointing_arguments
 from rwml_lightning.functional.digest import combine_digests, digesting, tensor_digest
 from rwml_lightning.functional.kl import Estimator, kl_penalty
@@ -21,7 +22,6 @@ from rwml_lightning.functional.losses import (
 )
 from rwml_lightning.functional.packed import packed_logprobs, plain_logprobs, verify_packing
 from rwml_lightning.functional.prefix_tree import MicroBatch, PrefixTree, build_tree, micro_batches
-from rwml_lightning.functional.weight_change import count_changed
 
 __all__ = [
     "Checkpointing",

@@ -31,7 +31,7 @@ class WorkerExtension:
         """Replace the weights by those in safetensors files; each worker takes its own shard of every tensor.
 
         Args:
-            folder: Of the model; tells how its checkpoint spells the tensors, which is what vLLM's loaders know.
+            folder: Folder of the model; it says how its checkpoint spells the tensors, which is what vLLM's loaders know.
             paths: Files of tensors as the model in transformers spells them.
 
         Returns:

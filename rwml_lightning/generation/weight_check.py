@@ -84,7 +84,7 @@ class WeightCheck:
         Args:
             generator: Gets the weights.
             module: Has them.
-            version: Of the weights.
+            version: Version of the weights.
             probe_ids: Token ids of a real text.
 
         Returns:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, cast
 
 import lightning as L
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from typing_extensions import override
 
+from rwml_lightning.evaluation import HeldOutBatch, HeldOutPredictions, PlayedGames
 from rwml_lightning.functional import (
     Checkpointing,
     micro_batches,
@@ -22,14 +24,15 @@ from rwml_lightning.functional import (
 from rwml_lightning.models import load_tokenizer
 from rwml_lightning.modules.adapters import LoRA
 from rwml_lightning.modules.loading import Dtype, check_same_lora, load_policy
-from rwml_lightning.modules.resuming import LearningRate, keep_settings, reopen_epoch, restore_rng, rng_states
+from rwml_lightning.modules.observers import MetricsObserver, StepObserver, check_monitored
+from rwml_lightning.modules.optimizer import Optimizer
+from rwml_lightning.modules.resuming import reopen_epoch, restore_rng, rng_states
 from rwml_lightning.modules.scoring import score_text
+from rwml_lightning.schema import EpisodeBatch, Label
 from rwml_lightning.weights import model_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from rwml_lightning.data.batches import Label
 
 Item = TypeVar("Item")
 TRAINABLE_PRECISIONS = ("32-true", "64-true", "bf16-mixed")
@@ -49,18 +52,16 @@ class PolicyModule(L.LightningModule):
         dtype: Dtype of the weights; less than ``float32`` for evaluation, and under ``lora``, whose adapters are float32.
         gradient_checkpointing: What the backward pass computes again to save memory: ``none``, ``selective`` (all but
             matrix products and attention, nearly free) or ``full`` (a third more work).
-        learning_rate: Peak learning rate of AdamW.
-        learning_rate_schedule: After the warm-up, ``constant``, or down to 0 as ``linear`` or ``cosine`` at the last step.
-        learning_rate_warmup_steps: Steps of linear rise at the start.
-        weight_decay: Decoupled weight decay.
-        max_grad_norm: Gradients longer than this are shortened to it.
+        optimizer: AdamW and its schedule.
         max_tokens_per_micro_batch: Token budget of one forward and backward pass.
         head_chunk_size: Positions whose logits exist at once.
     """
 
     stage: ClassVar[str]
-    reads: ClassVar[Literal["predictions", "labels", "episodes", "actions"]]
-    """What its batches are: rollouts of predictions or of episodes, or labels for next states or for actions."""
+    reads: ClassVar[Literal["predictions", "episodes"]]
+    """Source of the DataModule that it learns from."""
+    learns: ClassVar[Literal["samples", "labels"]]
+    """Whether it learns from what its own weights sampled, or from labels."""
     policy: nn.Module
     steps_per_batch = 1
 
@@ -71,31 +72,24 @@ class PolicyModule(L.LightningModule):
         lora: LoRA | None = None,
         dtype: Dtype = "float32",
         gradient_checkpointing: Checkpointing = "none",
-        learning_rate: float = 1e-6,
-        learning_rate_schedule: Literal["constant", "linear", "cosine"] = "constant",
-        learning_rate_warmup_steps: int = 0,
-        weight_decay: float = 0.0,
-        max_grad_norm: float = 1.0,
+        optimizer: Optimizer = Optimizer(),  # noqa: B008
         max_tokens_per_micro_batch: int = 4096,
         head_chunk_size: int = 1024,
     ) -> None:
         super().__init__()
-        for name, value in (("learning_rate", learning_rate), ("max_grad_norm", max_grad_norm)):
-            if not value > 0:
-                raise ValueError(f"model.{name} is {value}; it must be above 0")
         self.automatic_optimization = False
         self.model = model
         self.init_from = init_from
         self.lora = lora
         self.dtype_name: Dtype = dtype
         self.gradient_checkpointing: Checkpointing = gradient_checkpointing
-        self.learning_rate = learning_rate
-        self.learning_rate_schedule = learning_rate_schedule
-        self.learning_rate_warmup_steps = learning_rate_warmup_steps
-        self.weight_decay = weight_decay
-        self.max_grad_norm = max_grad_norm
+        self.optimizer = optimizer
         self.max_tokens_per_micro_batch = max_tokens_per_micro_batch
         self.head_chunk_size = head_chunk_size
+        self.held_out = HeldOutPredictions()
+        self.games = PlayedGames()
+        self.evaluation_metrics: dict[str, float] = {}
+        self._step_metrics: dict[str, float] = {}
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -105,7 +99,7 @@ class PolicyModule(L.LightningModule):
     @property
     def on_policy(self) -> bool:
         """Whether it learns from what its own weights sampled."""
-        return self.reads in ("predictions", "episodes")
+        return self.learns == "samples"
 
     @property
     def policy_version(self) -> int:
@@ -136,7 +130,7 @@ class PolicyModule(L.LightningModule):
         """Refuse what would not train as it should; nothing needs to be loaded.
 
         Args:
-            precision: Of the trainer, as Lightning spells it.
+            precision: Precision of the trainer, as Lightning spells it.
 
         Raises:
             ValueError: Low-precision weights would be trained, or gradients carry a loss scale; says what to set.
@@ -159,12 +153,7 @@ class PolicyModule(L.LightningModule):
     def configure_optimizers(self) -> Any:
         self.check_precision(self.trainer.precision)
         trained = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(
-            trained, lr=self.learning_rate, weight_decay=self.weight_decay, betas=(0.9, 0.95), fused=True
-        )
-        optimizer.register_load_state_dict_pre_hook(keep_settings)
-        total = self.num_planned_steps
-        scheduler = LearningRate(optimizer, lambda step: self._learning_rate_factor(step, total))
+        optimizer, scheduler = self.optimizer.make(trained, self.num_planned_steps)
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
     @override
@@ -190,19 +179,6 @@ class PolicyModule(L.LightningModule):
         reopen_epoch(checkpoint)
         restore_rng(checkpoint["rng_states"])
 
-    def _learning_rate_factor(self, step: int, total: int) -> float:
-        warmup = self.learning_rate_warmup_steps
-        if step < warmup:
-            return (step + 1) / (warmup + 1)
-        if self.learning_rate_schedule == "constant":
-            return 1.0
-        progress = min((step - warmup) / max(total - warmup, 1), 1.0)
-        return (
-            1 - progress
-            if self.learning_rate_schedule == "linear"
-            else 0.5 * (1 + math.cos(math.pi * progress))
-        )
-
     def optimizer_step_checked(self, names: Sequence[str]) -> float:
         """Clip the gathered gradients and step the optimizer and its schedule.
 
@@ -224,8 +200,8 @@ class PolicyModule(L.LightningModule):
             raise NonFiniteError(
                 f"the gradient is {norm}; nothing was updated. Samples of this step: {_some(names)}"
             )
-        if norm > self.max_grad_norm:
-            torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, torch.tensor(norm))
+        if norm > self.optimizer.max_grad_norm:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.optimizer.max_grad_norm, torch.tensor(norm))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         scheduler: Any = self.lr_schedulers()
@@ -267,6 +243,83 @@ class PolicyModule(L.LightningModule):
             self.manual_backward(weight * loss)
             total += loss.item()
         return total
+
+    @override
+    def on_validation_epoch_start(self) -> None:
+        self.held_out.start()
+        self.games.start()
+
+    @override
+    def on_test_epoch_start(self) -> None:
+        self.on_validation_epoch_start()
+
+    @override
+    def validation_step(
+        self, batch: HeldOutBatch | EpisodeBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if isinstance(batch, HeldOutBatch):
+            self.held_out.add(batch)
+        else:
+            self.games.add(batch)
+
+    @override
+    def test_step(self, batch: HeldOutBatch | EpisodeBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.validation_step(batch, batch_idx)
+
+    @override
+    def on_validation_epoch_end(self) -> None:
+        self._evaluate("val")
+
+    @override
+    def on_test_epoch_end(self) -> None:
+        self._evaluate("test")
+
+    def _evaluate(self, prefix: str) -> None:
+        """Log what the validation found: what the stage learns under ``prefix``, anything else under a name of its own."""
+        predictions = prefix if self.reads == "predictions" else f"{prefix}/world_model"
+        games = prefix if self.reads == "episodes" else f"{prefix}/games"
+        metrics = self.held_out.finish(self.of_all_ranks, predictions) | self.games.finish(
+            self.of_all_ranks, games
+        )
+        self.evaluation_metrics = metrics
+        if metrics:
+            self.log_dict(metrics, sync_dist=True, batch_size=1, logger=False)
+        if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
+            check_monitored(self.trainer, {*self.trainer.callback_metrics, *metrics})
+        if not self.trainer.sanity_checking:
+            self.publish(metrics)
+
+    def record(self, metrics: Mapping[str, float]) -> None:
+        """Add metrics to those of the current training step; for the module itself, and for callbacks' ``on_train_batch_end``."""
+        self._step_metrics.update(metrics)
+        self.log_dict(dict(metrics), batch_size=1, logger=False)
+
+    @override
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Hand the step's metrics on. Lightning calls this after the same hook of all callbacks, so they are complete."""
+        metrics, self._step_metrics = self._step_metrics, {}
+        if (batch_idx + 1) % cast(Any, self.trainer).log_every_n_steps == 0:
+            self._log(metrics)
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, StepObserver):
+                callback.on_step_metrics(self.trainer, self, metrics, outputs.get("batch"))
+
+    def publish(self, metrics: Mapping[str, float]) -> None:
+        """Hand on the metrics of an evaluation or analysis."""
+        self._log(metrics)
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, MetricsObserver):
+                callback.on_metrics(self.trainer, self, metrics)
+
+    def _log(self, metrics: Mapping[str, float]) -> None:
+        """Give every logger these metrics at the optimizer step; Lightning would count batches, and repeat what one step lacks."""
+        for logger in self.trainer.loggers:
+            logger.log_metrics(dict(metrics), step=self.trainer.global_step)
+
+    @override
+    def predict_step(self, batch: Any, batch_idx: int) -> Any:
+        """Return the batch itself: predictions are the generator's, and the loader has asked it for them."""
+        return batch
 
     def generator_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """The policy's tensors for a generator; see :func:`rwml_lightning.weights.model_tensors`."""

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from rwml_lightning.data.datamodule import rollout_data
 from rwml_lightning.functional import combine_digests, tensor_digest
 from rwml_lightning.models import load_causal_lm
 from rwml_lightning.modules.scoring import score_text
 from rwml_lightning.weights import base_model, model_tensors
 
+if TYPE_CHECKING:
+    from rwml_lightning.modules.base import PolicyModule
+
 EXACT_TOLERANCE = 1e-3
 COARSE_TOLERANCE = 0.15
+
+
+MAX_PROBE_TOKENS = 256
 
 
 class ExportError(ValueError):
@@ -53,6 +60,14 @@ def export_policy(policy: nn.Module, tokenizer: Any, output: Path, probe_ids: Se
             f"the model in {output} is not the policy: log-probabilities of a text differ by {gap:.2g} nats a token "
             f"(at most {tolerance:g})"
         )
+
+
+def write_export(module: PolicyModule, output: Path) -> None:
+    """Write a module's policy as :func:`export_policy` does; the folder appears only when it is whole."""
+    partial = output.with_name(f".{output.name}")
+    probe_ids = rollout_data(module.trainer).probe_ids()[:MAX_PROBE_TOKENS]
+    export_policy(module.policy, module.tokenizer, partial, probe_ids)
+    partial.rename(output)
 
 
 def _digest(tensors: dict[str, torch.Tensor]) -> str:

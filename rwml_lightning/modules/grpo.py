@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
 from rwml_lightning.functional import (
+    Checkpointing,
     MicroBatch,
     clipped_surrogate,
     kl_penalty,
@@ -20,13 +21,11 @@ from rwml_lightning.functional import (
     token_weights,
     truncated_importance_weights,
 )
-from rwml_lightning.modules.adapters import adapter_values, adapters_at
+from rwml_lightning.modules.adapters import LoRA, adapter_values, adapters_at
 from rwml_lightning.modules.base import PolicyModule
-from rwml_lightning.modules.loading import load_policy
-from rwml_lightning.schema import Completion
-
-if TYPE_CHECKING:
-    from rwml_lightning.data.batches import Label
+from rwml_lightning.modules.loading import Dtype, load_policy
+from rwml_lightning.modules.optimizer import Optimizer
+from rwml_lightning.schema import Completion, Label
 
 
 @dataclass(frozen=True)
@@ -46,8 +45,9 @@ class Sample:
     advantage: float
 
 
-class GRPOModule(PolicyModule):
-    """Group-relative policy optimisation (arXiv 2402.03300) over a prefix tree of the step's samples.
+@dataclass(frozen=True)
+class GRPO:
+    """Settings of group-relative policy optimisation (arXiv 2402.03300).
 
     Args:
         clip_low: How far the ratio to the old policy may fall below 1.
@@ -59,45 +59,64 @@ class GRPOModule(PolicyModule):
         loss_constant: Length for ``constant``, in tokens.
         kl_coefficient: Weight of the KL penalty towards the policy at the start; 0 needs no reference policy.
         kl_estimator: ``k1``, ``k2`` or ``k3``.
-        importance_cap: Largest weight that corrects generator to trainer; ``None`` corrects nothing.
+        importance_cap: Largest weight that corrects generator to trainer; ``null`` corrects nothing.
         max_staleness: Oldest policy version to train on, in optimizer steps behind the current one.
-        **policy: See :class:`PolicyModule`.
+    """
+
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    num_iterations: int = 1
+    advantage_normalisation: Literal["mean_std", "mean", "leave_one_out"] = "mean_std"
+    loss_normalisation: Literal["sequence", "token", "constant"] = "sequence"
+    loss_constant: float | None = None
+    kl_coefficient: float = 0.0
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    importance_cap: float | None = 2.0
+    max_staleness: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.loss_constant is not None) != (self.loss_normalisation == "constant"):
+            raise ValueError(
+                "model.grpo.loss_constant goes with model.grpo.loss_normalisation 'constant', and only with it"
+            )
+        if self.num_iterations < 1:
+            raise ValueError(f"model.grpo.num_iterations is {self.num_iterations}; it must be at least 1")
+
+
+class GRPOModule(PolicyModule):
+    """Group-relative policy optimisation (arXiv 2402.03300) over a prefix tree of the step's samples.
+
+    Args:
+        model: See :class:`PolicyModule`, as for the next seven.
+        init_from: Weights of an earlier stage (exported folder or Lightning checkpoint).
+        lora: Adapters to train; ``null`` trains every weight.
+        dtype: Dtype of the weights.
+        gradient_checkpointing: What the backward pass computes again to save memory.
+        optimizer: AdamW and its schedule.
+        max_tokens_per_micro_batch: Token budget of one forward and backward pass.
+        head_chunk_size: Positions whose logits exist at once.
+        grpo: Settings of the update.
     """
 
     def __init__(
         self,
-        clip_low: float = 0.2,
-        clip_high: float = 0.2,
-        num_iterations: int = 1,
-        advantage_normalisation: Literal["mean_std", "mean", "leave_one_out"] = "mean_std",
-        loss_normalisation: Literal["sequence", "token", "constant"] = "sequence",
-        loss_constant: float | None = None,
-        kl_coefficient: float = 0.0,
-        kl_estimator: Literal["k1", "k2", "k3"] = "k3",
-        importance_cap: float | None = 2.0,
-        max_staleness: int = 0,
-        **policy: Any,
+        model: str,
+        init_from: str | None = None,
+        lora: LoRA | None = None,
+        dtype: Dtype = "float32",
+        gradient_checkpointing: Checkpointing = "none",
+        optimizer: Optimizer = Optimizer(),  # noqa: B008
+        max_tokens_per_micro_batch: int = 4096,
+        head_chunk_size: int = 1024,
+        grpo: GRPO = GRPO(),
     ) -> None:
-        super().__init__(**policy)
-        if (loss_constant is not None) != (loss_normalisation == "constant"):
-            raise ValueError(
-                "model.loss_constant goes with model.loss_normalisation 'constant', and only with it"
-            )
-        if num_iterations < 1:
-            raise ValueError(f"model.num_iterations is {num_iterations}; it must be at least 1")
-        self.clip_low = clip_low
-        self.clip_high = clip_high
-        self.num_iterations = self.steps_per_batch = num_iterations
-        self.advantage_normalisation: Literal["mean_std", "mean", "leave_one_out"] = advantage_normalisation
-        self.loss_normalisation: Literal["sequence", "token", "constant"] = loss_normalisation
-        self.loss_constant = loss_constant
-        self.kl_coefficient = kl_coefficient
-        self.kl_estimator: Literal["k1", "k2", "k3"] = kl_estimator
-        self.importance_cap = importance_cap
-        self.max_staleness = max_staleness
-        self._reference: list[
-            nn.Module
-        ] = []  # in a list: neither trained, nor moved, nor saved as a submodule
+        super().__init__(
+            model, init_from, lora, dtype, gradient_checkpointing, optimizer, max_tokens_per_micro_batch, head_chunk_size
+        )  # fmt: skip
+        self.grpo = grpo
+        self.steps_per_batch = grpo.num_iterations
+        # In a list: neither trained, nor moved, nor saved as a submodule.
+        self._reference: list[nn.Module] = []
         self._reference_adapters: dict[str, Tensor] = {}
 
     @override
@@ -105,14 +124,14 @@ class GRPOModule(PolicyModule):
         if hasattr(self, "policy"):
             return
         super().configure_model()
-        if self.kl_coefficient and self.lora is not None:
+        if self.grpo.kl_coefficient and self.lora is not None:
             # Before a checkpoint moves the policy on: the reference is where the stage started.
             self._reference_adapters = adapter_values(self.policy)
 
     @override
     def on_fit_start(self) -> None:
         # Loaded anew, for after a crash the policy has moved on: the reference is where the stage started.
-        if self.kl_coefficient and self.lora is None:
+        if self.grpo.kl_coefficient and self.lora is None:
             reference = load_policy(self.model, self.dtype_name, init_from=self.init_from)
             self._reference = [reference.eval().requires_grad_(False).to(self.device)]
         self._reference_adapters = {
@@ -144,9 +163,9 @@ class GRPOModule(PolicyModule):
             RuntimeError: A sample is staler than ``max_staleness``.
         """
         self._check_versions(samples)
-        step = _StepTensors.of(samples, self.loss_normalisation, self.loss_constant, self.device)
+        step = _StepTensors.of(samples, self.grpo.loss_normalisation, self.grpo.loss_constant, self.device)
         step.weights.mul_(self._rank_scale(samples))
-        trained = [i for i, s in enumerate(samples) if self.kl_coefficient or s.advantage != 0]
+        trained = [i for i, s in enumerate(samples) if self.grpo.kl_coefficient or s.advantage != 0]
         micros = _micro_batches([samples[i] for i in trained], self.max_tokens_per_micro_batch)
         place = torch.tensor(trained, device=self.device)
         metrics: dict[str, float] = {}
@@ -183,22 +202,26 @@ class GRPOModule(PolicyModule):
         if iteration == 0:
             step.old_logprobs[token] = logprobs.detach()
         surrogate = clipped_surrogate(
-            logprobs, step.old_logprobs[token], step.advantages[token], self.clip_low, self.clip_high
+            logprobs,
+            step.old_logprobs[token],
+            step.advantages[token],
+            self.grpo.clip_low,
+            self.grpo.clip_high,
         )
         correction = truncated_importance_weights(
-            step.old_logprobs[token], step.generator_logprobs[token], self.importance_cap or float("inf")
+            step.old_logprobs[token], step.generator_logprobs[token], self.grpo.importance_cap or float("inf")
         )
         terms = surrogate.loss
-        if self.importance_cap is not None:
+        if self.grpo.importance_cap is not None:
             terms = terms * correction.weights
-        if self.kl_coefficient:
+        if self.grpo.kl_coefficient:
             with torch.no_grad(), self._reference_policy() as reference:
                 reference_logprobs, _ = packed_logprobs(
                     reference, micro, temperature=temperature, chunk_size=self.head_chunk_size
                 )
-            kl = kl_penalty(logprobs, reference_logprobs, self.kl_estimator)
+            kl = kl_penalty(logprobs, reference_logprobs, self.grpo.kl_estimator)
             totals.add(kl=kl)
-            terms = terms + self.kl_coefficient * kl
+            terms = terms + self.grpo.kl_coefficient * kl
         loss = (step.weights[token] * terms).sum()
         totals.add(
             entropy=entropy,
@@ -220,10 +243,10 @@ class GRPOModule(PolicyModule):
     def _check_versions(self, samples: Sequence[Sample]) -> None:
         for sample in samples:
             staleness = self.policy_version - sample.completion.policy_version
-            if not 0 <= staleness <= self.max_staleness:
+            if not 0 <= staleness <= self.grpo.max_staleness:
                 raise RuntimeError(
                     f"{sample.name} was written by policy version {sample.completion.policy_version}, the trainer is at "
-                    f"{self.policy_version}, and model.max_staleness is {self.max_staleness}: the generator did not get "
+                    f"{self.policy_version}, and model.grpo.max_staleness is {self.grpo.max_staleness}: the generator did not get "
                     "the weights. Is the WeightSync callback there?"
                 )
 
@@ -231,7 +254,7 @@ class GRPOModule(PolicyModule):
         """Turns this rank's normalisation into the whole step's, given that strategies average gradients over ranks."""
         if self.trainer.world_size == 1:
             return 1.0
-        by_token = self.loss_normalisation == "token"
+        by_token = self.grpo.loss_normalisation == "token"
         own = sum(len(s.completion.token_ids) for s in samples) if by_token else len(samples)
         gathered: Any = self.all_gather(torch.tensor(float(own), device=self.device))
         every = gathered.sum().item()

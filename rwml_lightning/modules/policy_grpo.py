@@ -5,48 +5,66 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
-from rwml_lightning.data.batches import Label
-from rwml_lightning.data.datamodule import RolloutDataModule
-from rwml_lightning.functional import discounted_returns, group_advantages, step_advantages
-from rwml_lightning.modules.grpo import GRPOModule, Sample
-from rwml_lightning.modules.playing import PlayingModule
+from rwml_lightning.evaluation import episode_metrics
+from rwml_lightning.functional import Checkpointing, discounted_returns, group_advantages, step_advantages
+from rwml_lightning.modules.adapters import LoRA
+from rwml_lightning.modules.grpo import GRPO, GRPOModule, Sample
+from rwml_lightning.modules.loading import Dtype
+from rwml_lightning.modules.optimizer import Optimizer
 from rwml_lightning.schema import EpisodeBatch, EpisodeGroup, Playthrough
 
 
-class PolicyGRPO(PlayingModule, GRPOModule):
+class PolicyGRPO(GRPOModule):
     """Each turn is a sample that is worth what its episode was worth against the other episodes of its game.
 
     Turns of an episode and members of a group share what they share in the prefix tree; what the environment wrote is read and
-    never trained on. ``training_step`` returns the batch with its advantages under ``batch``, and metrics.
+    never trained on. ``training_step`` returns the batch with its advantages under ``batch``.
 
     Args:
+        model: See :class:`PolicyModule`, as for the next seven.
+        init_from: Weights of an earlier stage (exported folder or Lightning checkpoint).
+        lora: Adapters to train; ``null`` trains every weight.
+        dtype: Dtype of the weights.
+        gradient_checkpointing: What the backward pass computes again to save memory.
+        optimizer: AdamW and its schedule.
+        max_tokens_per_micro_batch: Token budget of one forward and backward pass.
+        head_chunk_size: Positions whose logits exist at once.
+        grpo: Settings of the update.
         credit: ``episode`` (GRPO): every turn gets its episode's advantage. ``gigpo`` adds how much better the turn's
             discounted return was than that of other turns in the same state (arXiv 2505.10978).
-        discount: Of later rewards, in the returns that ``gigpo`` compares.
+        discount: Discount of later rewards in the returns that ``gigpo`` compares.
         step_advantage_weight: Weight of that second part (omega).
-        world_model_weight: Weight of a loss that keeps the policy foreseeing: next-state SFT on what the step's own actions did.
-            0 is none.
-        world_model_transitions: Transitions of a step that it is computed on, a random draw.
-        **grpo: See :class:`GRPOModule`.
+        world_model_weight: Weight of a loss that keeps the policy predicting: next-state SFT on what the step's own actions did,
+            as ``data.episodes.next_state_labels`` says. 0 is none.
     """
 
     stage = "policy_grpo"
     reads = "episodes"
+    learns = "samples"
 
     def __init__(
         self,
+        model: str,
+        init_from: str | None = None,
+        lora: LoRA | None = None,
+        dtype: Dtype = "float32",
+        gradient_checkpointing: Checkpointing = "none",
+        optimizer: Optimizer = Optimizer(),  # noqa: B008
+        max_tokens_per_micro_batch: int = 4096,
+        head_chunk_size: int = 1024,
+        grpo: GRPO = GRPO(),  # noqa: B008
         credit: Literal["episode", "gigpo"] = "episode",
         discount: float = 0.95,
         step_advantage_weight: float = 1.0,
         world_model_weight: float = 0.0,
-        world_model_transitions: int = 16,
-        **grpo: Any,
     ) -> None:
-        super().__init__(**grpo)
+        super().__init__(
+            model, init_from, lora, dtype, gradient_checkpointing, optimizer, max_tokens_per_micro_batch, head_chunk_size, grpo
+        )  # fmt: skip
         if not 0 < discount <= 1:
             raise ValueError(f"model.discount is {discount}; it must be above 0 and at most 1")
         if not world_model_weight >= 0:
@@ -55,7 +73,6 @@ class PolicyGRPO(PlayingModule, GRPOModule):
         self.discount = discount
         self.step_advantage_weight = step_advantage_weight
         self.world_model_weight = world_model_weight
-        self.world_model_transitions = world_model_transitions
 
     def training_step(self, batch: EpisodeBatch, batch_idx: int) -> dict[str, object]:
         start = time.perf_counter()
@@ -68,22 +85,18 @@ class PolicyGRPO(PlayingModule, GRPOModule):
             for member in group.members
             for turn, sample in enumerate(member.samples)
         ]
-        metrics = self.update(
-            samples, batch.temperature, self._world_model_labels(batch), self.world_model_weight
-        )
+        labels = batch.labels if self.world_model_weight else ()
+        metrics = self.update(samples, batch.temperature, labels, self.world_model_weight)
         seconds = {**batch.seconds, "update": time.perf_counter() - start}
-        return {"batch": replace(batch, groups=groups, seconds=seconds), "metrics": metrics}
-
-    def _world_model_labels(self, batch: EpisodeBatch) -> Sequence[Label]:
-        if not self.world_model_weight:
-            return ()
-        data: RolloutDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
-        return data.label_played(batch, self.world_model_transitions)
+        scored = replace(batch, groups=groups, seconds=seconds)
+        throughput = metrics["train/trained_tokens"] / seconds["update"]
+        self.record(episode_metrics(scored) | metrics | {"throughput/trained_tokens_per_s": throughput})
+        return {"batch": scored}
 
     def with_advantages(self, group: EpisodeGroup) -> EpisodeGroup:
         """The same group, every turn with its advantage."""
         rewards = torch.tensor([[float(member.total_reward) for member in group.members]])
-        episode = group_advantages(rewards, self.advantage_normalisation)[0]
+        episode = group_advantages(rewards, self.grpo.advantage_normalisation)[0]
         lengths = [len(member.samples) for member in group.members]
         turns = episode.repeat_interleave(torch.tensor(lengths))
         if self.credit == "gigpo":
@@ -103,4 +116,4 @@ class PolicyGRPO(PlayingModule, GRPOModule):
             for member in members
         ]
         anchors = [turn.observation for member in members for turn in member.episode.turns]
-        return step_advantages(torch.cat(returns), anchors, self.advantage_normalisation)
+        return step_advantages(torch.cat(returns), anchors, self.grpo.advantage_normalisation)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from rwml_lightning.modules.playing import PlayingModule
 from rwml_lightning.modules.sft import SFTModule
 
 
-class PolicySFT(PlayingModule, SFTModule):
-    """Maximises the likelihood of the answers in ``data.demonstrations``, turn by turn, after what the policy would have read.
+class PolicySFT(SFTModule):
+    """Maximises the likelihood of the answers in ``data.episodes.demonstrations``, turn by turn, after what the policy would have read.
 
     With an expert's episodes this is imitation learning, with the policy's own successes rejection-sampling fine-tuning.
     """
 
     stage = "policy_sft"
-    reads = "actions"
+    reads = "episodes"
+    learns = "labels"

@@ -3,32 +3,61 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Literal
+from typing import Literal
 
-from rwml_lightning.data.batches import LabelledBatch
+from rwml_lightning.functional import Checkpointing
+from rwml_lightning.modules.adapters import LoRA
 from rwml_lightning.modules.base import PolicyModule
+from rwml_lightning.modules.loading import Dtype
+from rwml_lightning.modules.optimizer import Optimizer
+from rwml_lightning.schema import LabelledBatch
 
 
 class SFTModule(PolicyModule):
     """Maximises the likelihood of answers; what prompts share is computed once.
 
     Args:
+        model: See :class:`PolicyModule`, as for the next seven.
+        init_from: Weights of an earlier stage (exported folder or Lightning checkpoint).
+        lora: Adapters to train; ``null`` trains every weight.
+        dtype: Dtype of the weights.
+        gradient_checkpointing: What the backward pass computes again to save memory.
+        optimizer: AdamW and its schedule.
+        max_tokens_per_micro_batch: Token budget of one forward and backward pass.
+        head_chunk_size: Positions whose logits exist at once.
         loss_normalisation: Mean per ``sequence`` and then over sequences, or over all ``token``s of the step.
-        **policy: See :class:`PolicyModule`.
     """
 
-    def __init__(self, loss_normalisation: Literal["sequence", "token"] = "token", **policy: Any) -> None:
-        super().__init__(**policy)
+    def __init__(
+        self,
+        model: str,
+        init_from: str | None = None,
+        lora: LoRA | None = None,
+        dtype: Dtype = "float32",
+        gradient_checkpointing: Checkpointing = "none",
+        optimizer: Optimizer = Optimizer(),  # noqa: B008
+        max_tokens_per_micro_batch: int = 4096,
+        head_chunk_size: int = 1024,
+        loss_normalisation: Literal["sequence", "token"] = "token",
+    ) -> None:
+        super().__init__(
+            model, init_from, lora, dtype, gradient_checkpointing, optimizer, max_tokens_per_micro_batch, head_chunk_size
+        )  # fmt: skip
         self.loss_normalisation: Literal["sequence", "token"] = loss_normalisation
 
     def training_step(self, batch: LabelledBatch, batch_idx: int) -> dict[str, object]:
         start = time.perf_counter()
         total = self.backward_labels(batch.labels, self.loss_normalisation)
         norm = self.optimizer_step_checked([label.name for label in batch.labels])
-        metrics = {
-            "train/loss": total,
-            "train/grad_norm": norm,
-            "train/trained_tokens": float(sum(len(label.answer_ids) for label in batch.labels)),
-            "time/update": time.perf_counter() - start,
-        }
-        return {"metrics": metrics}
+        seconds = time.perf_counter() - start
+        tokens = float(sum(len(label.answer_ids) for label in batch.labels))
+        self.record(
+            {
+                "train/loss": total,
+                "train/grad_norm": norm,
+                "train/trained_tokens": tokens,
+                "time/update": seconds,
+                "throughput/trained_tokens_per_s": tokens / seconds,
+            }
+        )
+        return {}

@@ -8,20 +8,21 @@ from dataclasses import replace
 
 import torch
 
+from rwml_lightning.evaluation import rollout_metrics
 from rwml_lightning.functional import group_advantages
 from rwml_lightning.modules.grpo import GRPOModule, Sample
-from rwml_lightning.modules.world_model import WorldModelModule
 from rwml_lightning.schema import Group, RolloutBatch
 
 
-class WorldModelGRPO(WorldModelModule, GRPOModule):
+class WorldModelGRPO(GRPOModule):
     """RWML's own stage: rewards for predicted next states, group-relative advantages, one update a rollout.
 
-    ``training_step`` returns the batch with its advantages under ``batch`` and the metrics under ``metrics``.
+    ``training_step`` returns the batch with its advantages under ``batch``.
     """
 
     stage = "wm_grpo"
     reads = "predictions"
+    learns = "samples"
 
     def training_step(self, batch: RolloutBatch, batch_idx: int) -> dict[str, object]:
         start = time.perf_counter()
@@ -35,14 +36,17 @@ class WorldModelGRPO(WorldModelModule, GRPOModule):
         ]
         metrics = self.update(samples, batch.temperature)
         seconds = {**batch.seconds, "update": time.perf_counter() - start}
-        return {"batch": replace(batch, groups=groups, seconds=seconds), "metrics": metrics}
+        scored = replace(batch, groups=groups, seconds=seconds)
+        throughput = metrics["train/trained_tokens"] / seconds["update"]
+        self.record(rollout_metrics(scored) | metrics | {"throughput/trained_tokens_per_s": throughput})
+        return {"batch": scored}
 
     def with_advantages(self, groups: Sequence[Group]) -> tuple[Group, ...]:
         """The same groups, every member with its advantage."""
         if not groups:
             return ()
         rewards = torch.tensor([[p.score.reward for p in group.predictions] for group in groups])
-        advantages = group_advantages(rewards, self.advantage_normalisation).tolist()
+        advantages = group_advantages(rewards, self.grpo.advantage_normalisation).tolist()
         return tuple(
             replace(
                 group,

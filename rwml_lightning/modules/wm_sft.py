@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from rwml_lightning.modules.sft import SFTModule
-from rwml_lightning.modules.world_model import WorldModelModule
 
 
-class WorldModelSFT(WorldModelModule, SFTModule):
+class WorldModelSFT(SFTModule):
     """Maximises the likelihood of the real next state after empty thinking (arXiv 2602.05842, section 4, WM SFT)."""
 
     stage = "wm_sft"
-    reads = "labels"
+    reads = "predictions"
+    learns = "labels"

@@ -91,7 +91,7 @@ def derangement(texts: Sequence[str], seed: int) -> list[int]:
 
     Args:
         texts: At least two.
-        seed: Of the permutation.
+        seed: Seed of the permutation.
 
     Raises:
         ValueError: Fewer than two texts.

@@ -29,7 +29,7 @@ class Page(Server):
 
     Args:
         command: Starts a dashboard, as a shell takes it.
-        port: Of the page.
+        port: Port of the page.
         token: Opens the page.
     """
 

@@ -20,7 +20,7 @@ def serve(paths: Sequence[str], follow: bool | None, port: int) -> int:
     Args:
         paths: Run stores.
         follow: As on the command line.
-        port: Of the page.
+        port: Port of the page.
 
     Returns:
         Exit code, 1 when the port is taken.

@@ -52,7 +52,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the model foresaw of an action, and what happened."""
+    """What the model predicted of an action, and what happened."""
 
     transition: Transition
     predictions: list[PredictionRecord]
@@ -103,7 +103,7 @@ class WhatIfProcess:
         """The child's answer.
 
         Args:
-            question: As :func:`rwml_lightning.what_if.respond` takes it.
+            question: As :func:`rwml_lightning.commands.what_if.respond` takes it.
             tell: Gets what the child is doing until it is ready.
 
         Raises:

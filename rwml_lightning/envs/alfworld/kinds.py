@@ -1,4 +1,4 @@
-"""What sort of step a transition was, and whether its outcome could have been foreseen.
+"""What sort of step a transition was, and whether its outcome could have been predicted.
 
 Kinds, for evaluation by kind:
 

@@ -77,7 +77,7 @@ class Conversation:
         domain: Name of the domain.
         task: What is to be done.
         user: Who the agent talks to; ``None`` for nobody (solo).
-        seed: Of the user model.
+        seed: Seed of the user model.
         max_steps: Messages after which it is cut off, as the benchmark counts them.
         max_errors: Failed tool calls after which it is ended.
     """

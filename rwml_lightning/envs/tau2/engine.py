@@ -2,7 +2,7 @@
 
 from rwml_lightning.envs.tau2.conversation import Conversation, Reply
 from rwml_lightning.envs.tau2.domains import SOLO_DOMAINS, can_play, domains, splits_of, tasks_of
-from rwml_lightning.envs.tau2.references import background, foreseen, reference, simple_calls
+from rwml_lightning.envs.tau2.references import background, predictable, reference, simple_calls
 from rwml_lightning.envs.tau2.reward import do_nothing_reward
 from rwml_lightning.envs.tau2.users import UserModel
 
@@ -15,7 +15,7 @@ __all__ = [
     "can_play",
     "do_nothing_reward",
     "domains",
-    "foreseen",
+    "predictable",
     "reference",
     "simple_calls",
     "splits_of",

@@ -35,12 +35,12 @@ class Tau2Env(gymnasium.Env[Messages, str]):
     text or a chat message (:func:`rwml_lightning.envs.tau2.messages.read_action`).
 
     ``info`` after ``reset`` holds ``task`` (the ticket of solo mode, else empty), ``instructions`` (the domain's policy), ``tools``
-    (their schemas) and ``background`` (for who foresees the user, never for the agent: domain and who the user is, not what they
+    (their schemas) and ``background`` (for who predicts the user, never for the agent: domain and who the user is, not what they
     want). After ``reset`` and ``step`` there are ``game`` (task id), ``task_type`` (domain), ``won``, ``measures`` (numbers of the
     episode so far, see below) and, in solo mode, ``admissible_actions`` (calls that need no arguments but what their schemas
     list). After ``step`` also, of the last action: ``action`` (its text in one fixed form), ``valid`` (it was read, and no call of it failed),
     ``kind`` (``tool`` or ``user``: whose answer the next state is; ``end`` without one), ``knowable`` (there is an answer) and
-    ``next_state`` (the answer as a world model should foresee it: tools' JSON as its schema). When the episode is over ``ended`` says why, as the benchmark names it.
+    ``next_state`` (the answer as a world model should predict it: tools' JSON as its schema). When the episode is over ``ended`` says why, as the benchmark names it.
 
     ``measures``: ``hops`` (messages, as the benchmark counts its steps), ``tool_calls`` of the agent and ``invalid_tool_calls``
     (share of them that failed), ``user_calls`` and ``user_tokens`` (what the user model cost), ``do_nothing`` (the reward of
@@ -145,7 +145,7 @@ class Tau2Env(gymnasium.Env[Messages, str]):
         """Begin a conversation; with a user, the user speaks first, else there is a ticket.
 
         Args:
-            seed: Of the user model, and of the draw of a task where ``options`` names none.
+            seed: Seed of the user model, and of the draw of a task where ``options`` names none.
             options: ``{"task": id}`` names the task.
 
         Raises:
@@ -216,11 +216,11 @@ class Tau2Env(gymnasium.Env[Messages, str]):
         return not action.text or (self.solo and STOP not in action.text)
 
     def _next_state(self, reply: Reply) -> str:
-        foreseen = [
-            {"role": one["role"], "content": shorten(self._engine.foreseen(one), self.max_reply_chars)}
+        shown = [
+            {"role": one["role"], "content": shorten(self._engine.predictable(one), self.max_reply_chars)}
             for one in reply.messages
         ]
-        return as_text(foreseen) if foreseen else ""
+        return as_text(shown) if shown else ""
 
     def _info(self, reward: float = 0.0) -> dict[str, Any]:
         conversation = self._conversation

@@ -38,7 +38,7 @@ def reference(task: Task, solo: bool) -> list[Action]:
 
 
 def background(domain: str, task: Task, solo: bool) -> str:
-    """What whoever foresees the next state is told: the domain and who the user is, not what they want (arXiv 2602.05842)."""
+    """What whoever predicts the next state reads: the domain and who the user is, not what they want (arXiv 2602.05842)."""
     if solo:
         return f"{domain}. {(task.ticket or '').strip()}"
     told = task.user_scenario.instructions
@@ -46,8 +46,8 @@ def background(domain: str, task: Task, solo: bool) -> str:
     return f"{domain}. The user was told: {known}" if known else domain
 
 
-def foreseen(message: Mapping[str, str]) -> str:
-    """What is to be foreseen of a message: of a tool's JSON its schema, of anything else the text."""
+def predictable(message: Mapping[str, str]) -> str:
+    """What is to be predicted of a message: the schema of a tool's JSON, the text of anything else."""
     return reply_schema(message["content"]) if message["role"] == "tool" else message["content"]
 
 

@@ -1,4 +1,4 @@
-"""Tool replies reduced to what can be foreseen of them: types without values (arXiv 2602.05842, tau2-bench)."""
+"""Tool replies reduced to what can be predicted of them: types without values (arXiv 2602.05842, tau2-bench)."""
 
 from __future__ import annotations
 

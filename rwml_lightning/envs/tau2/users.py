@@ -32,7 +32,7 @@ class UserModel:
         model: Name under which it is served; without a ``base_url`` with a provider in front (``openai/...``), as litellm has them.
         base_url: Address of an OpenAI-compatible server, up to and with ``/v1``; ``None`` for a provider's own.
         api_key_env: Name of the environment variable that holds the key; the key itself belongs in no config.
-        temperature: Of sampling; tau2-bench takes 0.
+        temperature: Temperature of sampling; tau2-bench takes 0.
         max_tokens: Most tokens of a message.
         timeout_s: Seconds of silence after which a request has failed.
         retries: How often it is asked again after a request that failed, or an answer that is empty, cannot be read or ends in its

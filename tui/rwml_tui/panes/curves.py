@@ -45,7 +45,7 @@ def smoothed(curve: Curve, weight: float) -> list[tuple[int, float]]:
 
     Args:
         curve: (step, value) pairs; values that are not finite are left out.
-        weight: Of what came before, in [0, 1).
+        weight: Weight of what came before, in [0, 1).
     """
     mean, total, found = 0.0, 0.0, []
     for step, value in curve:

@@ -66,7 +66,7 @@ class Episodes(Vertical):
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("t", "thinking", "thinking", tooltip="Unfold what the model thought, or fold it"),
-        Binding("w", "what_if", "what if", tooltip="Other actions than those of this episode: what the model foresees, and what happens"),
+        Binding("w", "what_if", "what if", tooltip="Other actions than those of this episode: what the model predicts, and what happens"),
     ]  # fmt: skip
 
     def __init__(self, reader: TraceReader) -> None:

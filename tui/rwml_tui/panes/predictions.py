@@ -44,7 +44,7 @@ class Predictions(Vertical):
         Binding("e", "export", "export", tooltip="Write this group or the list to a JSONL, CSV or Markdown file"),
         Binding("y", "copy", "copy", show=False, tooltip="Copy this group to the clipboard, as Markdown"),
         Binding("v", "compare", "runs", tooltip="What the other runs predicted for this transition"),
-        Binding("w", "what_if", "what if", tooltip="Another action in this state: what the model foresees, and what happens"),
+        Binding("w", "what_if", "what if", tooltip="Another action in this state: what the model predicts, and what happens"),
         Binding("o", "over_training", "over training", tooltip="The same transition from step to step"),
     ]  # fmt: skip
 

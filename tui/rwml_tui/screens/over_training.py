@@ -28,7 +28,7 @@ class OverTraining(ModalScreen[int | None]):
 
     Args:
         reader: The run.
-        groups: Of one transition.
+        groups: Groups of one transition.
         chosen: Where the cursor begins.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What if: type an action, see what the model foresees and what really happens."""
+"""What if: type an action, see what the model predicts and what really happens."""
 
 from __future__ import annotations
 

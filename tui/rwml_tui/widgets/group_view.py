@@ -1,4 +1,4 @@
-"""One group: history and action, what the model foresaw, what happened."""
+"""One group: history and action, what the model predicted, what happened."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rwml_tui.widgets.text_pane import TextPane
 
 
 def context_text(transition: Transition) -> Text:
-    """Task, earlier turns, current state and the action whose outcome is to be foreseen."""
+    """Task, earlier turns, current state and the action to predict."""
     parts = [visible(transition.task, "italic")]
     for turn in transition.history:
         parts += [

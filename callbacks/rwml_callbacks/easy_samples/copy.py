@@ -1,0 +1,151 @@
+"""The easy-sample filter's copy of the model: what it reads, how it learns, and how it predicts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, TypeVar
+
+import lightning as L
+import torch
+from typing_extensions import override
+
+from rwml_callbacks.easy_samples.parts import Answers, ScoredParts
+from rwml_callbacks.progress import RolloutProgressBar
+from rwml_callbacks.reward_logger import RewardLogger
+from rwml_callbacks.weight_sync import WeightSync
+from rwml_lightning.answers import extract_answer
+from rwml_lightning.data.datamodule import RolloutDataModule
+from rwml_lightning.data.labels import label_transitions
+from rwml_lightning.data.loader import Draw, StepLoader
+from rwml_lightning.data.predictions import Predictions
+from rwml_lightning.data.rollouts import member_seeds
+from rwml_lightning.generation import Generator, HFGenerator
+from rwml_lightning.modules.base import PolicyModule
+from rwml_lightning.modules.exporting import write_export
+from rwml_lightning.prompts.chat_format import ChatFormat
+from rwml_lightning.schema import LabelledBatch, Transition
+from rwml_lightning.stages import preliminary_trainer, supervised_copy
+
+B = TypeVar("B")
+
+
+class CopyData(L.LightningDataModule):
+    """Labels for the copy's training, then answers to the transitions that it judges.
+
+    Args:
+        data: The main stage's; its generator, prompt and sampling are used.
+        taught: Transitions to learn.
+        judged: Transitions to predict.
+        batch_size: Transitions an optimizer step.
+        num_passes: How often each is learnt.
+        num_samples: Predictions a transition.
+        prompts_per_batch: Transitions whose predictions are asked for at once.
+        seed: Seed of the order of training, and of the samples.
+    """
+
+    def __init__(
+        self,
+        data: RolloutDataModule,
+        taught: Sequence[Transition],
+        judged: Sequence[Transition],
+        batch_size: int,
+        num_passes: int,
+        num_samples: int,
+        prompts_per_batch: int,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.data = data
+        self.taught = taught
+        self.judged = judged
+        self.batch_size = batch_size
+        self.num_passes = num_passes
+        self.num_samples = num_samples
+        self.prompts_per_batch = prompts_per_batch
+        self.seed = seed
+
+    @property
+    def generator(self) -> Generator:
+        """Where :class:`WeightSync` brings the copy's weights."""
+        return self.data.generator
+
+    def probe_ids(self) -> list[int]:
+        """A fixed sequence for comparing generator and copy."""
+        return self.data.probe_ids()
+
+    @override
+    def train_dataloader(self) -> StepLoader[Transition, LabelledBatch]:
+        return self._load(Draw(self.taught, self.batch_size, self._label, self.num_passes), self.seed)
+
+    @override
+    def predict_dataloader(self) -> StepLoader[Transition, Answers]:
+        return self._load(Draw(self.judged, self.prompts_per_batch, self._answer))
+
+    def _load(self, draw: Draw[Transition, B], seed: int | None = None) -> StepLoader[Transition, B]:
+        assert self.trainer is not None
+        return StepLoader(draw, seed, self.trainer.global_rank, self.trainer.world_size)
+
+    @override
+    def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
+        return batch
+
+    def _label(self, step: int, transitions: Sequence[Transition]) -> LabelledBatch:
+        return LabelledBatch(step, label_transitions(transitions, self._settings.prompt, self._chat))
+
+    def _answer(self, step: int, transitions: Sequence[Transition]) -> Answers:
+        chat = self._chat
+        prompts = [self._settings.prompt.encode(chat, transition) for transition in transitions]
+        seeds = member_seeds(self.seed, "easy_sample_filter", 0, transitions, self.num_samples)
+        start = time.perf_counter()
+        groups = self.generator.generate(prompts, self._settings.sampling, seeds)
+        seconds = time.perf_counter() - start
+        return Answers(
+            transitions=transitions,
+            predictions=[
+                [extract_answer(chat.decode(one), chat.in_thinking(prompt)).next_state for one in group]
+                for prompt, group in zip(prompts, groups, strict=True)
+            ],
+            num_tokens=sum(len(completion.token_ids) for group in groups for completion in group),
+            generate_seconds=seconds,
+        )
+
+    @cached_property
+    def _chat(self) -> ChatFormat:
+        assert self.trainer is not None
+        return self.data.ask(self.trainer.lightning_module).chat  # type: ignore[arg-type]
+
+    @property
+    def _settings(self) -> Predictions:
+        return self.data.need_predictions()
+
+
+def predict_with_copy(
+    trainer: L.Trainer, model: PolicyModule, data: CopyData, learning_rate: float, parts: ScoredParts
+) -> None:
+    """Train a copy of the model, unless its weights are there, and have it predict what ``data`` judges.
+
+    Args:
+        trainer: Trainer of the main stage; the copy runs on the same devices.
+        model: Module of the main stage; the copy starts from its weights, and it is not touched.
+        data: What the copy reads.
+        learning_rate: Learning rate of its training.
+        parts: Keeps the results; the copy's weights lie beside them.
+    """
+    weights = parts.folder / "copy"
+    if not weights.is_dir():
+        torch.manual_seed(data.seed)
+        copy = supervised_copy(model, learning_rate, model.init_from, model.lora)
+        learning = preliminary_trainer(trainer, [RewardLogger(), RolloutProgressBar()])
+        learning.fit(copy, data)
+        if trainer.is_global_zero:
+            parts.folder.mkdir(parents=True, exist_ok=True)
+            write_export(copy, weights)
+        trainer.strategy.barrier("easy-sample copy")
+        del copy, learning  # its weights are read again: an interrupted filter goes on with the very same
+    predicting = preliminary_trainer(trainer, [WeightSync(), RolloutProgressBar(), parts])
+    predicting.predict(supervised_copy(model, learning_rate, str(weights)), data, return_predictions=False)
+    trainer.strategy.barrier("easy-sample predictions")
+    if isinstance(data.generator, HFGenerator):
+        data.generator.close()  # it decoded with the copy, which would stay in memory

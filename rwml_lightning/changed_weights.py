@@ -1,0 +1,150 @@
+"""Which weights changed between two models, by layer and module."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.table import Table
+from safetensors import safe_open
+from torch import Tensor
+
+from rwml_lightning.functional import count_changed
+from rwml_lightning.models import resolve_model
+from rwml_lightning.modules.loading import checkpoint_skeleton
+from rwml_lightning.weights import checkpoint_tensors, model_tensors
+
+_LAYER = re.compile(r"\.(\d+)\.")
+_MODULES = {
+    "norms": re.compile(r"norm|\bln_"),
+    "embeddings": re.compile(r"embed_tokens|embed_in|embeddings|\bwte\b|\bwpe\b"),
+    "head": re.compile(r"lm_head|embed_out"),
+    "qkv": re.compile(r"qkv|\bc_attn|query_key_value"),
+    "q": re.compile(r"\bq_proj|\bq_[ab]_proj|\bquery\b"),
+    "k": re.compile(r"\bk_proj|\bkey\b"),
+    "v": re.compile(r"\bv_proj|\bvalue\b"),
+    "mlp": re.compile(r"mlp|feed_forward|ffn|expert|\bmoe\b|\bfc\d"),
+    "o": re.compile(r"\bo_proj|\bout_proj|attn\.c_proj|attention\.dense"),
+}
+_COLUMNS = ("q", "k", "v", "qkv", "o", "mlp", "norms", "embeddings", "head", "other")
+
+
+@dataclass(frozen=True)
+class Change:
+    """Changed scalars of one module of one layer; ``layer`` is ``None`` outside the layers."""
+
+    layer: int | None
+    module: str
+    changed: int
+    total: int
+
+
+def weight_place(name: str) -> tuple[int | None, str]:
+    """Layer number and module of a weight, from its Hugging Face name.
+
+    Modules are ``q``, ``k``, ``v``, ``o``, ``mlp``, ``norms``, ``embeddings``, ``head``, ``qkv`` where the architecture
+    keeps the three in one weight, and ``other``.
+    """
+    layer = _LAYER.search(name)
+    module = next((module for module, pattern in _MODULES.items() if pattern.search(name)), "other")
+    return (int(layer.group(1)) if layer else None), module
+
+
+class SafetensorsFolder(Mapping[str, Tensor]):
+    """Weights of a Hugging Face folder by name; each is read when asked for, and kept by nobody."""
+
+    def __init__(self, folder: Path) -> None:
+        files = [safe_open(path, framework="pt") for path in sorted(folder.glob("*.safetensors"))]
+        self._files = {name: file for file in files for name in file.keys()}  # noqa: SIM118
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._files[name].get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+
+def starting_weights(model: str, init_from: str | None) -> Mapping[str, Tensor]:
+    """Weights that a stage starts from, as :func:`rwml_lightning.modules.loading.load_policy` finds them.
+
+    Those of a folder or of a checkpoint stay on disk; those into which a checkpoint's adapters are merged lie in memory.
+
+    Args:
+        model: Model of the stage.
+        init_from: Weights that the stage starts from.
+
+    Returns:
+        Names are spelt as in the model's files.
+    """
+    if init_from is None or Path(init_from).is_dir():
+        return SafetensorsFolder(resolve_model(init_from or model))
+    policy = checkpoint_skeleton(Path(init_from))
+    return dict(checkpoint_tensors(policy, model_tensors(policy)))
+
+
+def compare_weights(
+    before: Mapping[str, Tensor], after: Iterable[tuple[str, Tensor]], tolerance: float = 1e-3
+) -> list[Change]:
+    """Count changed scalars, one tensor at a time.
+
+    Args:
+        before: Weights at the start, by name.
+        after: Named weights now.
+        tolerance: See :func:`rwml_lightning.functional.count_changed`.
+
+    Returns:
+        One row a layer and module, in order of layers; what belongs to none comes last.
+
+    Raises:
+        ValueError: A weight is missing in ``before`` or has another shape there; names it.
+    """
+    changed: Counter[tuple[int | None, str]] = Counter()
+    total: Counter[tuple[int | None, str]] = Counter()
+    for name, tensor in after:
+        # Some hub models are saved without the base model's prefix.
+        stored = next((n for n in (name, name.partition(".")[2]) if n in before), None)
+        if stored is None:
+            raise ValueError(
+                f"the weight {name} has no counterpart in what it is compared with: is that the same model?"
+            )
+        place = weight_place(name)
+        try:
+            changed[place] += count_changed(before[stored], tensor, tolerance)
+        except ValueError as error:
+            raise ValueError(f"the weight {name} is another one there: {error}") from error
+        total[place] += tensor.numel()
+    places = sorted(total, key=lambda place: (place[0] is None, place[0] or 0, _COLUMNS.index(place[1])))
+    return [Change(*place, changed[place], total[place]) for place in places]
+
+
+def change_shares(changes: Sequence[Change]) -> dict[str, float]:
+    """Share of changed scalars in ``all`` and in each module, over all layers."""
+    modules = [name for name in _COLUMNS if any(change.module == name for change in changes)]
+    return {"all": _share(changes)} | {m: _share([c for c in changes if c.module == m]) for m in modules}
+
+
+def render_changes(changes: Sequence[Change]) -> Table:
+    """Per cent of changed scalars: a row a layer, a column a module."""
+    shares = change_shares(changes)
+    table = Table(title="Changed weights, per cent of scalars", title_justify="left")
+    table.add_column("layer")
+    for module in shares:
+        table.add_column(module, justify="right")
+    layers = list(dict.fromkeys(change.layer for change in changes))
+    for layer in layers:
+        own = [change for change in changes if change.layer == layer]
+        by_module = {"all": _share(own)} | {change.module: _share([change]) for change in own}
+        cells = [f"{100 * by_module[module]:.2f}" if module in by_module else "" for module in shares]
+        table.add_row("outside" if layer is None else str(layer), *cells, end_section=layer == layers[-1])
+    table.add_row("all", *(f"{100 * share:.2f}" for share in shares.values()))
+    return table
+
+
+def _share(changes: Sequence[Change]) -> float:
+    return sum(change.changed for change in changes) / max(sum(change.total for change in changes), 1)

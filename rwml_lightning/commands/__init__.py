@@ -1,0 +1,1 @@
+"""The commands beside Lightning's own, one a file."""

@@ -1,0 +1,1 @@
+"""Episodes: the environment loop, who acts in it, and the games that are played."""

@@ -1,0 +1,144 @@
+"""Who acts in an episode: a model, chance, the environment's own solution, or a list of actions."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+
+from rwml_lightning.episodes.loop import Act
+from rwml_lightning.episodes.state import EpisodeState
+from rwml_lightning.prompts.action import ActionPrompt
+from rwml_lightning.prompts.policy import PolicyClient
+from rwml_lightning.schema import Sampling
+from rwml_lightning.seeds import derive_seed
+
+_STRETCH_STEPS = 4
+
+
+class RandomActor:
+    """Plays admissible actions at random, with steps of the stored solution and invalid actions mixed in.
+
+    The solution leads to what chance alone rarely finds, such as heating. It is followed for stretches of some steps,
+    each from where the last one broke off, so that its steps often, but not always, fit the state.
+
+    Args:
+        seed: Seed of the run.
+        expert_share: Share of stretches that follow the walkthrough.
+        invalid_share: Probability that a step is an action which was admissible before and is not now.
+    """
+
+    def __init__(self, seed: int, expert_share: float = 0.0, invalid_share: float = 0.0) -> None:
+        self.seed = seed
+        self.expert_share = expert_share
+        self.invalid_share = invalid_share
+        self.needs_walkthrough = expert_share > 0
+        self._played: dict[str, int] = {}
+
+    def act(self, states: Sequence[EpisodeState]) -> list[Act]:
+        return [Act(self._choose(state)) for state in states]
+
+    def _choose(self, state: EpisodeState) -> str:
+        if not state.admissible:
+            raise ValueError(
+                f"{state.episode_id}: the environment names no admissible actions (info['admissible_actions']), so "
+                "data.predictions.collection.behaviour can't be 'random'; set it to 'model'"
+            )
+        if not state.turns:
+            self._played[state.episode_id] = 0
+        rng = random.Random(derive_seed(self.seed, "act", state.episode_id, len(state.turns)))
+        stretch = random.Random(
+            derive_seed(self.seed, "stretch", state.episode_id, len(state.turns) // _STRETCH_STEPS)
+        )
+        if stretch.random() < self.expert_share:
+            played = self._played[state.episode_id]
+            if played < len(state.walkthrough):
+                self._played[state.episode_id] = played + 1
+                return state.walkthrough[played]
+        if rng.random() < self.invalid_share:
+            invalid = sorted(state.known_actions.difference(state.admissible))
+            if invalid:
+                return rng.choice(invalid)
+        return rng.choice(sorted(state.admissible))
+
+
+class ModelActor:
+    """Lets the policy play; an answer without an action is played as it stands.
+
+    Episodes that read the same, as all of a group do at first, share one prompt. An episode ends when its prompt no longer fits
+    the context.
+
+    Args:
+        policy: Writes the actions.
+        prompt: Turns a view into a prompt.
+        sampling: Temperature and limits of a turn.
+        seed_of: Gives the seed of a sample from (episode id, number of the turn from 0).
+    """
+
+    needs_walkthrough = False
+
+    def __init__(
+        self,
+        policy: PolicyClient,
+        prompt: ActionPrompt,
+        sampling: Sampling,
+        seed_of: Callable[[str, int], int],
+    ) -> None:
+        self.policy = policy
+        self.prompt = prompt
+        self.sampling = sampling
+        self.seed_of = seed_of
+        self._so_far: dict[str, tuple[int, ...]] = {}
+
+    def act(self, states: Sequence[EpisodeState]) -> list[Act | None]:
+        # Nothing is kept of episodes that are over; one that begins, perhaps again, has no tokens so far.
+        self._so_far = {
+            s.episode_id: self._so_far[s.episode_id]
+            for s in states
+            if s.turns and s.episode_id in self._so_far
+        }
+        readers: dict[tuple[int, ...], list[int]] = {}
+        for place, state in enumerate(states):
+            prompt_ids = self.prompt.encode(self.policy.chat, state.view, self._so_far.get(state.episode_id))
+            if self.policy.fits(len(prompt_ids) + self.sampling.max_tokens):
+                readers.setdefault(prompt_ids, []).append(place)
+        acts: list[Act | None] = [None] * len(states)
+        if not readers:
+            return acts
+        seeds = [
+            [self.seed_of(states[place].episode_id, len(states[place].turns)) for place in places]
+            for places in readers.values()
+        ]
+        groups = self.policy.generator.generate(list(readers), self.sampling, seeds)
+        for (prompt_ids, places), group in zip(readers.items(), groups, strict=True):
+            in_thinking = self.policy.chat.in_thinking(prompt_ids)
+            for place, completion in zip(places, group, strict=True):
+                action, thinking = self.prompt.parse(self.policy.chat.decode(completion), in_thinking)
+                acts[place] = Act(action, thinking, prompt_ids, completion)
+                self._so_far[states[place].episode_id] = prompt_ids + completion.token_ids
+        return acts
+
+
+class ExpertActor:
+    """Follows the walkthrough that the environment gives."""
+
+    needs_walkthrough = True
+
+    def act(self, states: Sequence[EpisodeState]) -> list[Act | None]:
+        return [_next(state, state.walkthrough) for state in states]
+
+
+class ListActor:
+    """Repeats actions, by episode id; an episode ends after the last of its list."""
+
+    needs_walkthrough = False
+
+    def __init__(self, actions: Mapping[str, Sequence[str]]) -> None:
+        self.actions = actions
+
+    def act(self, states: Sequence[EpisodeState]) -> list[Act | None]:
+        return [_next(state, self.actions[state.episode_id]) for state in states]
+
+
+def _next(state: EpisodeState, actions: Sequence[str]) -> Act | None:
+    turn = len(state.turns)
+    return Act(actions[turn]) if turn < len(actions) else None

@@ -1,0 +1,134 @@
+"""Episodes of the expert, and at each of their steps what other actions would have done."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from rwml_lightning.envs import EnvironmentPool, Failure
+from rwml_lightning.episodes.actors import ExpertActor, ListActor
+from rwml_lightning.episodes.loop import Played, Start, play
+from rwml_lightning.prompts.view import View
+from rwml_lightning.schema import Episode, Transition
+from rwml_lightning.seeds import derive_seed
+
+_MOST_BRANCHES = 32
+"""Branches under way at once; each has an environment of its own."""
+
+
+@dataclass(frozen=True)
+class ExpertStep:
+    """What the expert did, what it saw before, and what some other actions would have done in its place."""
+
+    transition: Transition
+    view: View
+    alternatives: tuple[Transition, ...] = ()
+
+
+@dataclass(frozen=True)
+class ExpertEpisode:
+    """An episode that its walkthrough solves."""
+
+    episode: Episode
+    steps: tuple[ExpertStep, ...]
+
+    @property
+    def transitions(self) -> Iterator[Transition]:
+        """Transitions of the expert's steps and of their alternatives."""
+        for step in self.steps:
+            yield step.transition
+            yield from step.alternatives
+
+
+@dataclass(frozen=True)
+class _Branch:
+    """An episode that follows the expert up to a turn, and does something else there."""
+
+    start: Start
+    turn: int
+    actions: tuple[str, ...]
+
+
+def follow_expert(
+    pool: EnvironmentPool,
+    starts: Sequence[Start],
+    max_turns: int,
+    seed: int,
+    num_alternatives: int = 0,
+    history_turns: int = 8,
+) -> tuple[list[ExpertEpisode], dict[str, str]]:
+    """Play episodes by the walkthrough that the environment gives.
+
+    An alternative is played out from the episode's start, in an environment of its own: the expert's actions up to its turn,
+    then the other action. Which ones are played is a random draw of the admissible actions that the expert did not take.
+
+    Args:
+        pool: Environments.
+        starts: Episodes to play.
+        max_turns: Turns after which an episode is cut off.
+        seed: Seed of the run, from which the draw derives.
+        num_alternatives: Other actions at each step, as far as there are so many.
+        history_turns: Most earlier turns of a transition.
+
+    Returns:
+        Episodes in the order of the starts, without those that were not solved; and why these were not, by name.
+    """
+    solved: list[tuple[Start, ExpertEpisode]] = []
+    unsolved: dict[str, str] = {}
+    outcome = play(pool, starts, ExpertActor(), max_turns, history_turns)
+    for start, found in zip(starts, outcome.episodes, strict=True):
+        if isinstance(found, Failure):
+            unsolved[start.episode_id] = found.line
+        elif not found.episode.solved:
+            unsolved[start.episode_id] = "its walkthrough does not solve it"
+        else:
+            steps = tuple(ExpertStep(turn.transition, turn.view) for turn in found.turns)
+            solved.append((start, ExpertEpisode(found.episode, steps)))
+    if not num_alternatives:
+        return [episode for _, episode in solved], unsolved
+    branches = [
+        branch for start, episode in solved for branch in _branches(start, episode, num_alternatives, seed)
+    ]
+    found_there = _play_branches(pool, branches, history_turns)
+    return [_with_alternatives(start, episode, found_there) for start, episode in solved], unsolved
+
+
+def _branches(start: Start, episode: ExpertEpisode, count: int, seed: int) -> Iterator[_Branch]:
+    done: tuple[str, ...] = ()
+    for turn, step in enumerate(episode.steps):
+        action = step.transition.action
+        others = sorted(set(step.view.admissible) - {action})
+        rng = random.Random(derive_seed(seed, "alternatives", step.transition.transition_id))
+        for number, other in enumerate(rng.sample(others, min(count, len(others)))):
+            own = replace(start, episode_id=f"{start.episode_id}~{turn}.{number}")
+            yield _Branch(own, turn, (*done, other))
+        done += (action,)
+
+
+def _play_branches(
+    pool: EnvironmentPool, branches: Sequence[_Branch], history_turns: int
+) -> dict[tuple[str, int], list[Transition]]:
+    """What the last action of each branch did, by (id of the expert's episode, turn); without those that never came to it."""
+    found: dict[tuple[str, int], list[Transition]] = defaultdict(list)
+    for first in range(0, len(branches), _MOST_BRANCHES):
+        part = branches[first : first + _MOST_BRANCHES]
+        actor = ListActor({branch.start.episode_id: branch.actions for branch in part})
+        most = max(len(branch.actions) for branch in part)
+        outcome = play(pool, [branch.start for branch in part], actor, most, history_turns)
+        for branch, played in zip(part, outcome.episodes, strict=True):
+            if isinstance(played, Played) and len(played.turns) == len(branch.actions):
+                expert = branch.start.episode_id.rpartition("~")[0]
+                found[expert, branch.turn].append(played.turns[-1].transition)
+    return found
+
+
+def _with_alternatives(
+    start: Start, expert: ExpertEpisode, found: Mapping[tuple[str, int], Sequence[Transition]]
+) -> ExpertEpisode:
+    steps = (
+        replace(step, alternatives=tuple(found.get((start.episode_id, turn), ())))
+        for turn, step in enumerate(expert.steps)
+    )
+    return replace(expert, steps=tuple(steps))

@@ -1,0 +1,86 @@
+"""Evaluations that a module holds: held-out predictions and played games; groups in, rows and metrics out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rwml_lightning.evaluation.episodes import EpisodeResult, success_metrics, summarise_episodes
+from rwml_lightning.evaluation.measures import Measured
+from rwml_lightning.evaluation.results import Result, as_metrics, summarise, summarise_by_kind
+from rwml_lightning.schema import EpisodeBatch, EpisodeGroup, Group
+
+Gather = Callable[[list[Any]], list[Any]]
+"""Gives every rank's items: an interval is one of all of them, not a mean of the ranks' own."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOutBatch:
+    """Predictions of some held-out transitions, measured.
+
+    Args:
+        groups: One a transition.
+        measured: What each group scored.
+        floors: For each group, what predictors without a model score on its transition, by name.
+    """
+
+    groups: tuple[Group, ...]
+    measured: tuple[Measured, ...]
+    floors: tuple[Mapping[str, Measured], ...]
+
+
+class HeldOutPredictions:
+    """Held-out predictions of a world model.
+
+    After a validation ``groups`` holds the predictions, ``measured`` what each transition scored, ``results`` the rows by kind of
+    step, and ``floors`` the rows of predictors without a model.
+    """
+
+    def __init__(self) -> None:
+        self.start()
+
+    def start(self) -> None:
+        self.groups: list[Group] = []
+        self.measured: list[Measured] = []
+        self.results: list[Result] = []
+        self.floors: list[Result] = []
+        self._floor_rows: list[Mapping[str, Measured]] = []
+
+    def add(self, batch: HeldOutBatch) -> None:
+        self.groups.extend(batch.groups)
+        self.measured.extend(batch.measured)
+        self._floor_rows.extend(batch.floors)
+
+    def finish(self, gather: Gather, prefix: str) -> dict[str, float]:
+        rows = gather(list(zip(self.groups, self.measured, self._floor_rows, strict=True)))
+        if not rows:
+            return {}
+        self.groups, self.measured, self._floor_rows = (list(column) for column in zip(*rows, strict=True))
+        self.results = summarise_by_kind(self.measured)
+        names = dict.fromkeys(name for row in self._floor_rows for name in row)
+        self.floors = [
+            summarise(name, [row[name] for row in self._floor_rows if name in row]) for name in names
+        ]
+        return as_metrics(self.results, prefix)
+
+
+class PlayedGames:
+    """Held-out games that a policy played; after a validation ``groups`` holds them, and ``results`` the rows by kind of task."""
+
+    def __init__(self) -> None:
+        self.start()
+
+    def start(self) -> None:
+        self.groups: list[EpisodeGroup] = []
+        self.results: list[EpisodeResult] = []
+
+    def add(self, batch: EpisodeBatch) -> None:
+        self.groups.extend(batch.groups)
+
+    def finish(self, gather: Gather, prefix: str) -> dict[str, float]:
+        self.groups = gather(self.groups)
+        if not self.groups:
+            return {}
+        self.results = summarise_episodes(self.groups)
+        return success_metrics(self.results, prefix)

@@ -1,0 +1,59 @@
+"""AdamW, and the schedule of its learning rate."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from rwml_lightning.modules.resuming import LearningRate, keep_settings
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """AdamW and its schedule.
+
+    Args:
+        learning_rate: Peak learning rate.
+        schedule: Learning rate after the warm-up: ``constant``, or down to 0 as ``linear`` or ``cosine`` at the last step.
+        warmup_steps: Steps of linear rise at the start.
+        weight_decay: Decoupled weight decay.
+        max_grad_norm: Gradients longer than this are shortened to it.
+    """
+
+    learning_rate: float = 1e-6
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"model.optimizer.{name} is {getattr(self, name)}; it must be above 0")
+
+    def make(
+        self, parameters: list[torch.nn.Parameter], num_steps: int
+    ) -> tuple[torch.optim.AdamW, LearningRate]:
+        """Make optimizer and schedule.
+
+        Args:
+            parameters: Parameters to train.
+            num_steps: Optimizer steps of the whole stage.
+        """
+        optimizer = torch.optim.AdamW(
+            parameters, lr=self.learning_rate, weight_decay=self.weight_decay, betas=(0.9, 0.95), fused=True
+        )
+        optimizer.register_load_state_dict_pre_hook(keep_settings)
+        return optimizer, LearningRate(optimizer, lambda step: self.factor(step, num_steps))
+
+    def factor(self, step: int, num_steps: int) -> float:
+        """Factor of the peak learning rate at a step of ``num_steps``."""
+        if step < self.warmup_steps:
+            return (step + 1) / (self.warmup_steps + 1)
+        if self.schedule == "constant":
+            return 1.0
+        progress = min((step - self.warmup_steps) / max(num_steps - self.warmup_steps, 1), 1.0)
+        return 1 - progress if self.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))

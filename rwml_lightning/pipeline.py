@@ -1,0 +1,94 @@
+"""A run, from its config to an exported model: warm up, prepare, evaluate, train, evaluate, export."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import lightning as L
+
+from rwml_lightning.data.datamodule import RolloutDataModule
+from rwml_lightning.loggers import introduce
+from rwml_lightning.modules.base import PolicyModule
+from rwml_lightning.modules.exporting import write_export
+from rwml_lightning.run import RunFolder
+from rwml_lightning.schema import Episode
+from rwml_lightning.stages import WarmUp, warm_up
+from rwml_lightning.trace import TraceWriter
+
+log = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class Preparing(Protocol):
+    """A callback with work to do before the policy takes memory."""
+
+    def prepare_run(self, trainer: L.Trainer, model: PolicyModule, data: RolloutDataModule) -> None:
+        """Do it; nothing of the main stage is loaded yet."""
+
+
+def run(
+    trainer: L.Trainer,
+    model: PolicyModule,
+    data: RolloutDataModule,
+    folder: RunFolder,
+    wanted: WarmUp | None,
+    warm_up_callbacks: list[L.Callback],
+    ckpt_path: str | None = None,
+) -> None:
+    """Do all that the config asks for, from where an earlier run of it stopped.
+
+    Args:
+        trainer: Trainer of the main stage.
+        model: Module of the main stage.
+        data: Shared by all stages.
+        folder: Gets every result.
+        wanted: Warm-up before the main stage. One that starts from ``model.init_from`` needs none, unless it is to play.
+        warm_up_callbacks: Callbacks of the warm-up.
+        ckpt_path: Checkpoint to go on from; ``None`` takes the folder's newest.
+    """
+    if folder.finished:
+        return
+    data.record_collection = partial(record_collection, folder.trace)
+    for logger in trainer.loggers:
+        introduce(logger, folder)
+    try:
+        if wanted is not None and (model.init_from is None or model.reads == "episodes"):
+            model.init_from = str(warm_up(wanted, model, data, trainer, folder, warm_up_callbacks))
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Preparing):
+                callback.prepare_run(trainer, model, data)
+        resume_from = ckpt_path or folder.last_checkpoint
+        if resume_from is None:
+            trainer.validate(model, data, verbose=False)
+        else:
+            log.warning("going on from %s", resume_from)
+        trainer.fit(model, data, ckpt_path=resume_from, weights_only=True)
+        if trainer.interrupted:
+            raise KeyboardInterrupt
+        if stop_requested(trainer):
+            trainer.save_checkpoint(folder.checkpoints / f"stopped-{trainer.global_step}.ckpt")
+            log.warning(
+                "stopped at step %d, as asked; the same command goes on from there", trainer.global_step
+            )
+            return
+        trainer.validate(model, data, verbose=False)
+        if trainer.is_global_zero:
+            write_export(model, folder.export)
+    finally:
+        data.close()
+
+
+def stop_requested(trainer: L.Trainer) -> bool:
+    """Whether somebody asked a callback to stop the run."""
+    return any(getattr(callback, "stop_requested", False) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+
+
+def record_collection(trace: Path, number: int, total: int, episodes: list[Episode]) -> None:
+    """Show collected episodes in the dashboard, as steps of a stage of their own."""
+    with TraceWriter(trace) as writer:
+        writer.start_stage("collect", total, "")
+        writer.write_step("collect", number, {})
+        writer.write_episodes("collect", number, episodes)

@@ -1,0 +1,188 @@
+"""What a config names - devices, models, files, an environment - is looked for before anything is done or written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from jsonargparse import Namespace
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import nn
+
+from rwml_lightning.data.datamodule import RolloutDataModule
+from rwml_lightning.data.predictions import Predictions
+from rwml_lightning.models import load_skeleton, resolve_model
+from rwml_lightning.modules.adapters import LoRA, wrap
+from rwml_lightning.modules.base import PolicyModule
+from rwml_lightning.modules.loading import check_same_lora, checkpoint_policy
+
+
+def look_for_all(command: str, config: Namespace, model: PolicyModule, data: RolloutDataModule) -> None:
+    """Look for everything that a command will need and that its config names.
+
+    Args:
+        command: Name of the command.
+        config: Its config, before anything was made of it.
+        model: What the config's ``model`` makes; nothing is loaded yet.
+        data: What its ``data`` makes.
+
+    Raises:
+        ValueError: Something is not there, or is not what is needed; names the key.
+    """
+    if command == "collect":
+        predictions = data.need_predictions()
+        if predictions.path.exists():
+            return
+        look_for_transitions(predictions, data)
+        assert predictions.collection is not None
+        if predictions.collection.behaviour != "model":
+            return
+    if command == "fit":
+        look_for_devices(model, config.trainer)
+    if command in ("fit", "validate", "test", "collect"):
+        _find_model("model.init_args.model", model.model)
+        if (own := getattr(data.generator, "model", None)) is not None:
+            _find_model("data.generator.init_args.model", own)
+    if command == "collect":
+        return
+    parts: dict[str, Any] = {}
+    if (given := config.data.predictions) is not None:
+        parts = {f"data.predictions.{key}": given[key] for key in ("reward", "evaluator")}
+    if command == "fit":
+        parts["trainer.callbacks"] = config.trainer.callbacks
+    for key, part in parts.items():
+        for path, embedder in embedders(part, key):
+            _find_model(path, embedder)
+    if command in ("fit", "validate", "test"):
+        look_for_weights(model)
+        look_for_checkpoint(config.ckpt_path, model)
+    if command in ("fit", "validate", "test", "evaluate"):
+        look_for_data(model, data)
+
+
+def look_for_devices(model: PolicyModule, trainer: Namespace) -> None:
+    """See that the devices of a trainer are there, and that their precision trains: one is made of these settings alone.
+
+    A strategy that the config gives as a class is left out, since it would belong to this trainer and not to the run's.
+    """
+    keys = ("accelerator", "devices", "num_nodes", "strategy", "precision")
+    given = {key: trainer[key] for key in keys if not isinstance(trainer[key], Namespace)}
+    try:
+        found = L.Trainer(
+            **given, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
+        )  # fmt: skip
+    except MisconfigurationException as error:
+        raise ValueError(
+            f"trainer.accelerator is {trainer.accelerator!r} and trainer.devices is {trainer.devices!r}: {error}"
+        ) from error
+    model.check_precision(found.precision)
+
+
+def embedders(part: Any, path: str) -> Iterator[tuple[str, str]]:
+    """Models that a part of the config loads to embed texts, wherever in it they are named, each with its key."""
+    if isinstance(part, Namespace):
+        part = vars(part)
+    if isinstance(part, list):
+        part = dict(enumerate(part))
+    if not isinstance(part, dict):
+        return
+    if isinstance(part.get("embedder"), str) and not part.get("server"):
+        yield f"{path}.embedder", part["embedder"]
+    for key, value in part.items():
+        yield from embedders(value, f"{path}.{key}")
+
+
+def look_for_checkpoint(ckpt_path: str | None, model: PolicyModule) -> None:
+    """Take nothing but a local checkpoint of ours with the adapters of ``model``: Lightning would fetch what an address names,
+    and run the code in it."""
+    if ckpt_path is None:
+        return
+    path = Path(ckpt_path)
+    if not path.exists() or ckpt_path in (
+        "best",
+        "last",
+        "hpc",
+    ):  # words that Lightning takes for other files
+        raise ValueError(
+            f"--ckpt_path names {ckpt_path}, which is no file here; give the path of a checkpoint, and download one that lies "
+            "elsewhere first"
+        )
+    if path.is_file():
+        check_same_lora(checkpoint_policy(path)["lora"], model.lora, f"--ckpt_path names {path}, which")
+
+
+def look_for_weights(model: PolicyModule) -> None:
+    """See that what ``model.init_from`` names is a model, or a checkpoint that fits this one."""
+    if model.init_from is None:
+        return
+    path = Path(model.init_from)
+    if not path.exists():
+        raise ValueError(f"model.init_from names {path}, which does not exist")
+    if path.is_dir():
+        _find_model("model.init_args.init_from", str(path))
+        return
+    check_same_lora(checkpoint_policy(path)["lora"], model.lora, f"model.init_from names {path}, which")
+    state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+    saved = {name.removeprefix("policy."): weight.shape for name, weight in state.items()}
+    own = weight_shapes(model.model, model.lora)
+    differing = sorted(name for name in own.keys() | saved.keys() if own.get(name) != saved.get(name))
+    if differing:
+        raise ValueError(
+            f"model.init_from names {path}, which holds the weights of another model or LoRA setting: {differing[0]} does not "
+            "match"
+        )
+
+
+def weight_shapes(model: str, lora: LoRA | None) -> dict[str, torch.Size]:
+    """Names and shapes of a policy's weights, without reading one."""
+    policy: nn.Module = load_skeleton(model)
+    if lora is not None:
+        with torch.device("meta"):
+            policy = wrap(policy, lora)
+    return {name: weight.shape for name, weight in policy.state_dict().items()}
+
+
+def look_for_data(model: PolicyModule, data: RolloutDataModule) -> None:
+    """See that what the stage reads is there, or can be made."""
+    if getattr(data, model.reads) is None:
+        raise ValueError(f"data.{model.reads} is not set, and {type(model).__name__} learns from it")
+    if data.episodes is not None:
+        look_for_environment(data)
+        if model.reads == "episodes" and model.learns == "labels":
+            data.episodes.need_demonstrations()
+        if getattr(model, "world_model_weight", 0) and data.episodes.next_state_labels is None:
+            raise ValueError(
+                "model.world_model_weight is set, and data.episodes.next_state_labels, which says on what, is not"
+            )
+    if data.predictions is not None:
+        data.predictions.need_evaluator()
+        if not data.predictions.path.exists():
+            look_for_transitions(data.predictions, data)
+
+
+def look_for_transitions(predictions: Predictions, data: RolloutDataModule) -> None:
+    """See that transitions which are not there can be collected."""
+    predictions.check_collectable(data.environment)
+    look_for_environment(data)
+
+
+def look_for_environment(data: RolloutDataModule) -> None:
+    """See that the environment can be made; one that plays generated games has none yet."""
+    if data.environment is None:
+        raise ValueError("data.environment is not set, so the policy has nothing to act in")
+    if data.environment.games is not None:
+        return
+    try:
+        data.environment.make().close()
+    except ValueError as error:
+        raise ValueError(f"data.environment: {error}") from error
+
+
+def _find_model(key: str, name: str) -> None:
+    try:
+        resolve_model(name)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
