@@ -1,5 +1,6 @@
 # make quickstart   set up this machine, then train a world model on it (15 minutes on 2 cores)
 # make test         set up this machine, then check style, types and import rules, and run every test
+# make test-fast    set up this machine, then run the tests that need no engine and no training run
 # make mutants      put faults into the code one by one, and count which of them the fast tests notice (hours)
 # make install      set up only;  make lock: write requirements/cpu.txt anew;  make clean: remove .venv and caches
 
@@ -19,7 +20,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --quiet
 STAMP := $(VENV)/.installed-$(DEVICE)
 
-.PHONY: install quickstart test mutants lint lock clean
+.PHONY: install quickstart test test-fast mutants lint lock clean
 .DEFAULT_GOAL := quickstart
 
 install: $(STAMP)
@@ -59,8 +60,12 @@ lint: install
 test: lint
 	@$(PY) -m pytest
 
+# One thread a process: the models are too small for a second one to bring anything.
+test-fast: install
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -m "not slow and not heavy"
+
 mutants: install
-	@$(PY) tests/mutants.py $(NAMES)
+	@$(PY) tests/support/mutants.py $(NAMES)
 
 lock: install
 	@{ sed -n '/^#/p' requirements/cpu.txt; $(PIP) list --format=freeze --exclude-editable 2>/dev/null | sed -E 's/^(torch==[^+]*).*/\1/' | grep -viE '^(pip|rwml)'; } > requirements/cpu.new && mv requirements/cpu.new requirements/cpu.txt

@@ -6,15 +6,15 @@ import os
 from pathlib import Path
 
 import pytest
-from rwml_testing import write_taught_model
 from transformers import PreTrainedTokenizerBase
 
-from rwml_lightning.data.chat_format import ChatFormat
+from rwml_lightning.prompts.chat_format import ChatFormat
+from support.models import write_taught_model
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of :func:`rwml_testing.write_taught_model`; a mutation run has written it once for all mutants."""
+    """Folder of :func:`support.models.write_taught_model`; a mutation run has written it once for all mutants."""
     folder = os.environ.get("RWML_TINY_MODEL")
     return Path(folder) if folder else write_taught_model(tmp_path_factory.mktemp("tiny") / "model")
 

@@ -7,23 +7,31 @@ from typing import Any
 
 import pytest
 import torch
-from rwml_testing import write_config
 from safetensors.torch import load_file
 
 from rwml_lightning.cli import main
 from rwml_lightning.models import load_causal_lm
+from support.runs import write_config
 
 
 def model_section(model: Path, **arguments: Any) -> dict[str, Any]:
-    return {"init_args": {"model": str(model), "dtype": "bfloat16", "learning_rate": 1e-3, **arguments}}
+    return {
+        "init_args": {
+            "model": str(model),
+            "dtype": "bfloat16",
+            "optimizer": {"learning_rate": 1e-3},
+            **arguments,
+        }
+    }
 
 
+@pytest.mark.heavy
 def test_adapters_train_on_a_bfloat16_base_from_warm_up_to_export(tiny_model: Path, tmp_path: Path) -> None:
     lora = {"rank": 4, "alpha": 8}
     config = write_config(
         tmp_path,
         tiny_model,
-        model=model_section(tiny_model, lora=lora, kl_coefficient=0.01),
+        model=model_section(tiny_model, lora=lora, grpo={"kl_coefficient": 0.01}),
         warm_up={"num_transitions": 8, "batch_size": 4, "learning_rate": 1e-2},
     )
     main(["fit", "--config", str(config)])
@@ -37,6 +45,7 @@ def test_adapters_train_on_a_bfloat16_base_from_warm_up_to_export(tiny_model: Pa
     assert torch.equal(end["model.embed_tokens.weight"], original["model.embed_tokens.weight"])
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [

@@ -17,7 +17,7 @@ from rwml_lightning.answers import (
     format_answer,
     read_reply,
 )
-from rwml_lightning.data.action_prompts import ActionPrompt, parse_action
+from rwml_lightning.prompts.action import ActionPrompt, parse_action
 
 THINKING = [
     ("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<|START_THINKING|>", "<|END_THINKING|>"),

@@ -9,7 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from architectures import CASES, Row, class_name, documented, documented_engine, examine
+
+from support.architectures import CASES, Row, class_name, documented, documented_engine, examine
 
 FAST = {
     "falcon",
@@ -24,7 +25,7 @@ FAST = {
     "phimoe",
     "qwen3",
 }
-WRITE = "run .venv/bin/python tests/architectures.py, and read what changed in docs/models.md"
+WRITE = "run .venv/bin/python tests/support/architectures.py, and read what changed in docs/models.md"
 DOCUMENTED = documented()
 
 

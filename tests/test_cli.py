@@ -6,19 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from rwml_testing import make_config, make_world, write_config
 
 from rwml_lightning.cli import main
 from rwml_lightning.data.transitions import write_transitions
-
-
-def error_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    with pytest.raises(SystemExit) as stopped:
-        main(arguments)
-    assert stopped.value.code == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1, lines
-    return lines[0]
+from support.command_line import error_of
+from support.runs import make_config, write_config
+from support.worlds import make_world
 
 
 def test_export_names_a_missing_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -75,7 +68,7 @@ def test_collect_needs_to_know_where(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = make_config(tmp_path, tiny_model)
-    assert "data.environment and data.collection do not say how" in error_of(
+    assert "data.environment and data.predictions.collection do not say how" in error_of(
         ["collect", "--config", str(config)], capsys
     )
 
@@ -86,7 +79,7 @@ def test_collect_leaves_a_file_alone(
     write_transitions(tmp_path / "t.parquet", make_world())
     before = (tmp_path / "t.parquet").read_bytes()
     main(["collect", "--config", str(make_config(tmp_path, tiny_model))])
-    assert "is there already; name another file in data.transitions" in capsys.readouterr().out
+    assert "is there already; name another file in data.predictions.transitions" in capsys.readouterr().out
     assert (tmp_path / "t.parquet").read_bytes() == before
 
 
@@ -117,5 +110,5 @@ def test_a_broken_row_stops_a_run_unless_it_may_be_skipped(
     write_transitions(tmp_path / "t.parquet", [*world, world[0]])
     message = error_of(["validate", "--config", str(make_config(tmp_path, tiny_model))], capsys)
     assert f"row {len(world)}: transition_id 'take-apple' stands twice" in message
-    main(["validate", "--config", str(make_config(tmp_path, tiny_model, data={"on_broken": "skip"}))])
+    main(["validate", "--config", str(make_config(tmp_path, tiny_model, predictions={"on_broken": "skip"}))])
     assert "Held-out transitions" in capsys.readouterr().out

@@ -29,7 +29,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def loaded(name: object) -> None:
         raise AssertionError(f"{name} was looked for")
 
-    monkeypatch.setattr("rwml_lightning.named.resolve_model", loaded)
+    monkeypatch.setattr("rwml_lightning.preflight.resolve_model", loaded)
     monkeypatch.chdir(tmp_path)
 
 
@@ -37,13 +37,16 @@ def no_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     ("option", "message"),
     [
         (
-            "--model.init_args.lerning_rate 1",
-            "model.init_args.lerning_rate is no known key; did you mean learning_rate?",
+            "--model.init_args.optimizer.lerning_rate 1",
+            "model.init_args.optimizer.lerning_rate is no known key; did you mean model.init_args.optimizer.learning_rate?",
         ),
-        ("--model.init_args.learning_rate abc", "model.init_args.learning_rate is 'abc', but takes float"),
+        (
+            "--model.init_args.optimizer.learning_rate abc",
+            "model.init_args.optimizer.learning_rate is 'abc', but takes float",
+        ),
         (
             "--data.prompt_per_step 3",
-            "data.prompt_per_step is no known key; did you mean data.prompts_per_step?",
+            "data.prompt_per_step is no known key; did you mean data.predictions.prompts_per_step?",
         ),
         ("--trainer.max_stepz 4", "trainer.max_stepz is no known key; did you mean trainer.max_steps?"),
         (
@@ -51,14 +54,22 @@ def no_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
             "model is 'Foo', but takes a class path such as rwml_lightning.modules.WorldModelGRPO",
         ),
         (
-            "--data.reward.init_args.tau_q 1",
-            "data.reward.init_args.tau_q is no known key; did you mean tau_d?",
+            "--data.predictions.reward.init_args.tau_q 1",
+            "data.predictions.reward.init_args.tau_q is no known key; did you mean tau_d?",
         ),
-        ("--data.group_size x", "data.group_size is 'x', but takes int"),
+        ("--data.predictions.group_size x", "data.predictions.group_size is 'x', but takes int"),
+        (
+            "--data.predictions.prompt.history_turn 1",
+            "data.predictions.prompt.history_turn is no known key; did you mean data.predictions.prompt.history_turns?",
+        ),
+        (
+            "--data.predictions.collection.prompt.sistem x",
+            "data.predictions.collection.prompt.sistem is no known key; did you mean data.predictions.collection.prompt.system?",
+        ),
         ("--model.init_args.lora.rank x", "model.init_args.lora.rank is 'x', but takes int"),
         (
-            "--model.init_args.kl_estimator k4",
-            "model.init_args.kl_estimator is 'k4', but takes one of 'k1', 'k2', 'k3'",
+            "--model.init_args.grpo.kl_estimator k4",
+            "model.init_args.grpo.kl_estimator is 'k4', but takes one of 'k1', 'k2', 'k3'",
         ),
     ],
 )
@@ -69,20 +80,40 @@ def test_a_wrong_option(option: str, message: str, capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("data.prompt_per_step", 3, "data.prompt_per_step is no known key; did you mean data.prompts_per_step?"),
-        ("data.reward.class_path", "rwml_lightning.rewards.EmbedingReward",
-         "data.reward: rwml_lightning.rewards has no EmbedingReward; did you mean EmbeddingReward?"),
+        ("data.prompt_per_step", 3, "data.prompt_per_step is no known key; did you mean data.predictions.prompts_per_step?"),
+        ("data.predictions.reward.class_path", "rwml_lightning.rewards.EmbedingReward",
+         "data.predictions.reward: rwml_lightning.rewards has no EmbedingReward; did you mean EmbeddingReward?"),
         ("trainer.max_step", 3, "trainer.max_step is no known key; did you mean trainer.max_steps?"),
         ("run.nam", "x", "run.nam is no known key; did you mean run.name?"),
-        ("data.prompt.history_turn", 1, "data.prompt.history_turn is no known key; did you mean data.prompt.history_turns?"),
-        ("data.validation.temperature", "hot", "data.validation.temperature is 'hot', but takes float"),
-        ("data.collection.behaviour", "expert", "data.collection.behaviour is 'expert', but takes one of 'model', 'random', 'branches'"),
+        ("data.predictions.prompt.history_turn", 1, "data.predictions.prompt.history_turn is no known key; did you mean data.predictions.prompt.history_turns?"),
+        ("data.predictions.validation.temperature", "hot", "data.predictions.validation.temperature is 'hot', but takes float"),
+        ("data.predictions.collection.behaviour", "expert", "data.predictions.collection.behaviour is 'expert', but takes one of 'model', 'random', 'branches'"),
     ],
 )  # fmt: skip
 def test_a_wrong_line_of_a_file(
     key: str, value: Any, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert error_of(["fit", "--config", str(write(tmp_path, {key: value}))], capsys) == message
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "meant"),
+    [
+        ("data.transitions", "t.parquet", "data.predictions.transitions"),
+        ("data.reward.class_path", "rwml_lightning.rewards.RougeReward", "data.predictions.reward"),
+        ("data.collection.behaviour", "random", "data.predictions.collection.behaviour"),
+        ("data.group_size", 4, "data.episodes.group_size or data.predictions.group_size"),
+        ("data.play.group_size", 4, "data.episodes.group_size"),
+        ("data.games.folder", "games", "data.environment.games.folder"),
+        ("data.demonstrations.path", "d.parquet", "data.episodes.demonstrations.path"),
+    ],
+)
+def test_a_key_of_before_is_refused_by_the_one_that_took_its_place(
+    key: str, value: Any, meant: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = f"{key} is no known key; did you mean {meant}?"
+    assert error_of(["fit", "--config", str(write(tmp_path, {key: value}))], capsys) == message
+    assert error_of(["fit", "--config", str(QUICKSTART), f"--{key}", str(value)], capsys) == message
 
 
 def write(folder: Path, changes: dict[str, Any]) -> Path:
@@ -104,7 +135,7 @@ def write(folder: Path, changes: dict[str, Any]) -> Path:
 @pytest.mark.parametrize(
     ("changes", "parts"),
     [
-        ({"data.transitions": None}, ["data.transitions", "missing"]),
+        ({"data.predictions.transitions": None}, ["data.predictions.transitions", "missing"]),
         ({"model.init_args.model": None}, ["model.init_args.model", "missing"]),
     ],
 )

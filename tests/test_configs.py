@@ -11,15 +11,18 @@ from typing import Any
 
 import pytest
 
-from rwml_lightning.cli import RWMLCLI
 from rwml_lightning.envs.tau2 import Tau2Env
+from support.command_line import Parsed, ParsingCLI
+from support.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
+PARTS = {"hardware/gpu", "alfworld/data", "tau2/data", "tau2/predictions"}
+"""Configs that others stand on."""
 CONFIGS = sorted(
     path.relative_to(ROOT).as_posix()
     for path in [*(ROOT / "configs").rglob("*.yaml"), ROOT / "examples" / "taxi.yaml"]
     if not {"sweeps", "baselines"} & set(path.relative_to(ROOT).parts)
     and not path.name.startswith("evaluation_")
+    and path.with_suffix("").as_posix().partition("configs/")[2] not in PARTS
 )
 BASELINES = sorted(path.stem for path in (ROOT / "configs" / "alfworld" / "baselines").glob("*.yaml"))
 
@@ -32,20 +35,13 @@ COMMANDS = [
 ]
 
 
-class Parsed(Exception):
-    """Module and data are instantiated, and nothing is loaded."""
-
-
-class ParsingCLI(RWMLCLI):
-    """Looks for no model and stops before the trainer, whose devices may not be here."""
-
-    def before_instantiate_classes(self) -> None:
-        pass
-
-    def instantiate_trainer(self, **_: Any) -> Any:
-        if self.subcommand == "fit":
-            self.model.check_precision(self._get(self.config_init, "trainer").precision or "32-true")
-        raise Parsed
+def stack_of(config: str) -> list[str]:
+    """The files that a config says it stands on, and itself, as options of the command line."""
+    lines = (ROOT / config).read_text().splitlines()
+    head = " ".join(line for line in lines if line.startswith("#"))
+    files = re.findall(r"--config (\S+\.yaml)", head) or [config]
+    assert files[-1] == config
+    return [word for file in files for word in ("--config", str(ROOT / file))]
 
 
 def test_configs_are_found() -> None:
@@ -57,19 +53,29 @@ def test_configs_are_found() -> None:
 @pytest.mark.parametrize("config", CONFIGS)
 def test_a_shipped_config_is_understood(config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["rwml_lightning", "fit", "--config", str(ROOT / config)])
+    monkeypatch.setattr(sys, "argv", ["rwml_lightning", "fit", *stack_of(config)])
     with pytest.raises(Parsed):
         ParsingCLI()
 
 
+def test_a_config_fits_on_a_page() -> None:
+    lengths = {config: len((ROOT / config).read_text().splitlines()) for config in CONFIGS}
+    assert {config for config, length in lengths.items() if length >= 45} <= {
+        "configs/quickstart.yaml",
+        "examples/taxi.yaml",
+    }
+
+
+@pytest.mark.heavy
 @pytest.mark.parametrize("base", ["policy_grpo", "policy_quickstart"])
 @pytest.mark.parametrize("baseline", BASELINES)
 def test_a_baseline_is_understood_on_top_of_a_policy_config(
     base: str, baseline: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    files = [f"{ROOT}/configs/alfworld/{name}.yaml" for name in (base, f"baselines/{baseline}")]
-    monkeypatch.setattr(sys, "argv", ["rwml_lightning", "fit", "--config", files[0], "--config", files[1]])
+    on_top = ["--config", f"{ROOT}/configs/alfworld/baselines/{baseline}.yaml"]
+    stack = stack_of(f"configs/alfworld/{base}.yaml")
+    monkeypatch.setattr(sys, "argv", ["rwml_lightning", "fit", *stack, *on_top])
     with pytest.raises(Parsed):
         ParsingCLI()
 
@@ -79,8 +85,9 @@ def test_an_evaluation_of_tau2_bench_is_understood(
     evaluation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    files = [f"{ROOT}/configs/tau2/{name}.yaml" for name in ("policy_grpo", f"evaluation_{evaluation}")]
-    monkeypatch.setattr(sys, "argv", ["rwml_lightning", "test", "--config", files[0], "--config", files[1]])
+    on_top = ["--config", f"{ROOT}/configs/tau2/evaluation_{evaluation}.yaml"]
+    stack = stack_of("configs/tau2/policy_grpo.yaml")
+    monkeypatch.setattr(sys, "argv", ["rwml_lightning", "test", *stack, *on_top])
     seen: list[Any] = []
 
     class Keeping(ParsingCLI):
@@ -99,6 +106,7 @@ def test_an_evaluation_of_tau2_bench_is_understood(
     assert len(env.tasks[split]) == number
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_of_the_docs_is_understood(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
@@ -121,6 +129,7 @@ def load_cells() -> Any:
 CELLS = load_cells()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("cell", [CELLS.WARM_UP, *CELLS.CELLS, *CELLS.REWARDS])
 def test_a_cell_of_the_benchmark_is_understood(cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)

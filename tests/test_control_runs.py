@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import yaml
 from jsonargparse import Namespace
-from rwml_testing import write_config
 
 from rwml_lightning.cli import main, name_control
+from support.runs import write_config
 
 
+@pytest.mark.heavy
 def test_a_controlled_run_is_named_after_its_control(tiny_model: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path, tiny_model, run={"name": "tiny"})
     main(["fit", "--config", str(config), "--control", "coin"])
@@ -26,12 +27,13 @@ def test_a_controlled_run_is_named_after_its_control(tiny_model: Path, tmp_path:
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["tiny-coin"]
 
 
+@pytest.mark.heavy
 def test_labels_cannot_be_controlled(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = write_config(tmp_path, tiny_model, model={"class_path": "rwml_lightning.modules.WorldModelSFT"})
     with pytest.raises(SystemExit) as stopped:
-        main(["fit", "--config", str(config), "--control", "permuted", "--data.reward", "null"])
+        main(["fit", "--config", str(config), "--control", "permuted", "--data.predictions.reward", "null"])
     assert stopped.value.code == 2
     assert "control is 'permuted', which replaces rewards, but WorldModelSFT learns from labels" in (
         capsys.readouterr().err
@@ -45,9 +47,21 @@ def test_labels_cannot_be_controlled(
 def test_loggers_are_named_after_the_control(given: str | None, named: str) -> None:
     wandb = Namespace(init_args=Namespace(name=given))
     for loggers in (wandb, [Namespace(init_args=Namespace()), wandb]):
-        config = Namespace(control="coin", run=Namespace(name="r"), trainer=Namespace(logger=loggers))
+        config = Namespace(
+            control="coin",
+            run=Namespace(name="r"),
+            trainer=Namespace(logger=loggers),
+            data=Namespace(predictions=Namespace(control="none")),
+        )
         name_control(config)
         assert (config.run.name, wandb.init_args.name) == ("r-coin", named)
+        assert config.data.predictions.control == "coin"
+
+
+def test_a_control_needs_predictions() -> None:
+    config = Namespace(control="coin", run=Namespace(name="r"), data=Namespace(predictions=None))
+    with pytest.raises(ValueError, match=r"control is 'coin', .* data\.predictions is not set"):
+        name_control(config)
 
 
 @pytest.mark.parametrize("logger", [False, None])

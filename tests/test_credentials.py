@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import yaml
-from rwml_testing import write_config
 
 from rwml_lightning.cli import main
 from rwml_lightning.credentials import check_config, check_server_url, read_key
+from support.runs import write_config
 
 SECRET = "sk-very-secret-0123456789"
 CONFIGS = sorted(Path(__file__).parents[1].glob("configs/**/*.yaml"))
@@ -21,12 +21,12 @@ HOLDING: dict[str, Any] = {
     "data.environment.kwargs.llm_args.0.apiKey": SECRET,
     "data.environment.kwargs.password": SECRET,
     "data.environment.kwargs.hf_token": SECRET,
-    "data.reward.init_args.server.extra_body.headers.Authorization": SECRET,
-    "data.reward.init_args.server.extra_body.headers.X-API-Key": SECRET,
-    "data.reward.init_args.server.extra_body.headers.other": f"Bearer {SECRET}",
-    "data.reward.init_args.server.base_url": f"http://127.0.0.1:1/v1?api_key={SECRET}",
-    "data.demonstrations.reflection.server.base_url": f"http://me:{SECRET}@127.0.0.1:1/v1",
-    "data.evaluator.init_args.server.base_url": f"https://host/v1#{SECRET}",
+    "data.predictions.reward.init_args.server.extra_body.headers.Authorization": SECRET,
+    "data.predictions.reward.init_args.server.extra_body.headers.X-API-Key": SECRET,
+    "data.predictions.reward.init_args.server.extra_body.headers.other": f"Bearer {SECRET}",
+    "data.predictions.reward.init_args.server.base_url": f"http://127.0.0.1:1/v1?api_key={SECRET}",
+    "data.episodes.demonstrations.reflection.server.base_url": f"http://me:{SECRET}@127.0.0.1:1/v1",
+    "data.predictions.evaluator.init_args.server.base_url": f"https://host/v1#{SECRET}",
     "data.environment.kwargs.user.base_url": f"https://{SECRET}@host/v1",
     "data.environment.kwargs.options": f"--database postgres://me:{SECRET}@host/db",
     "ckpt_path": f"https://host/last.ckpt?sig={SECRET}",
@@ -59,10 +59,10 @@ def test_namespaces_of_a_parser_are_looked_through() -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        "data.reward.init_args.server.api_key_env",
+        "data.predictions.reward.init_args.server.api_key_env",
         "model.init_args.max_tokens",
         "data.environment.kwargs.eos_token",
-        "data.play.prompt.system",
+        "data.episodes.prompt.system",
         "run.name",
     ],
 )
@@ -133,9 +133,9 @@ COMMANDS = {
     "fit": ["--data.environment", f"{{id: some.Env, kwargs: {{api_key: {SECRET}}}}}"],
     "validate": ["--ckpt_path", f"https://host/last.ckpt?sig={SECRET}"],
     "collect": ["--data.environment", f"{{id: some.Env, kwargs: {{user: {{base_url: 'http://h/v1?k={SECRET}'}}}}}}"],
-    "audit": ["--data.reward", "rwml_lightning.rewards.EmbeddingReward", "--data.reward.server", f"{{model: m, base_url: 'http://h?k={SECRET}'}}"],
-    "evaluate": ["--models", "a", "--data.evaluator", "rwml_lightning.rewards.JudgeReward",
-                 "--data.evaluator.server", f"{{model: m, extra_body: {{api_key: {SECRET}}}}}"],
+    "audit": ["--data.predictions.reward", "rwml_lightning.rewards.EmbeddingReward", "--data.predictions.reward.server", f"{{model: m, base_url: 'http://h?k={SECRET}'}}"],
+    "evaluate": ["--models", "a", "--data.predictions.evaluator", "rwml_lightning.rewards.JudgeReward",
+                 "--data.predictions.evaluator.server", f"{{model: m, extra_body: {{api_key: {SECRET}}}}}"],
 }  # fmt: skip
 
 

@@ -13,6 +13,8 @@ import yaml
 
 from rwml_lightning.cli import RWMLCLI, default_callbacks
 
+pytestmark = pytest.mark.heavy
+
 ROOT = Path(__file__).parents[1]
 FRAGMENTS = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "analyses.md").read_text(), re.DOTALL)
 

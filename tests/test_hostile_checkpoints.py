@@ -14,12 +14,12 @@ import rwml_callbacks
 import rwml_tui
 import torch
 import yaml
-from rwml_testing import write_config
-from test_cli import error_of
 
 import rwml_lightning
 from rwml_lightning.cli import main
 from rwml_lightning.modules import WorldModelGRPO
+from support.command_line import error_of
+from support.runs import write_config
 
 
 class Bomb:
@@ -70,7 +70,7 @@ def trap(tmp_path: Path, mark: Path, monkeypatch: pytest.MonkeyPatch) -> dict[st
     """Hyperparameters whose class lies in a module that writes a file when it is imported."""
     (tmp_path / "trap_module.py").write_text(f"open({str(mark)!r}, 'w')\nclass Trap: pass\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    return {"_class_path": "trap_module.Trap", "learning_rate": 9.0}
+    return {"_class_path": "trap_module.Trap", "optimizer": {"learning_rate": 9.0}}
 
 
 @pytest.mark.parametrize("named", ["settings", "class"])
@@ -82,15 +82,21 @@ def test_a_checkpoint_changes_no_setting_and_imports_nothing(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    wanted = trap if named == "class" else {"init_args": {"learning_rate": 9.0}, "learning_rate": 9.0}
+    wanted = (
+        trap
+        if named == "class"
+        else {"init_args": {"optimizer": {"learning_rate": 9.0}}, "optimizer": {"learning_rate": 9.0}}
+    )
     checkpoint = write_checkpoint(tmp_path / "a.ckpt", tiny_model, hyper_parameters=wanted)
     config = write_config(
-        tmp_path, tiny_model, model={"init_args": {"model": str(tiny_model), "learning_rate": 2e-3}}
+        tmp_path,
+        tiny_model,
+        model={"init_args": {"model": str(tiny_model), "optimizer": {"learning_rate": 2e-3}}},
     )
     seen: list[float] = []
     monkeypatch.setattr(
         "rwml_lightning.cli.RWMLCLI._evaluate_with",
-        lambda cli, command, model, kwargs: seen.append(model.learning_rate) or sys.exit(0),  # type: ignore[func-returns-value]
+        lambda cli, command, model, kwargs: seen.append(model.optimizer.learning_rate) or sys.exit(0),  # type: ignore[func-returns-value]
     )
     with pytest.raises(SystemExit) as stopped:
         main(["validate", "--config", str(config), "--ckpt_path", str(checkpoint)])

@@ -32,34 +32,43 @@ def foreign(modules: set[str], baseline: set[str]) -> set[str]:
     return modules - set(sys.stdlib_module_names) - baseline
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("module", ["schema", "seeds", "run", "trace", "credentials"])
 def test_records_and_run_store_are_standard_library(module: str) -> None:
     assert foreign(loaded_by(f"rwml_lightning.{module}"), loaded_by("json")) == {"rwml_lightning"}
 
 
+@pytest.mark.heavy
 def test_the_dashboard_loads_no_trainer() -> None:
     loaded = loaded_by("rwml_tui.app")
     assert "textual" in loaded
     assert not loaded & {"torch", "lightning", "transformers", "numpy", "rwml_callbacks"}
 
 
+@pytest.mark.heavy
 def test_environments_load_no_model() -> None:
     assert not loaded_by("rwml_lightning.envs") & {"torch", "lightning", "transformers"}
 
 
+@pytest.mark.heavy
 def test_callbacks_load_no_harness() -> None:
     assert "lm_eval" not in loaded_by("rwml_callbacks")
 
 
+def imported_by(file: Path) -> Iterator[str]:
+    """Top-level modules that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module.partition(".")[0]
+
+
 def imported_modules() -> Iterator[str]:
-    """Top-level modules that the packages import, wherever in a file."""
+    """Top-level modules that the packages import."""
     for package in ("rwml_lightning", "callbacks", "tui"):
         for file in (ROOT / package).rglob("*.py"):
-            for node in ast.walk(ast.parse(file.read_text())):
-                if isinstance(node, ast.Import):
-                    yield from (alias.name.partition(".")[0] for alias in node.names)
-                elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                    yield node.module.partition(".")[0]
+            yield from imported_by(file)
 
 
 def plain(name: str) -> str:
@@ -80,3 +89,11 @@ def test_what_is_imported_is_declared() -> None:
         if not {plain(name) for name in (module, *distributions.get(module, ()))} & declared
     }
     assert not undeclared
+
+
+def test_no_test_module_is_imported() -> None:
+    files = list((ROOT / "tests").rglob("*.py"))
+    modules = {file.stem for file in files if "support" not in file.relative_to(ROOT / "tests").parts}
+    assert {"conftest", "test_imports"} <= modules
+    importing = {str(file.relative_to(ROOT)) for file in files if modules & set(imported_by(file))}
+    assert importing == set()  # what they import belongs in tests/support

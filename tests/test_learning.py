@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import yaml
-from rwml_testing import write_tiny_model
 
 from rwml_lightning.data.transitions import read_transitions
 from rwml_lightning.trace import TraceReader
+from support.models import write_tiny_model
+from support.paths import IMPORTABLE
 
-TESTS = Path(__file__).parent
 NUM_GRPO_STEPS = 60
 
 
@@ -29,32 +29,33 @@ def write_config(folder: Path, control: str) -> Path:
         "trainer": {"accelerator": "cpu", "max_steps": NUM_GRPO_STEPS},
         "model": {
             "class_path": "rwml_lightning.modules.WorldModelGRPO",
-            "init_args": {"model": str(folder / "model"), "learning_rate": 1e-4},
+            "init_args": {"model": str(folder / "model"), "optimizer": {"learning_rate": 1e-4}},
         },
         "data": {
-            "transitions": str(folder / "transitions.parquet"),
-            "games": {
-                "folder": str(folder / "games"),
-                "num_train": 30,
-                "num_validation": 8,
-            },
-            "environment": {"id": "rwml/ALFWorld-v0", "kwargs": {"max_steps": 30}},
-            "collection": {
-                "behaviour": "random",
-                "episodes_per_game": 2,
-                "expert_share": 0.4,
-                "max_steps": 30,
+            "environment": {
+                "id": "rwml/ALFWorld-v0",
+                "kwargs": {"max_steps": 30},
+                "games": {"folder": str(folder / "games"), "num_train": 30, "num_validation": 8},
             },
             "generator": {"class_path": "rwml_lightning.generation.HFGenerator"},
-            "reward": {
-                "class_path": "rwml_lightning.rewards.EmbeddingReward",
-                "init_args": {"embedder": "package:all-minilm-l6-v2", "device": "cpu"},
+            "predictions": {
+                "transitions": str(folder / "transitions.parquet"),
+                "collection": {
+                    "behaviour": "random",
+                    "episodes_per_game": 2,
+                    "expert_share": 0.4,
+                    "max_turns": 30,
+                },
+                "reward": {
+                    "class_path": "rwml_lightning.rewards.EmbeddingReward",
+                    "init_args": {"embedder": "package:all-minilm-l6-v2", "device": "cpu"},
+                },
+                "prompt": {"history_turns": 0, "system": "", "user": "{action}"},
+                "sampling": {"max_tokens": 64},
+                "prompts_per_step": 16,
+                "group_size": 8,
+                "validation": {"num_transitions": 128, "group_size": 8, "batch_size": 32},
             },
-            "prompt": {"history_turns": 0, "system": "", "user": "{action}"},
-            "sampling": {"max_tokens": 64},
-            "prompts_per_step": 16,
-            "group_size": 8,
-            "validation": {"num_transitions": 128, "group_size": 8, "batch_size": 32},
         },
     }
     file = folder / f"{control}.yaml"
@@ -64,7 +65,7 @@ def write_config(folder: Path, control: str) -> Path:
 
 def run(command: str, *configs: Path) -> None:
     """Run a command for every config at the same time, one core each."""
-    environment = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": IMPORTABLE, "OMP_NUM_THREADS": "1"}
     with contextlib.ExitStack() as stack:
         processes = []
         for config in configs:

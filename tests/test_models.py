@@ -60,6 +60,7 @@ def test_a_missing_package_gets_the_install_command(monkeypatch: pytest.MonkeyPa
         models.resolve_model("package:smollm2-135m-instruct")
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("setting", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}])
 def test_an_unknown_hub_id_is_refused_at_once_without_a_hub(tmp_path: Path, setting: dict[str, str]) -> None:
     program = (

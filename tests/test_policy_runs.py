@@ -2,42 +2,53 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rwml_testing import make_config
-from test_cli import error_of
 
 from rwml_lightning.cli import main
-from rwml_lightning.data.chat_format import ChatFormat
 from rwml_lightning.data.demonstrations import read_labels
 from rwml_lightning.models import load_tokenizer
+from rwml_lightning.prompts.chat_format import ChatFormat
 from rwml_lightning.trace import GroupQuery, TraceReader
+from support.command_line import error_of
+from support.runs import make_config
 
 TASKS = {"train": ["a", "b", "c", "d"], "validation": ["v", "w"]}
 PROMPT = {"layout": "window", "history_turns": 0, "system": "", "user": "{observation}", "answer": "{action}"}
 
 
 def write_config(folder: Path, model: Path, module: str = "PolicyGRPO", **changes: Any) -> Path:
-    rooms = {"id": "fake_games.RoomsEnv", "kwargs": {"games": TASKS, "folder": str(folder), "length": 3}}
-    play = {
-        "prompt": PROMPT, "sampling": {"max_tokens": 6}, "games_per_step": 4, "group_size": 4, "max_steps": 4,
-        "num_workers": 1, "validation": {"episodes_per_game": 2, "max_steps": 4, "temperature": 1.0},
-    }  # fmt: skip
-    demonstrations = {"path": str(folder / "expert.parquet")}
-    data = {
-        "environment": rooms,
-        "play": play,
-        "demonstrations": demonstrations,
-        "reward": None,
-        "num_passes": 3,
+    rooms = {
+        "id": "support.environments.RoomsEnv",
+        "kwargs": {"games": TASKS, "folder": str(folder), "length": 3},
     }
+    episodes = {
+        "prompt": PROMPT, "sampling": {"max_tokens": 6}, "games_per_step": 4, "group_size": 4, "max_turns": 4,
+        "num_passes": 3, "num_workers": 1, "demonstrations": {"path": str(folder / "expert.parquet")},
+        "validation": {"episodes_per_game": 2, "max_turns": 4, "temperature": 1.0},
+    }  # fmt: skip
+    data = {"environment": rooms, "predictions": None, "episodes": episodes}
     model_section = {
         "class_path": f"rwml_lightning.modules.{module}",
-        "init_args": {"model": str(model), "learning_rate": 1e-3},
+        "init_args": {"model": str(model), "optimizer": {"learning_rate": 1e-3}},
     }
     return make_config(folder, model, **{"data": data, "model": model_section, **changes})
+
+
+def add_predictions(folder: Path, **changes: Any) -> list[str]:
+    """Arguments that give such a run predictions too."""
+    predictions = {
+        "transitions": str(folder / "t.parquet"),
+        "reward": {"class_path": "support.rewards.LetterReward"},
+        "prompt": {"history_turns": 0, "system": "", "user": "{action}"},
+        "sampling": {"max_tokens": 20},
+        "prompts_per_step": 4,
+        "validation": {"num_transitions": 3},
+    }
+    return ["--data.predictions", json.dumps(predictions | changes)]
 
 
 @pytest.fixture(autouse=True)
@@ -95,44 +106,38 @@ def test_own_successes_are_imitated(
             str(config),
             "--trainer.max_steps",
             "120",
-            "--data.num_passes",
+            "--data.episodes.num_passes",
             "60",
-            "--model.init_args.learning_rate",
+            "--model.init_args.optimizer.learning_rate",
             "1e-2",
         ]
     )
     taught = tmp_path / "runs" / "r" / "export"
     capsys.readouterr()
-    changes = {
-        "run": {"name": "rft"},
-        "data": {
-            "demonstrations": {
-                "path": str(tmp_path / "own.parquet"),
-                "source": "policy",
-                "episodes_per_game": 4,
-            }
-        },
-    }
+    demonstrations = {"path": str(tmp_path / "own.parquet"), "source": "policy", "episodes_per_game": 4}
     own = write_config(tmp_path, taught, "PolicySFT")
-    arguments = ["fit", "--config", str(own), "--run.name", changes["run"]["name"]]
-    arguments += ["--data.demonstrations", str(changes["data"]["demonstrations"])]
-    main(arguments)
+    arguments = ["fit", "--config", str(own), "--run.name", "rft"]
+    main([*arguments, "--data.episodes.demonstrations", str(demonstrations)])
     printed = capsys.readouterr()
     assert "solved episodes, of 4 games" in printed.err
     assert "Evaluation games" in printed.out
 
 
 @pytest.mark.slow
-def test_what_the_policy_foresees_is_measured_and_kept_beside_its_episodes(
+def test_what_the_policy_predicts_is_measured_and_kept_beside_its_episodes(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = write_config(tmp_path, tiny_model)
+    predictions = add_predictions(
+        tmp_path,
+        collection={"behaviour": "random", "max_turns": 3, "num_workers": 1},
+        validation={"num_transitions": 3, "group_size": 2},
+    )
+    labels = '{"num_per_step": 4, "prompt": {"history_turns": 0, "system": "", "user": "{action}"}}'
     main(
         [
-            "fit", "--config", str(config), "--data.play.probe", "{num_transitions: 3, group_size: 2}",
-            "--data.reward", "rwml_testing.LetterReward", "--data.collection",
-            "{behaviour: random, max_steps: 3, num_workers: 1}",
-            "--model.init_args.world_model_weight", "0.5", "--model.init_args.world_model_transitions", "4",
+            "fit", "--config", str(config), *predictions, "--model.init_args.world_model_weight", "0.5",
+            "--data.episodes.next_state_labels", labels,
         ]
     )  # fmt: skip
     printed = capsys.readouterr().out
@@ -151,13 +156,8 @@ def test_what_the_policy_foresees_is_measured_and_kept_beside_its_episodes(
     assert [step for step, _ in curves["train/label_loss"]] == [1, 2]
     assert curves["train/label_loss"][1][1] < curves["train/label_loss"][0][1]
     capsys.readouterr()
-    exported = [
-        "--model.init_args.init_from",
-        str(run / "export"),
-        "--data.reward",
-        "rwml_testing.LetterReward",
-    ]
-    main(["test", "--config", str(config), "--data.play.probe", "{num_transitions: 3}", *exported])
+    exported = ["--model.init_args.init_from", str(run / "export")]
+    main(["test", "--config", str(config), *add_predictions(tmp_path), *exported])
     assert "Held-out transitions" in capsys.readouterr().out
 
 
@@ -166,9 +166,9 @@ def test_iwm_learns_what_others_would_have_done_then_imitates(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = str(write_config(tmp_path, tiny_model, "WorldModelSFT"))
-    collection = "{behaviour: branches, max_steps: 4, num_workers: 1, splits: [train]}"
-    settings = ["--data.reward", "rwml_testing.LetterReward", "--data.collection", collection]
-    main(["fit", "--config", config, "--run.name", "iwm", *settings])
+    collection = {"behaviour": "branches", "max_turns": 4, "num_workers": 1, "splits": ["train"]}
+    predictions = add_predictions(tmp_path, collection=collection)
+    main(["fit", "--config", config, "--run.name", "iwm", "--data.episodes", "null", *predictions])
     assert (
         "20 transitions of 4 episodes" in capsys.readouterr().err
     )  # 2 turns: 1 + 2 others, and the expert's
@@ -185,19 +185,28 @@ def test_a_policy_reflects_with_the_weights_that_it_starts_from(
     config = str(write_config(tmp_path, tiny_model, "PolicySFT"))
     answer = "<think>{thinking}</think><action>{action}</action>"
     reflect = [
-        "--data.demonstrations.source",
+        "--data.episodes.demonstrations.source",
         "reflection",
-        "--data.demonstrations.reflection.max_tokens",
+        "--data.episodes.demonstrations.reflection.max_tokens",
         "5",
-        "--data.demonstrations.reflection.user",
+        "--data.episodes.demonstrations.reflection.user",
         "{action}",
     ]
-    reflect += ["--data.play.prompt.answer", answer, "--data.play.sampling.max_tokens", "20"]
+    reflect += ["--data.episodes.prompt.answer", answer, "--data.episodes.sampling.max_tokens", "20"]
     main(["fit", "--config", config, *reflect])
     first = read_labels(tmp_path / "expert.parquet", ChatFormat(load_tokenizer(str(tiny_model))))
     taught = str(tmp_path / "runs" / "r" / "export")
     own = [*reflect, "--model.init_args.init_from", taught, "--run.name", "second"]
-    main(["fit", "--config", config, *own, "--data.demonstrations.path", str(tmp_path / "second.parquet")])
+    main(
+        [
+            "fit",
+            "--config",
+            config,
+            *own,
+            "--data.episodes.demonstrations.path",
+            str(tmp_path / "second.parquet"),
+        ]
+    )
     second = read_labels(tmp_path / "second.parquet", ChatFormat(load_tokenizer(str(tiny_model))))
     assert [label.name for label in first] == [label.name for label in second]
     assert [label.answer_ids for label in first] != [label.answer_ids for label in second]
@@ -211,15 +220,21 @@ def test_what_cannot_be_played_is_one_line(
     assert "data.environment is not set" in error_of(
         ["fit", "--config", config, "--data.environment", "null"], capsys
     )
-    error = error_of(["fit", "--config", config, "--data.play.splits", "[tset]"], capsys)
-    assert "data.play.splits names 'tset'; the environment has train, validation" in error
+    error = error_of(["fit", "--config", config, "--data.episodes.splits", "[tset]"], capsys)
+    assert "data.episodes.splits names 'tset'; the environment has train, validation" in error
     sft = str(write_config(tmp_path, tiny_model, "PolicySFT"))
-    assert "data.demonstrations is not set" in error_of(
-        ["fit", "--config", sft, "--data.demonstrations", "null"], capsys
+    assert "data.episodes.demonstrations is not set" in error_of(
+        ["fit", "--config", sft, "--data.episodes.demonstrations", "null"], capsys
     )
     world_model = str(write_config(tmp_path, tiny_model, "WorldModelGRPO"))
     assert "test plays episodes, which WorldModelGRPO does not" in error_of(
         ["test", "--config", world_model], capsys
     )
-    collected = ["--data.collection", "{behaviour: random, max_steps: 3, num_workers: 1}"]
-    assert "data.reward is missing" in error_of(["fit", "--config", world_model, *collected], capsys)
+    assert "data.predictions is not set, and WorldModelGRPO learns from it" in error_of(
+        ["fit", "--config", world_model], capsys
+    )
+    collection = {"behaviour": "random", "max_turns": 3, "num_workers": 1}
+    unscored = add_predictions(tmp_path, collection=collection, reward=None)
+    assert "data.predictions.reward is missing" in error_of(
+        ["fit", "--config", world_model, *unscored], capsys
+    )

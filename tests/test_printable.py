@@ -14,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import RenderableType
 from rwml_callbacks.analysis import Analysis, Measurement
-from rwml_testing import HOSTILE, assert_harmless, make_transition
 
 from rwml_lightning.cli import main
 from rwml_lightning.data.collection import collection_table
@@ -32,6 +31,8 @@ from rwml_lightning.schema import Completion, Group, Prediction, Score
 from rwml_lightning.summary import print_summary
 from rwml_lightning.terminal import Terminal
 from rwml_lightning.trace import TraceWriter
+from support.hostile import HOSTILE, assert_harmless
+from support.worlds import make_transition
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("rwml_lightning", "callbacks", "tui")
@@ -124,6 +125,7 @@ def test_a_run_is_summed_up_whatever_it_says(
     assert "title\\x07 [bold]" in shown
 
 
+@pytest.mark.heavy
 def test_an_error_is_shown_not_obeyed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
         main(["fit", "--config", str(tmp_path / "\x1b]52;c;x\x07.yaml")])
@@ -155,6 +157,7 @@ raise RuntimeError(f"it ends {hostile}")
 """
 
 
+@pytest.mark.heavy
 def test_logs_warnings_and_tracebacks_are_shown_not_obeyed() -> None:
     """Handlers of libraries are covered too, those that are made later among them."""
     command = [sys.executable, "-c", TALKATIVE, "\x1b]52;c;x\x07 \u202e"]

@@ -15,9 +15,9 @@ COMMANDS = [
     for line in block.strip().splitlines()
 ]
 SHORT = (
-    "--trainer.max_steps 1 --warm_up.num_transitions 8 --data.validation.num_transitions 4 --data.prompts_per_step 2 "
-    "--data.group_size 4 --data.sampling.max_tokens 24 --data.games.num_train 3 --data.games.num_validation 1 "
-    "--data.games.difficulty tiny --data.collection.max_steps 6"
+    "--trainer.max_steps 1 --warm_up.num_transitions 8 --data.predictions.validation.num_transitions 4 --data.predictions.prompts_per_step 2 "
+    "--data.predictions.group_size 4 --data.predictions.sampling.max_tokens 24 --data.environment.games.num_train 3 --data.environment.games.num_validation 1 "
+    "--data.environment.games.difficulty tiny --data.predictions.collection.max_turns 6"
 )
 
 
@@ -34,15 +34,16 @@ def test_every_command_of_the_readme_is_known_here() -> None:
     assert COMMANDS == [
         "make quickstart",
         ".venv/bin/rwml-tui",
-        ".venv/bin/python -m rwml_lightning fit --config configs/quickstart.yaml --run.name threshold --data.reward.init_args.mode threshold",
+        ".venv/bin/python -m rwml_lightning fit --config configs/quickstart.yaml --run.name threshold --data.predictions.reward.init_args.mode threshold",
         ".venv/bin/python -m rwml_lightning fit --config configs/quickstart.yaml --print_config",
-        ".venv/bin/python -m rwml_lightning collect --config configs/quickstart.yaml --data.transitions data/more.parquet",
+        ".venv/bin/python -m rwml_lightning collect --config configs/quickstart.yaml --data.predictions.transitions data/more.parquet",
         ".venv/bin/python -m rwml_lightning validate --config configs/quickstart.yaml --model.init_args.init_from runs/quickstart/export",
         ".venv/bin/python -m rwml_lightning export --ckpt_path CHECKPOINT --output DIR",
         ".venv/bin/python -m rwml_lightning evaluate --config configs/quickstart.yaml --models package:smollm2-135m-instruct runs/quickstart/export",
     ]
 
 
+@pytest.mark.heavy
 def test_print_config() -> None:
     assert "tau_d: 0.2" in run(COMMANDS[3])
 
@@ -50,7 +51,7 @@ def test_print_config() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_quickstart_then_the_other_commands(tmp_path: Path) -> None:
-    data = f"--data.transitions {tmp_path}/transitions.parquet --data.games.folder {tmp_path}/games"
+    data = f"--data.predictions.transitions {tmp_path}/transitions.parquet --data.environment.games.folder {tmp_path}/games"
     short = f"--run.root {tmp_path}/runs --checkpoint_every 1 {data} {SHORT}"
     out = run(f'make quickstart ARGS="{short}"', timeout=600)
     for words in ("after warm-up", "floor: template", "predicted next state", "rwml-tui"):

@@ -10,13 +10,16 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from rwml_testing import make_config, make_world, write_config
 from safetensors.torch import load_file
-from test_cli import error_of
 
 from rwml_lightning.cli import main
 from rwml_lightning.data.transitions import write_transitions
 from rwml_lightning.trace import TraceReader
+from support.command_line import error_of
+from support.runs import make_config, write_config
+from support.worlds import make_world
+
+pytestmark = pytest.mark.heavy
 
 STEPS_PER_PASS = 4  # 32 training transitions, 8 a step
 
@@ -39,9 +42,9 @@ def run(folder: Path, model: Path, name: str, *arguments: str, **changes: Any) -
         "checkpoint_every": STEPS_PER_PASS,
         "run": {"name": name},
         "trainer": {"max_steps": -1} | changes.pop("trainer", {}),
-        "data": {"prompts_per_step": 8, "num_passes": 1} | changes.pop("data", {}),
+        "predictions": {"prompts_per_step": 8, "num_passes": 1} | changes.pop("predictions", {}),
     }
-    init_args = {"model": str(model), "learning_rate": 2e-3} | changes.pop("init_args", {})
+    init_args = {"model": str(model), "optimizer": {"learning_rate": 2e-3}} | changes.pop("init_args", {})
     kind = changes.pop("kind", "WorldModelGRPO")
     settings["model"] = {"class_path": f"rwml_lightning.modules.{kind}", "init_args": init_args}
     config = write_config(folder, model, **settings | changes)
@@ -74,8 +77,8 @@ def one_pass(tiny_model: Path, tmp_path: Path) -> Path:
 def test_more_passes_train_the_steps_that_are_missing(
     one_pass: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
-    whole = run(tmp_path, tiny_model, "whole", data={"num_passes": 2})
-    more = run(tmp_path, tiny_model, "more", "--ckpt_path", str(one_pass), data={"num_passes": 2})
+    whole = run(tmp_path, tiny_model, "whole", predictions={"num_passes": 2})
+    more = run(tmp_path, tiny_model, "more", "--ckpt_path", str(one_pass), predictions={"num_passes": 2})
     assert list(recorded(more, "train/grad_norm")) == [5, 6, 7, 8]
     assert same(weights(more), weights(whole))
     assert not same(weights(one_pass.parents[1]), weights(whole))
@@ -83,9 +86,9 @@ def test_more_passes_train_the_steps_that_are_missing(
 
 def test_dropout_goes_on_with_the_same_random_numbers(tiny_model: Path, tmp_path: Path) -> None:
     how: dict[str, Any] = {"kind": "WorldModelSFT", "init_args": {"lora": {"rank": 4, "dropout": 0.5}}}
-    whole = run(tmp_path, tiny_model, "whole", data={"num_passes": 2}, **how)
+    whole = run(tmp_path, tiny_model, "whole", predictions={"num_passes": 2}, **how)
     one = run(tmp_path, tiny_model, "one", **how) / "checkpoints" / "step-4.ckpt"
-    more = run(tmp_path, tiny_model, "more", "--ckpt_path", str(one), data={"num_passes": 2}, **how)
+    more = run(tmp_path, tiny_model, "more", "--ckpt_path", str(one), predictions={"num_passes": 2}, **how)
     assert recorded(more, "train/loss") == {k: v for k, v in recorded(whole, "train/loss").items() if k > 4}
     assert same(weights(more), weights(whole))
 
@@ -113,9 +116,9 @@ def test_a_run_that_was_stopped_goes_on_from_there(tiny_model: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data": {"num_transitions": 24}}, "training draws from 24 items that are not the 32 of the checkpoint; "
-         "data.transitions, data.num_transitions and the EasySampleFilter decide which they are"),
-        ({"data": {"prompts_per_step": 4}}, "data.prompts_per_step is 4, but was 8"),
+        ({"predictions": {"num_transitions": 24}}, "training draws from 24 items that are not the 32 of the checkpoint; "
+         "data.predictions.transitions, num_transitions and the EasySampleFilter decide which they are"),
+        ({"predictions": {"prompts_per_step": 4}}, "data.predictions.prompts_per_step is 4, but was 8"),
         ({"seed_everything": 1}, "seed_everything is 1, but was 0"),
     ],
 )  # fmt: skip
@@ -127,7 +130,7 @@ def test_other_data_is_refused(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    changes.setdefault("data", {})["num_passes"] = 2
+    changes.setdefault("predictions", {})["num_passes"] = 2
     with pytest.raises(SystemExit):
         run(tmp_path, tiny_model, "other", "--ckpt_path", str(one_pass), **changes)
     assert message in capsys.readouterr().err.splitlines()[-1]
@@ -140,7 +143,7 @@ def test_the_same_names_with_other_texts_are_other_data(
     write_transitions(
         tmp_path / "t.parquet", [replace(world[0], next_state="You drop the apple."), *world[1:]]
     )
-    config = make_config(tmp_path, tiny_model, data={"prompts_per_step": 8, "num_passes": 2})
+    config = make_config(tmp_path, tiny_model, predictions={"prompts_per_step": 8, "num_passes": 2})
     message = error_of(["fit", "--config", str(config), "--ckpt_path", str(one_pass)], capsys)
     assert "training draws from 32 items that are not the 32 of the checkpoint" in message
 
@@ -148,20 +151,26 @@ def test_the_same_names_with_other_texts_are_other_data(
 def test_fewer_passes_than_were_trained_are_refused(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    two = run(tmp_path, tiny_model, "two", data={"num_passes": 2}) / "checkpoints" / "step-8.ckpt"
+    two = run(tmp_path, tiny_model, "two", predictions={"num_passes": 2}) / "checkpoints" / "step-8.ckpt"
     with pytest.raises(SystemExit):
-        run(tmp_path, tiny_model, "less", "--ckpt_path", str(two), data={"num_passes": 1})
+        run(tmp_path, tiny_model, "less", "--ckpt_path", str(two), predictions={"num_passes": 1})
     assert (
-        "data.num_passes is 1, which ends after batch 4, but the checkpoint was saved after batch 8"
+        "data.predictions.num_passes is 1, which ends after batch 4, but the checkpoint was saved after batch 8"
         in capsys.readouterr().err
     )
 
 
 def test_learning_rate_and_schedule_are_the_configs(one_pass: Path, tiny_model: Path, tmp_path: Path) -> None:
     """The checkpoint's run had 2e-3 throughout; this one falls to 0 at step 8."""
-    changed = {"learning_rate": 1e-3, "learning_rate_schedule": "linear", "weight_decay": 0.5}
+    changed = {"optimizer": {"learning_rate": 1e-3, "schedule": "linear", "weight_decay": 0.5}}
     more = run(
-        tmp_path, tiny_model, "more", "--ckpt_path", str(one_pass), data={"num_passes": 2}, init_args=changed
+        tmp_path,
+        tiny_model,
+        "more",
+        "--ckpt_path",
+        str(one_pass),
+        predictions={"num_passes": 2},
+        init_args=changed,
     )
     assert recorded(more, "train/learning_rate") == pytest.approx(
         {5: 4e-3 / 8, 6: 3e-3 / 8, 7: 2e-3 / 8, 8: 1e-3 / 8}
@@ -173,7 +182,9 @@ def test_learning_rate_and_schedule_are_the_configs(one_pass: Path, tiny_model: 
 
 def test_several_steps_a_batch_are_counted_one_by_one(tiny_model: Path, tmp_path: Path) -> None:
     """12 steps, 3 a batch: a checkpoint where a multiple of 5 was passed; the newest is kept."""
-    several = run(tmp_path, tiny_model, "several", init_args={"num_iterations": 3}, checkpoint_every=5)
+    several = run(
+        tmp_path, tiny_model, "several", init_args={"grpo": {"num_iterations": 3}}, checkpoint_every=5
+    )
     assert list(recorded(several, "train/grad_norm")) == [3, 6, 9, 12]
     assert [file.name for file in (several / "checkpoints").iterdir()] == ["step-12.ckpt"]
 
@@ -181,7 +192,7 @@ def test_several_steps_a_batch_are_counted_one_by_one(tiny_model: Path, tmp_path
 def test_max_steps_ends_within_a_batch(tiny_model: Path, tmp_path: Path) -> None:
     cut = run(
         tmp_path, tiny_model, "cut", trainer={"max_steps": 4}, checkpoint_every=4,
-        init_args={"num_iterations": 3, "learning_rate_schedule": "linear"},
+        init_args={"grpo": {"num_iterations": 3}, "optimizer": {"learning_rate": 2e-3, "schedule": "linear"}},
     )  # fmt: skip
     assert list(recorded(cut, "train/grad_norm")) == [3, 4]
     saved = torch.load(cut / "checkpoints" / "step-4.ckpt", weights_only=True)

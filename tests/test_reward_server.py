@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_server import FakeServer, embed_letters, serving
-from rwml_testing import write_config
 
 from rwml_lightning.cli import main
+from support.fake_server import FakeServer, embed_letters, serving
+from support.runs import write_config
 
 
+@pytest.mark.heavy
 def test_nothing_is_lost_when_the_server_dies(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -33,7 +34,7 @@ def test_nothing_is_lost_when_the_server_dies(
             tiny_model,
             checkpoint_every=1,
             trainer={"max_steps": 4},
-            data={"reward": reward, "prompts_per_step": 8, "group_size": 2},
+            predictions={"reward": reward, "prompts_per_step": 8, "group_size": 2},
         )
         metrics = tmp_path / "runs" / "r" / "metrics.csv"
 

@@ -8,14 +8,18 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_configs import Parsed, ParsingCLI
+
+from support.command_line import Parsed, ParsingCLI
 
 ROOT = Path(__file__).parents[1]
 FRAGMENTS = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "rewards.md").read_text(), re.DOTALL)
 
 
 def test_every_reward_has_its_fragment() -> None:
-    named = {yaml.safe_load(text)["data"]["reward"]["class_path"].rsplit(".")[-1] for text in FRAGMENTS}
+    named = {
+        yaml.safe_load(text)["data"]["predictions"]["reward"]["class_path"].rsplit(".")[-1]
+        for text in FRAGMENTS
+    }
     assert named == {
         "EmbeddingReward",
         "RougeReward",

@@ -9,15 +9,16 @@ from typing import Any
 
 import pytest
 import yaml
-from test_configs import ROOT, Parsed, ParsingCLI
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 from rwml_lightning.cli import main
+from support.command_line import Parsed, ParsingCLI
+from support.paths import ROOT
 
 search = pytest.importorskip("sweeps", reason="W&B's own search and schema are not installed")
 FILES = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
 NAMES = [file.stem for file in FILES]
-COMMAND = ["${env}", "python", "-m", "rwml_lightning", "fit", "--config"]
+COMMAND = ["${env}", "python", "-m", "rwml_lightning", "fit"]
 
 
 def expand(sweep: dict[str, Any]) -> list[dict[str, Any]]:
@@ -51,9 +52,10 @@ def all_commands() -> Iterator[Any]:
 def test_a_sweep_is_valid_and_runs_the_module(file: Path) -> None:
     sweep = yaml.safe_load(file.read_text())
     assert search.schema_violations_from_proposed_config(sweep) == []
-    *command, config, arguments = sweep["command"]
-    assert (command, arguments) == (COMMAND, "${args}")
-    assert (ROOT / config).is_file()
+    command, configs = sweep["command"][: len(COMMAND)], sweep["command"][len(COMMAND) : -1]
+    assert (command, sweep["command"][-1]) == (COMMAND, "${args}")
+    assert set(configs[::2]) == {"--config"}
+    assert all((ROOT / config).is_file() for config in configs[1::2])
     assert sweep["name"] == file.stem
     assert sweep["parameters"]["run.name"]["value"] == f"sweep-{file.stem}"
     assert 3 < len(expand(sweep)) <= 20
@@ -70,7 +72,10 @@ def test_a_command_line_is_understood(line: list[str], monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("key", "message"),
     [
-        ("data.reward.init_args.tau_q", "data.reward.init_args.tau_q is no known key; did you mean tau_d?"),
+        (
+            "data.predictions.reward.init_args.tau_q",
+            "data.predictions.reward.init_args.tau_q is no known key; did you mean tau_d?",
+        ),
         ("trainer.callbacks.init_args.tau_q", "trainer.callbacks.init_args.tau_q is no known key"),
         ("run.nme", "run.nme is no known key; did you mean run.name?"),
     ],
@@ -79,9 +84,8 @@ def test_a_key_that_is_not_in_the_config_is_one_line(
     key: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sweep = yaml.safe_load((ROOT / "configs" / "sweeps" / "tau_d.yaml").read_text())
-    line = command_of(
-        {**sweep, "command": [*COMMAND, str(ROOT / sweep["command"][-2]), "${args}"]}, {key: {"value": 1}}
-    )
+    absolute = [str(ROOT / part) if part.endswith(".yaml") else part for part in sweep["command"]]
+    line = command_of({**sweep, "command": absolute}, {key: {"value": 1}})
     with pytest.raises(SystemExit) as stopped:
         main(line[1:])
     assert stopped.value.code == 2

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 import yaml
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
-from test_resume import NUM_STEPS, TESTS, metrics_of, write_config
-from wandb_files import offline_runs
 
 from rwml_lightning.evaluation import Result
 from rwml_lightning.loggers import git_state, introduce, log_comparison
 from rwml_lightning.run import Run, open_run_folder
+from support.paths import IMPORTABLE
+from support.runs import NUM_STEPS, metrics_of, write_resumable_config
+from support.wandb_files import offline_runs
 
 SECRETS = {
     "WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567",
@@ -28,20 +29,16 @@ SECRETS = {
 
 def run_fit(folder: Path, config: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     places = {f"WANDB_{name}_DIR": str(folder / name.lower()) for name in ("DATA", "CACHE", "CONFIG")}
-    environment = {**os.environ, **SECRETS, **places, "PYTHONPATH": os.pathsep.join(_python_path())}
+    environment = {**os.environ, **SECRETS, **places, "PYTHONPATH": IMPORTABLE}
     environment |= {"WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
     environment.pop("WANDB_SERVICE", None)  # a service that another test started would outlive the killed run
     command = [sys.executable, "-m", "rwml_lightning", "fit", "--config", str(config), *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
 
 
-def _python_path() -> list[str]:
-    return [str(TESTS), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-
-
 @pytest.mark.slow
 def test_a_killed_run_goes_on_in_the_same_run_without_a_secret(tiny_model: Path, tmp_path: Path) -> None:
-    config = write_config(tmp_path, tiny_model, "r", kill_at=6)  # its last checkpoint is of step 3
+    config = write_resumable_config(tmp_path, tiny_model, "r", kill_at=6)  # its last checkpoint is of step 3
     logger = ("--trainer.logger", "WandbLogger", "--trainer.logger.project", "test")
     assert run_fit(tmp_path, config, *logger).returncode == -9
     again = run_fit(tmp_path, config, *logger)

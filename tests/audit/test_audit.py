@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import yaml
-from rwml_testing import LetterReward, make_transition, make_world
 
 from rwml_lightning.audit import Audit, Choice, Row, audit_reward, choose_tau
 from rwml_lightning.audit.candidates import make_candidates
@@ -19,6 +18,8 @@ from rwml_lightning.data.transitions import write_transitions
 from rwml_lightning.rewards import ContentReward
 from rwml_lightning.schema import Score
 from rwml_lightning.terminal import Terminal
+from support.rewards import LetterReward
+from support.worlds import make_transition, make_world
 
 
 class ExactReward:
@@ -144,9 +145,11 @@ def make_config(folder: Path) -> list[str]:
             "init_args": {"model": "./not/there"},
         },
         "data": {
-            "transitions": str(folder / "t.parquet"),
             "generator": {"class_path": "rwml_lightning.generation.HFGenerator"},
-            "reward": {"class_path": "rwml_testing.LetterReward"},
+            "predictions": {
+                "transitions": str(folder / "t.parquet"),
+                "reward": {"class_path": "support.rewards.LetterReward"},
+            },
         },
     }
     file = folder / "config.yaml"
@@ -154,6 +157,7 @@ def make_config(folder: Path) -> list[str]:
     return ["audit", "--config", str(file)]
 
 
+@pytest.mark.heavy
 def test_the_command_needs_no_model_and_writes_what_it_prints(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -185,6 +189,7 @@ def error_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().err
 
 
+@pytest.mark.heavy
 def test_missing_data_is_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "which does not exist; collect it: python -m rwml_lightning collect" in error_of(
         make_config(tmp_path), capsys

@@ -7,7 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_configs import ROOT, Parsed, ParsingCLI
+
+from support.command_line import Parsed, ParsingCLI
+from support.paths import ROOT
+
+pytestmark = pytest.mark.heavy
 
 FRAGMENTS = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "audit.md").read_text(), re.DOTALL)
 

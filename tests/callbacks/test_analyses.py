@@ -11,29 +11,20 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from rwml_callbacks import CapabilityProbe, RewardLogger, TraceRecorder, WeightChange, WeightSync
+from rwml_callbacks import CapabilityProbe, WeightChange
 from rwml_callbacks.capability_probe import general_text, text_perplexity
 from rwml_callbacks.instruction_checks import CHECKS
-from test_callbacks import fit, one_thread, rows_of, write  # noqa: F401
 
 from rwml_lightning.generation import HFGenerator
 from rwml_lightning.modules import LoRA, WorldModelGRPO
 from rwml_lightning.run import RunFolder
 from rwml_lightning.summary import print_summary
 from rwml_lightning.trace import TraceReader
+from support.callback_runs import Clean, fit, records, run, write
+from support.runs import rows_of
 
 
-def records(folder: Path, name: str) -> list[dict[str, Any]]:
-    return json.loads((folder / f"{name}.json").read_text())
-
-
-def run(folder: Path, model: Path, *callbacks: L.Callback, **arguments: Any) -> L.Trainer:
-    """Four small steps, with the callbacks in the order of the command line."""
-    torch.manual_seed(0)  # adapters begin at random
-    recorded = [RewardLogger(folder / "metrics.csv"), TraceRecorder(folder / "trace.db")]
-    return fit(folder, model, [*callbacks, WeightSync(), *recorded], **{"learning_rate": 1e-4, **arguments})
-
-
+@pytest.mark.heavy
 @pytest.mark.parametrize("lora", [None, LoRA(rank=2)])
 def test_weight_change_follows_the_weights(
     tiny_model: Path, tmp_path: Path, lora: LoRA | None, capsys: pytest.CaptureFixture[str]
@@ -67,6 +58,7 @@ def test_weight_change_follows_the_weights(
     assert "Changed weights, per cent of scalars" in capsys.readouterr().out
 
 
+@pytest.mark.heavy
 def test_another_start_is_found_out_before_training(
     tiny_model: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
@@ -91,16 +83,7 @@ def test_perplexity_is_that_of_the_plain_model(tiny_model: Path) -> None:
     assert text_perplexity(module) == pytest.approx(math.exp(losses / tokens), rel=1e-4)
 
 
-class Clean(L.Callback):
-    """Whether the policy was handed to each step as it had been."""
-
-    def __init__(self) -> None:
-        self.training: list[bool] = []
-
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
-        self.training.append(all(part.training for part in pl_module.policy.modules()))
-
-
+@pytest.mark.heavy
 def test_a_probed_run_learns_the_same(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -125,6 +108,7 @@ def test_a_probed_run_learns_the_same(
     assert f"{found[-1]['metrics']['probe/perplexity']:.3f}" in out
 
 
+@pytest.mark.heavy
 def test_the_probe_asks_for_its_generator_to_be_up_to_date(tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="CapabilityProbe needs the callback WeightSync"):
         fit(tmp_path, tiny_model, [CapabilityProbe()], HFGenerator(str(tiny_model), device="cpu"))
@@ -141,6 +125,7 @@ class Stop(L.Callback):
             raise OSError("stopped here")
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("at", "resume"), [(1, False), (3, True)])
 def test_a_resumed_run_measures_each_step_once(
     tiny_model: Path, tmp_path: Path, at: int, resume: bool
@@ -167,6 +152,7 @@ def test_a_resumed_run_measures_each_step_once(
     assert [step for step, name in rows if name == "wm/reward"] == [1, 2, 3, 4]
 
 
+@pytest.mark.heavy
 def test_a_run_that_ended_unmeasured_is_measured_when_it_goes_on(tiny_model: Path, tmp_path: Path) -> None:
     keep = ModelCheckpoint(tmp_path / "kept", filename="last", every_n_train_steps=4)
     run(tmp_path, tiny_model, keep, WeightChange())
@@ -177,6 +163,7 @@ def test_a_run_that_ended_unmeasured_is_measured_when_it_goes_on(tiny_model: Pat
     assert rows_of(tmp_path / "metrics.csv") == rows
 
 
+@pytest.mark.heavy
 def test_a_stage_that_was_stopped_is_not_at_its_end(tiny_model: Path, tmp_path: Path) -> None:
     class Ask(L.Callback):
         stop_requested = False
@@ -217,6 +204,7 @@ def test_rows_of_a_step_are_replaced_by_who_wrote_them(tmp_path: Path) -> None:
     assert rows_of(path) == everything
 
 
+@pytest.mark.heavy
 def test_the_summary_of_a_run_is_of_held_out_results(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -44,7 +44,8 @@ def make_trainer(step: int, *callbacks: Any, first: bool = True) -> Any:
 
 
 def at(analysis: Analysis, step: int, *callbacks: Any) -> None:
-    analysis.on_train_batch_start(make_trainer(step, *callbacks), MODULE, None, 0)
+    trainer = MODULE._trainer = make_trainer(step, *callbacks)
+    analysis.on_train_batch_start(trainer, MODULE, None, 0)
 
 
 @pytest.mark.parametrize(
@@ -153,6 +154,11 @@ class Answers:
         self.events = events
         self.chat = self.generator = self
 
+    def ask(self, module: Any) -> Answers:
+        """The policy's client is the same object."""
+        assert module is MODULE
+        return self
+
     def encode_user(self, system: str, text: str) -> list[int]:
         assert system == ""
         return [[check.prompt for check in CHECKS].index(text)]
@@ -244,16 +250,18 @@ def test_settings_of_forgetting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         Forgetting(include_path=str(tmp_path / "none"))
 
 
-def test_a_logger_gets_numbers_and_step(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_loggers_and_the_file_get_numbers_and_step(tmp_path: Path) -> None:
     got: list[Any] = []
     trainer = make_trainer(6)
     trainer.loggers = [SimpleNamespace(log_metrics=lambda metrics, step: got.append((metrics, step)))] * 2
     logger = RewardLogger(tmp_path / "deep" / "er" / "metrics.csv")
-    logger.write(trainer, "wm_grpo", {"wm/a": 1.5})
+    trainer.callbacks = [logger, RewardLogger(), WeightSync()]
+    module = WorldModelGRPO(model="none")
+    module.trainer = trainer
+    module.publish({"wm/a": 1.5})
     assert got == [({"wm/a": 1.5}, 6)] * 2
-    logger.write(trainer, "wm_grpo", {})
-    RewardLogger().write(trainer, "wm_grpo", {"wm/a": 2.5})
-    logger.write(trainer, "wm_grpo", {"wm/b": 3.0})
+    logger.write("wm_grpo", 6, {})
+    logger.write("wm_grpo", 6, {"wm/b": 3.0})
     lines = (tmp_path / "deep" / "er" / "metrics.csv").read_text().splitlines()
     assert lines == ["stage,step,name,value", "wm_grpo,6,wm/a,1.5", "wm_grpo,6,wm/b,3.0"]
 
@@ -275,5 +283,5 @@ def test_ten_steps_of_a_tenth_are_enough(
             "is the temperature too low?"
         )
     logger, count = RewardLogger(low_variance_share=0.25, patience=1), len(caplog.records)
-    logger._watch_variance(0.75)
+    logger._watch_variance(0.75, "Why")
     assert len(caplog.records) == count  # the bound itself is enough

@@ -19,15 +19,14 @@ from rwml_callbacks import (
     WeightSync,
     trace_recorder,
 )
-from rwml_callbacks.reward_logger import episode_metrics, rollout_metrics
 from rwml_callbacks.wandb_table import wandb_logger
-from test_callbacks import fit, make_batch
-from test_episode_table import make_group
-from test_prediction_table import Log
 
+from rwml_lightning.evaluation import episode_metrics, rollout_metrics
 from rwml_lightning.generation import HFGenerator
 from rwml_lightning.modules import PolicyGRPO, WorldModelGRPO
 from rwml_lightning.schema import EpisodeBatch, RolloutBatch
+from support.callback_runs import fit, make_batch
+from support.tables import Log, make_group
 
 
 class Asked:
@@ -292,8 +291,7 @@ def test_what_a_resumed_run_repeats_is_of_its_stage_and_kind(tmp_path: Path) -> 
 
     def write(logger: RewardLogger, *rows: tuple[int, str]) -> None:
         for step, name in rows:
-            trainer: Any = SimpleNamespace(global_step=step, loggers=[])
-            logger.write(trainer, "wm_grpo", {name: float(step), f"{name}2": 0.0})
+            logger.write("wm_grpo", step, {name: float(step), f"{name}2": 0.0})
 
     path = tmp_path / "metrics.csv"
     write(

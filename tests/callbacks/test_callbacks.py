@@ -2,84 +2,37 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
-from itertools import zip_longest
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
 import pytest
-import torch
 import wandb
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from rwml_callbacks import RewardLogger, RolloutProgressBar, TraceRecorder, WeightSync
 from rwml_callbacks.progress import describe
-from rwml_callbacks.reward_logger import episode_metrics, rollout_metrics
-from rwml_testing import ACTION_PROMPT, LetterReward, make_transition, make_world
 
-from rwml_lightning.data.datamodule import RolloutDataModule
-from rwml_lightning.data.transitions import write_transitions
-from rwml_lightning.evaluation import Result
+from rwml_lightning.evaluation import Result, episode_metrics, rollout_metrics
 from rwml_lightning.generation import HFGenerator, WeightSyncError
-from rwml_lightning.modules import WorldModelGRPO, WorldModelSFT
+from rwml_lightning.modules import WorldModelGRPO
 from rwml_lightning.schema import (
     ActionSample,
     Completion,
     Episode,
     EpisodeBatch,
     EpisodeGroup,
-    Group,
     Playthrough,
-    Prediction,
     RolloutBatch,
-    Sampling,
-    Score,
     Turn,
 )
 from rwml_lightning.trace import GroupQuery, TraceReader
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def fit(
-    folder: Path,
-    model: Path,
-    callbacks: list[L.Callback],
-    generator: Any = None,
-    logger: Any = False,
-    ckpt_path: Path | None = None,
-    stage: type[WorldModelGRPO] = WorldModelGRPO,
-    **arguments: Any,
-) -> L.Trainer:
-    """Four steps, and an evaluation after the second and the fourth."""
-    write_transitions(folder / "t.parquet", make_world())
-    data = RolloutDataModule(
-        str(folder / "t.parquet"), generator or HFGenerator(), LetterReward(0.05), prompt=ACTION_PROMPT,
-        sampling=Sampling(20), prompts_per_step=8, group_size=4, num_passes=1,
-    )  # fmt: skip
-    trainer = L.Trainer(
-        accelerator="cpu", logger=logger, enable_progress_bar=any(isinstance(c, ProgressBar) for c in callbacks),
-        enable_model_summary=False,
-        enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks), num_sanity_val_steps=0,
-        callbacks=callbacks, max_epochs=1,
-        check_val_every_n_epoch=None, val_check_interval=2,
-    )  # fmt: skip
-    module = stage(model=str(model), **{"learning_rate": 5e-3, **arguments})
-    trainer.fit(module, data, ckpt_path=ckpt_path, weights_only=True)
-    return trainer
+from support.callback_runs import fit, make_batch, write
+from support.runs import rows_of
 
 
 class Deaf(HFGenerator):
@@ -119,7 +72,9 @@ def test_the_run_store_holds_every_step_and_evaluation(tiny_model: Path, tmp_pat
     trainer = fit(tmp_path, tiny_model, [WeightSync(), logger, recorder])
     with TraceReader(tmp_path / "trace.db") as reader:
         assert [step.step for step in reader.steps("wm_grpo")] == [1, 2, 3, 4]
-        assert reader.metrics("wm_grpo", ["wm/reward"])["wm/reward"][-1] == (4, logger.metrics["wm/reward"])
+        assert reader.metrics("wm_grpo", ["wm/reward"])["wm/reward"] == [
+            (step, value) for _, step, name, value in rows_of(tmp_path / "metrics.csv") if name == "wm/reward"
+        ]
         evaluations = reader.evaluations()
         assert [e.step for e in evaluations] == [2, 4]
         assert reader.count_groups(GroupQuery(source="train")) == 32
@@ -132,7 +87,7 @@ def test_the_run_store_holds_every_step_and_evaluation(tiny_model: Path, tmp_pat
     for evaluation in evaluations:
         file = tmp_path / "evaluations" / f"wm_grpo-{evaluation.step}.json"
         place = {"stage": "wm_grpo", "step": evaluation.step}
-        assert json.loads(file.read_text()) == place | evaluation.result
+        assert json.loads(file.read_text()) == place | {"predictions": evaluation.result}
         assert Result(**evaluation.result["results"][0]).count == 8
     trainer.validate(trainer.lightning_module, trainer.datamodule, verbose=False)  # type: ignore[attr-defined]
     with TraceReader(tmp_path / "trace.db") as reader:
@@ -180,21 +135,6 @@ def test_a_failure_is_recorded(tiny_model: Path, tmp_path: Path) -> None:
         assert (reader.run().status, reader.run().detail) == ("failed", "OSError: the disk is full")
 
 
-def make_batch(*parts: dict[str, float]) -> RolloutBatch:
-    """Two groups of two: rewards 1, 0 and 0, 0; one answer without a prediction, one cut off."""
-    scores = [Score(1.0, 0.9, True), Score(0.0, 0.5, True), Score(0.0, 0.1, True), Score(0.0, None, False)]
-    scores = [replace(score, parts=given) for score, given in zip_longest(scores, parts, fillvalue={})]
-    lengths, reasons = (2, 4, 6, 8), ("stop", "stop", "stop", "length")
-    predictions = [
-        Prediction(Completion((1,) * n, (0.0,) * n, reason, 0), "", "", None, score, 0.0, m % 2)  # type: ignore[arg-type]
-        for m, (n, reason, score) in enumerate(zip(lengths, reasons, scores, strict=True))
-    ]
-    groups = tuple(
-        Group(make_transition(i), (1,), "", tuple(predictions[2 * i : 2 * i + 2])) for i in range(2)
-    )
-    return RolloutBatch(0, 0, groups, dropped_groups=3, seconds={"generate": 4.0})
-
-
 def test_metrics_by_hand() -> None:
     assert rollout_metrics(make_batch()) == {
         "time/generate": 4.0,
@@ -240,14 +180,6 @@ def test_metrics_of_play_by_hand() -> None:
     }
     assert {name: metrics[name] for name in expected} == pytest.approx(expected)
     assert episode_metrics(EpisodeBatch(0, 0, (), dropped_groups=2)) == {"policy/dropped_groups": 2.0}
-
-
-def test_throughput_of_training_by_hand() -> None:
-    logger, module = RewardLogger(), WorldModelSFT(model="unused")
-    trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
-    metrics = {"train/trained_tokens": 30.0, "time/update": 1.5}
-    logger.on_train_batch_end(trainer, module, {"metrics": metrics}, None, 0)
-    assert logger.metrics == {**metrics, "throughput/trained_tokens_per_s": 20.0}
 
 
 def test_parts_of_a_reward_are_means_over_the_predictions_that_have_them() -> None:
@@ -303,27 +235,16 @@ def test_training_and_held_out_batches_show_how_far_they_are(
 
 
 def test_little_variance_is_said_in_words(caplog: pytest.LogCaptureFixture) -> None:
-    logger = RewardLogger(low_variance_share=0.1, patience=3)
+    logger, module = RewardLogger(low_variance_share=0.1, patience=3), WorldModelGRPO(model="none")
+    trainer: Any = SimpleNamespace(global_step=1)
     with caplog.at_level(logging.WARNING):
         for share in (1.0, 0.9, 1.0, 0.5, 0.5, 0.5):
-            logger._watch_variance(share)
+            logger.on_step_metrics(trainer, module, {"wm/zero_variance_groups": share}, None)
     assert (
         caplog.text.count("Over the last 3 steps only 3 % of groups had members with different rewards") == 1
     )
+    assert "Is tau_d too strict or too loose for these samples" in caplog.text
     assert len(caplog.records) == 1
-
-
-def rows_of(path: Path) -> list[tuple[str, int, str, float]]:
-    with path.open(newline="") as file:
-        return [(r["stage"], int(r["step"]), r["name"], float(r["value"])) for r in csv.DictReader(file)]
-
-
-def write(path: Path, *rows: tuple[str, int, str, float]) -> None:
-    """Write rows as one process does."""
-    logger = RewardLogger(path)
-    for stage, step, name, value in rows:
-        trainer: Any = SimpleNamespace(global_step=step, loggers=[])
-        logger.write(trainer, stage, {name: value})
 
 
 FIRST = [

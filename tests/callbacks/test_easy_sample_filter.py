@@ -3,60 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import pyarrow.parquet as pq
 import pytest
 import torch
 import wandb
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
-from rwml_callbacks import EasySampleFilter, TraceRecorder, WeightSync, easy_sample_filter
-from rwml_testing import ACTION_PROMPT, LetterReward, Steps, make_world, write_config
+from rwml_callbacks import EasySampleFilter, TraceRecorder, WeightSync
+from rwml_callbacks.easy_samples import filter as easy_sample_filter
+from rwml_callbacks.easy_samples.marks import calibrate, mean_rewards
 
 from rwml_lightning.cli import main
-from rwml_lightning.data.datamodule import RolloutDataModule
-from rwml_lightning.data.easy_samples import calibrate, mean_rewards
 from rwml_lightning.data.transitions import write_transitions
-from rwml_lightning.generation import HFGenerator
 from rwml_lightning.modules import WorldModelGRPO
-from rwml_lightning.schema import Sampling
 from rwml_lightning.trace import TraceReader
+from support.easy_samples import columns, make_data, make_filter
+from support.rewards import LetterReward
+from support.runs import write_config
+from support.training import Steps, make
+from support.worlds import make_world
 
 NUM_TRAIN = 32
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def make_filter(**arguments: Any) -> EasySampleFilter:
-    defaults = {
-        "num_samples": 4,
-        "tau_d": 0.05,
-        "learning_rate": 1e-4,
-        "batch_size": 4,
-        "prompts_per_batch": 8,
-    }
-    return EasySampleFilter(**{**defaults, **arguments})
-
-
-def make_data(folder: Path, **arguments: Any) -> RolloutDataModule:
-    path = folder / "t.parquet"
-    if not path.exists():
-        write_transitions(path, make_world())
-    return RolloutDataModule(
-        str(path), HFGenerator(), LetterReward(0.05), prompt=ACTION_PROMPT, sampling=Sampling(20),
-        **{"prompts_per_step": 8, "group_size": 4, "num_passes": 1, **arguments},
-    )  # fmt: skip
 
 
 def fit(
@@ -74,18 +45,13 @@ def fit(
         max_epochs=1, limit_val_batches=0,
         callbacks=[*callbacks, WeightSync(), steps],
     )  # fmt: skip
-    module = WorldModelGRPO(model=str(model), learning_rate=5e-3)
+    module = make(WorldModelGRPO, model=str(model), learning_rate=5e-3)
     trainer.fit(module, make_data(folder, **data), ckpt_path=ckpt_path, weights_only=True)
     return trainer, steps
 
 
 def trained_on(steps: Steps) -> list[str]:
     return [group.transition.transition_id for out in steps.outputs for group in out["batch"].groups]
-
-
-def columns(folder: Path) -> dict[str, tuple[float | None, bool | None]]:
-    rows = pq.read_table(folder / "t.parquet").to_pylist()
-    return {row["transition_id"]: (row["filter_mean_reward"], row["filter_kept"]) for row in rows}
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +108,9 @@ def test_weights_and_randomness_are_as_before(tiny_model: Path, tmp_path: Path) 
     modes = [module.training for module in model.modules()]
     torch.manual_seed(7)
     state = torch.get_rng_state()
-    make_filter().apply(L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False), model, data)
+    make_filter().prepare_run(
+        L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False), model, data
+    )
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in model.policy.state_dict().items())
     assert [module.training for module in model.modules()] == modes
@@ -270,7 +238,7 @@ def test_nothing_easy_stops_with_the_histogram_and_keeps_the_predictions(
 
 
 def test_fewer_transitions_than_a_batch_are_refused(tiny_model: Path, tmp_path: Path) -> None:
-    message = r"t\.parquet: 32 training transitions are there, fewer than one batch \(data\.prompts_per_step is 33\)"
+    message = r"t\.parquet: 32 training transitions are there, fewer than one batch \(data\.predictions\.prompts_per_step is 33\)"
     with pytest.raises(ValueError, match=message):
         fit(tmp_path, tiny_model, make_filter(), prompts_per_step=33)
     message = r"\d\d training transitions remain after the easy-sample filter, fewer than one batch"
@@ -354,7 +322,7 @@ def test_the_copy_may_learn_from_a_share_of_the_validation_split(tmp_path: Path,
     assert (len(whole), len(half), len(judged)) == (8, 4, NUM_TRAIN)
     assert {t.split for t in whole} == {"validation"}
     assert half == whole[:4]
-    assert judged == same == data.train_transitions
+    assert judged == same == data.prediction_source.train
 
 
 def test_the_command_line_says_a_wrong_setting_in_one_line(

@@ -13,18 +13,13 @@ import wandb
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from rwml_callbacks import EpisodeTable
-from wandb_files import offline_runs
 
 from rwml_lightning.modules import PolicyGRPO
 from rwml_lightning.schema import (
-    ActionSample,
-    Completion,
-    Episode,
     EpisodeBatch,
-    EpisodeGroup,
-    Playthrough,
-    Turn,
 )
+from support.tables import make_group
+from support.wandb_files import offline_runs
 
 
 @pytest.fixture(autouse=True)
@@ -33,15 +28,6 @@ def no_run_left_open(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterato
         monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / name.lower()))
     yield
     wandb.finish()
-
-
-def make_group(game: str, num_turns: int = 2) -> EpisodeGroup:
-    turns = tuple(Turn(f"room {n}", "go on", n > 0, 0.0, "x" * 600) for n in range(num_turns))
-    samples = tuple(
-        ActionSample((1,), Completion((2,), (-1.0,), "stop", 0), 0.5 * n, 0.25) for n in range(num_turns)
-    )
-    episode = Episode("e", "rooms", game, "cross", 0, turns, "end", success=game == "a", kind="walk")
-    return EpisodeGroup(game, "train", (Playthrough(episode, samples),) * 3)
 
 
 def test_a_row_a_turn_over_all_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,7 +43,7 @@ def test_a_row_a_turn_over_all_steps(tmp_path: Path, monkeypatch: pytest.MonkeyP
             state=SimpleNamespace(fn=TrainerFn.FITTING),
         )
         table.on_train_batch_end(trainer, module, {"batch": EpisodeBatch(step, 0, groups)}, None, 0)
-    module._played = [replace(groups[0], split="valid")]
+    module.games.groups = [replace(groups[0], split="valid")]
     table.on_validation_end(trainer, module)
     table.on_train_end(trainer, module)
     wandb.finish()

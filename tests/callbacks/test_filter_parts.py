@@ -20,24 +20,25 @@ from rwml_callbacks import (
     RolloutProgressBar,
     TraceRecorder,
     WeightSync,
-    easy_sample_copy,
-    easy_sample_filter,
-    scored_parts,
 )
-from rwml_callbacks.easy_sample_copy import CopyData, predict_with_copy
-from rwml_callbacks.easy_sample_report import filter_metrics, log_filter
-from rwml_callbacks.scored_parts import Answers, ScoredParts, Throughput, read_parts, write_part
-from rwml_testing import Recorder, make_transition, make_world
-from test_easy_sample_filter import columns, make_data, make_filter
+from rwml_callbacks.easy_samples import copy as easy_sample_copy
+from rwml_callbacks.easy_samples import filter as easy_sample_filter
+from rwml_callbacks.easy_samples import parts as scored_parts
+from rwml_callbacks.easy_samples.columns import read_filter_columns
+from rwml_callbacks.easy_samples.copy import CopyData, predict_with_copy
+from rwml_callbacks.easy_samples.marks import Marks, mark_easy, mean_rewards
+from rwml_callbacks.easy_samples.parts import Answers, ScoredParts, Throughput, read_parts, write_part
+from rwml_callbacks.easy_samples.report import filter_metrics, log_filter
 
-from rwml_lightning.data.easy_samples import Marks, mark_easy, mean_rewards
-from rwml_lightning.data.filter_columns import read_filter_columns
 from rwml_lightning.data.rollouts import member_seeds
 from rwml_lightning.generation import HFGenerator
 from rwml_lightning.modules import WorldModelGRPO
-from rwml_lightning.schema import Completion, Sampling
+from rwml_lightning.schema import Completion, LabelledBatch, Sampling
 from rwml_lightning.terminal import Terminal
 from rwml_lightning.trace import TraceReader
+from support.easy_samples import columns, make_data, make_filter
+from support.recorder import Recorder
+from support.worlds import make_transition, make_world
 
 TRAIN = [t for t in make_world() if t.split == "train"]
 
@@ -74,7 +75,7 @@ def test_the_copy_gets_the_filter_s_settings_and_all_that_is_left(
         num_samples=3, learning_rate=0.5, batch_size=5, num_passes=6, prompts_per_batch=7, seed=8, tau_d=0.3
     )
     with caplog.at_level(logging.WARNING):
-        own.apply(make_trainer(), WorldModelGRPO(model=str(tiny_model)), data)
+        own.prepare_run(make_trainer(), WorldModelGRPO(model=str(tiny_model)), data)
     ((copy, learning_rate, parts),) = predicts.calls
     assert learning_rate == 0.5
     assert (copy.batch_size, copy.num_passes, copy.num_samples, copy.prompts_per_batch, copy.seed) == (
@@ -107,11 +108,11 @@ def test_what_is_decided_is_written_reported_and_kept(
     settings = {"tau_easy": 0.5, "keep_probability": 0.4, "seed": 3}
     easy = {t.transition_id for t in TRAIN[::2]}
     if restart:  # the columns of an earlier run serve, and what they say stays
-        make_filter(**settings).apply(make_trainer(), model, make_data(tmp_path))
+        make_filter(**settings).prepare_run(make_trainer(), model, make_data(tmp_path))
         before = (tmp_path / "t.parquet").stat().st_mtime_ns
     own = make_filter(**settings)
-    own.apply(make_trainer(recorder), model, data)
-    own.apply(make_trainer(recorder), model, data)  # once
+    own.prepare_run(make_trainer(recorder), model, data)
+    own.prepare_run(make_trainer(recorder), model, data)  # once
     assert len(predicts.calls) == 1
     if restart:
         assert (tmp_path / "t.parquet").stat().st_mtime_ns == before
@@ -126,7 +127,7 @@ def test_what_is_decided_is_written_reported_and_kept(
     assert found is not None
     assert found.settings["decision"] == {"tau_easy": 0.5, "target_share": 0.3, "keep_probability": 0.4}
     assert found.settings["throughput"] == {"num_tokens": 200, "seconds": 4.0, "generate_seconds": 2.0}
-    assert data._only == marks.kept
+    assert data.prediction_source._only == marks.kept
     said = f"16 of 32 training transitions are easy (mean reward >= 0.5); {len(marks.easy_kept)} of them kept"
     assert capsys.readouterr().err.count(said) == 1 + restart
     assert not list(tmp_path.glob("*.filter-*"))
@@ -146,12 +147,12 @@ def test_a_share_of_the_training_split_is_taught_and_stays(
 ) -> None:
     predicts, data = Predicts(monkeypatch), make_data(tmp_path)
     own = make_filter(train_on="train", train_share=0.25, tau_easy=0.5, keep_probability=0.0)
-    own.apply(make_trainer(), WorldModelGRPO(model=str(tiny_model)), data)
+    own.prepare_run(make_trainer(), WorldModelGRPO(model=str(tiny_model)), data)
     ((copy, _, parts),) = predicts.calls
     taught, judged = ({t.transition_id for t in part} for part in (copy.taught, copy.judged))
     assert (len(taught), len(judged), parts.total) == (8, 24, 24)
     easy = {t.transition_id for t in TRAIN[::2]}
-    assert data._only == taught | (judged - easy)
+    assert data.prediction_source._only == taught | (judged - easy)
     again = make_filter(train_on="train", train_share=0.25, seed=1)._choose(
         make_data_ready(tmp_path, tiny_model)
     )
@@ -168,7 +169,7 @@ def test_what_goes_wrong_is_recorded(tiny_model: Path, tmp_path: Path) -> None:
     recorder, data = TraceRecorder(tmp_path / "trace.db"), make_data(tmp_path, prompts_per_step=33)
     model = WorldModelGRPO(model=str(tiny_model))
     with pytest.raises(ValueError, match="32 training transitions are there, fewer than one batch"):
-        make_filter().apply(make_trainer(recorder), model, data)
+        make_filter().prepare_run(make_trainer(recorder), model, data)
     recorder.teardown(make_trainer(), model, "fit")
     with TraceReader(tmp_path / "trace.db") as reader:
         assert reader.run().status == "failed"
@@ -234,20 +235,25 @@ def test_each_rank_asks_for_its_share_and_reads_what_was_said() -> None:
     world, generator = [make_transition(number) for number in range(5)], Samples()
     prompt = SimpleNamespace(encode=lambda chat, t: [int(t.transition_id[1:])])
     main: Any = SimpleNamespace(
-        generator=generator, sampling=Sampling(9), prompt=prompt, chat_format=lambda module: Chat()
+        generator=generator,
+        ask=lambda module: SimpleNamespace(chat=Chat()),
+        need_predictions=lambda: SimpleNamespace(sampling=Sampling(9), prompt=prompt),
     )
-    copy = CopyData(main, world, world, 2, 1, 3, 4, seed=5)
-    copy.trainer = SimpleNamespace(global_rank=1, world_size=2, lightning_module=None)  # type: ignore[assignment]
-    answers = copy._answer(6, world)
-    own = [world[1], world[3]]
+    copy = CopyData(main, world, world, 2, 1, 3, 5, seed=5)
+
+    def answers_of(rank: int) -> Any:
+        copy.trainer = SimpleNamespace(global_rank=rank, world_size=2, lightning_module=None)  # type: ignore[assignment]
+        (answers,) = copy.predict_dataloader()
+        return answers
+
+    answers, own = answers_of(1), [world[1], world[3]]
     seeds = member_seeds(5, "easy_sample_filter", 0, own, 3)
     assert generator.asked == [([[1], [3]], Sampling(9), seeds)]
     assert answers.transitions == own
     assert answers.predictions == [["1"] * 3, ["3"] * 3]
     assert answers.num_tokens == 2 * 3 * 3
     assert 0.02 <= answers.generate_seconds < 10
-    copy.trainer = SimpleNamespace(global_rank=0, world_size=2, lightning_module=None)  # type: ignore[assignment]
-    answers = copy._answer(6, world)
+    answers = answers_of(0)
     assert answers.transitions == [world[0], world[2], world[4]]
     assert answers.predictions == [[None] * 3] * 3  # all of it was thought
 
@@ -256,16 +262,22 @@ def test_the_copy_reads_what_it_is_taught_and_then_what_it_judges(monkeypatch: p
     world = [make_transition(number) for number in range(5)]
     chat, labelled = Recorder("chat"), Recorder("batch")
     main: Any = SimpleNamespace(
-        generator="generator", prompt="prompt", probe_ids=lambda: [1, 2], chat_format=chat
+        generator="generator",
+        probe_ids=lambda: [1, 2],
+        ask=lambda module: SimpleNamespace(chat=chat(module)),
+        need_predictions=lambda: SimpleNamespace(prompt="prompt"),
     )
     monkeypatch.setattr(easy_sample_copy, "label_transitions", labelled)
     copy = CopyData(main, world[:3], world[3:], 2, 4, 3, 6, seed=5)
     copy.trainer = SimpleNamespace(global_rank=1, world_size=2, lightning_module="module")  # type: ignore[assignment]
     learns, judges = copy.train_dataloader(), copy.predict_dataloader()
-    assert (learns.items, learns.batch_size, learns.seed, learns.num_passes) == (world[:3], 2, 5, 4)
-    assert (judges.items, judges.batch_size, judges.seed, judges.make) == (world[3:], 6, None, copy._answer)
-    assert learns.make(7, world) == learns.make(8, world[:2]) == "batch"
-    assert labelled.calls == [(7, world[1::2], "prompt", "chat"), (8, world[1:2], "prompt", "chat")]
+    assert (learns.draw.items, learns.draw.batch_size, learns.draw.num_passes) == (world[:3], 2, 4)
+    assert (judges.draw.items, judges.draw.batch_size, judges.draw.make) == (world[3:], 6, copy._answer)
+    assert (learns.seed, judges.seed) == (5, None)
+    assert {(loader.rank, loader.world_size) for loader in (learns, judges)} == {(1, 2)}
+    assert learns.draw.make(7, world[:2]) == LabelledBatch(7, "batch")  # type: ignore[arg-type]
+    assert learns.draw.make(8, world[:1]) == LabelledBatch(8, "batch")  # type: ignore[arg-type]
+    assert labelled.calls == [(world[:2], "prompt", "chat"), (world[:1], "prompt", "chat")]
     assert chat.calls == [("module",)]
     assert (copy.generator, copy.probe_ids()) == ("generator", [1, 2])
     batch = object()
@@ -313,7 +325,7 @@ def test_the_first_rank_locks_the_file_for_all(first: bool, tmp_path: Path) -> N
 
 def test_only_training_is_filtered_for(monkeypatch: pytest.MonkeyPatch) -> None:
     applied: list[Any] = []
-    monkeypatch.setattr(EasySampleFilter, "apply", lambda own, *given: applied.append(given))
+    monkeypatch.setattr(EasySampleFilter, "prepare_run", lambda own, *given: applied.append(given))
     trainer: Any = SimpleNamespace(datamodule="data")
     model = WorldModelGRPO(model="none")
     for stage in ("validate", "test", "fit"):
@@ -453,7 +465,7 @@ def test_parts_of_other_settings_lie_in_another_folder(
     monkeypatch.setattr(easy_sample_filter, "predict_with_copy", stop)
     for settings in ({"seed": 1}, {"seed": 1, "keep_probability": 0.4}, {"seed": 2}):
         with pytest.raises(KeyboardInterrupt):
-            make_filter(**settings).apply(
+            make_filter(**settings).prepare_run(
                 make_trainer(), WorldModelGRPO(model=str(tiny_model)), make_data(tmp_path)
             )
     assert folders[0] == folders[1] != folders[2]
@@ -524,12 +536,12 @@ def test_rewards_of_the_filter_s_own_are_taken_as_they_are(
 
     predicts = Predicts(monkeypatch)
     monkeypatch.setattr(easy_sample_filter, "mean_rewards", score)
-    for own in (None, make_data(tmp_path).reward):
+    for own in (None, make_data(tmp_path).need_predictions().need_reward()):
         data = make_data(tmp_path)
-        make_filter(reward=own, tau_d=0.2, tau_easy=0.4).apply(
+        make_filter(reward=own, tau_d=0.2, tau_easy=0.4).prepare_run(
             make_trainer(), WorldModelGRPO(model=str(tiny_model)), data
         )
-        expected = (data.reward, 0.2) if own is None else (own, None)
+        expected = (data.need_predictions().reward, 0.2) if own is None else (own, None)
         assert asked[-1] == expected
     assert len(predicts.calls) == 2
 
@@ -539,7 +551,7 @@ def test_nothing_easy_is_said_with_the_histogram(
 ) -> None:
     Predicts(monkeypatch)
     with pytest.raises(ValueError, match=r"no one of 32 .* lower EasySampleFilter's tau_easy"):
-        make_filter(tau_easy=0.6).apply(
+        make_filter(tau_easy=0.6).prepare_run(
             make_trainer(), WorldModelGRPO(model=str(tiny_model)), make_data(tmp_path)
         )
     lines = capsys.readouterr().err.splitlines()
@@ -552,6 +564,7 @@ def test_nothing_easy_is_said_with_the_histogram(
 @pytest.mark.parametrize(("share", "count"), [(0.01, 1), (0.3, 2), (0.5, 2), (0.7, 4), (1.0, 5)])
 def test_the_share_that_is_taught_is_rounded_and_never_empty(share: float, count: int) -> None:
     world = [make_transition(number) for number in range(5)]
-    data: Any = SimpleNamespace(train_transitions=[], whole_validation_split=lambda: world)
+    source = SimpleNamespace(train=[], whole_validation_split=lambda: world)
+    data: Any = SimpleNamespace(prediction_source=source)
     taught, judged = make_filter(train_on="validation", train_share=share)._choose(data)
     assert (len(taught), judged) == (count, [])

@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from rwml_callbacks import EasySampleFilter
-from rwml_callbacks.fingerprint import (
+from rwml_callbacks.easy_samples.fingerprint import (
     _OF_THE_MAIN_STAGE,
     digest_of_names,
     digest_of_weights,
     plain,
     similarity_settings,
 )
-from rwml_testing import ACTION_PROMPT, LetterReward, make_world
 
 from rwml_lightning.data.datamodule import RolloutDataModule
+from rwml_lightning.data.predictions import Predictions
 from rwml_lightning.generation import HFGenerator
 from rwml_lightning.modules import LoRA, WorldModelGRPO
 from rwml_lightning.rewards import EmbeddingReward
 from rwml_lightning.rewards.server import Server
 from rwml_lightning.schema import Sampling
+from support.rewards import LetterReward
+from support.training import make
+from support.worlds import ACTION_PROMPT, make_world
 
 WORLD = make_world()
 
@@ -47,9 +49,10 @@ def settings(
     """What the filter says that its predictions depend on."""
     arguments = {"reward": LetterReward(), "prompt": ACTION_PROMPT, "sampling": Sampling(20), **(data or {})}
     generator = arguments.pop("generator", HFGenerator(model))
+    shared = {name: arguments.pop(name) for name in ("chat_template_kwargs", "seed") if name in arguments}
     return EasySampleFilter(**(own or {}))._prediction_settings(
-        WorldModelGRPO(model=model, **(policy or {})),
-        RolloutDataModule("t.parquet", generator, **arguments),
+        make(WorldModelGRPO, model=model, **(policy or {})),
+        RolloutDataModule(generator, predictions=Predictions("t.parquet", **arguments), **shared),
         WORLD[:taught],
         WORLD[:judged],
         precision,
@@ -113,9 +116,9 @@ def test_embedding_servers_are_told_apart() -> None:
     assert near != far
 
 
-def test_a_setting_of_data_counts_unless_it_is_known_not_to() -> None:
+def test_a_setting_of_predictions_counts_unless_it_is_known_not_to() -> None:
     """Every argument that is listed as of no concern exists, so that the list cannot outlive them."""
-    known = set(inspect.signature(RolloutDataModule).parameters)
+    known = {field.name for field in fields(Predictions)}
     assert known >= _OF_THE_MAIN_STAGE
     assert {"prompt", "sampling"} <= known - _OF_THE_MAIN_STAGE
 

@@ -12,10 +12,10 @@ import rwml_callbacks.forgetting
 import torch
 from rwml_callbacks import Forgetting
 from rwml_callbacks.forgetting import PAPER_TASKS, task_manager
-from test_analyses import Clean, records, run
-from test_callbacks import one_thread, rows_of  # noqa: F401
 
 from rwml_lightning.modules import LoRA
+from support.callback_runs import Clean, records, run
+from support.runs import rows_of
 
 CHOICE = """\
 task: tiny_choice
@@ -75,6 +75,7 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("lora", [None, LoRA(rank=2)])
 def test_the_harness_runs_on_the_trained_model(
     tiny_model: Path, tmp_path: Path, tasks: Path, lora: LoRA | None, capsys: pytest.CaptureFixture[str]
@@ -117,6 +118,7 @@ def test_the_harness_runs_on_the_trained_model(
         assert before["metrics"][f"forgetting/{task}/{metric}"] == pytest.approx(value)
 
 
+@pytest.mark.heavy
 def test_what_cannot_be_had_is_named_and_left_out(
     tiny_model: Path, tmp_path: Path, tasks: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -133,6 +135,7 @@ def test_what_cannot_be_had_is_named_and_left_out(
     assert [record["details"].keys() for record in records(tmp_path, "forgetting")] == [{"tiny_choice"}] * 2
 
 
+@pytest.mark.heavy
 def test_a_group_stands_for_its_members_and_a_tag_for_none(
     tiny_model: Path, tmp_path: Path, tasks: Path
 ) -> None:
@@ -141,6 +144,7 @@ def test_a_group_stands_for_its_members_and_a_tag_for_none(
     assert names == {"forgetting/tiny_group/acc", "forgetting/tiny_writing/exact_match"}
 
 
+@pytest.mark.heavy
 def test_no_task_at_all_is_not_fatal(tiny_model: Path, tmp_path: Path, tasks: Path) -> None:
     run(tmp_path, tiny_model, Forgetting(["livecodebench"], include_path=str(tasks)))
     assert [record["metrics"] for record in records(tmp_path, "forgetting")] == [{}, {}]

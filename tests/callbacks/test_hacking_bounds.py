@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from rwml_callbacks import RewardHackingWatch
 from rwml_callbacks.reward_hacking import hacking_metrics, is_content_free, is_copy, word_overlap
-from rwml_testing import make_transition
-from test_reward_hacking import GOOD, make_group
 
 from rwml_lightning.schema import Turn
+from support.hacking import GOOD, make_group
+from support.worlds import make_transition
 
 TWENTY = "abcdefghijklmnopqrst"
 ONE_OFF = "abcdefghijklmnopqrs!"  # 95 of 100: 19 of 20 letters
@@ -80,7 +80,7 @@ def signs(watch: RewardHackingWatch, **later: float) -> list[str]:
 
 
 LONG = "predictions were {:.1f} times as long as what really happened"
-COPIED = "{} % of predictions repeated an observation instead of foreseeing one"
+COPIED = "{} % of predictions repeated an observation instead of predicting one"
 NOTHING = "{} % of predictions named nothing of what really happened"
 EXACT = "the reward rose from 0.50 to {:.2f} while exact matches fell from 50 to {} %"
 SHARED = (

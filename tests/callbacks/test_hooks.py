@@ -29,18 +29,20 @@ from rwml_callbacks import (
     forgetting,
     weight_change,
 )
-from rwml_callbacks.easy_sample_report import log_filter
+from rwml_callbacks.easy_samples.report import log_filter
 from rwml_callbacks.wandb_table import GrowingTable
-from rwml_testing import Recorder
-from test_callbacks import make_batch, rows_of
-from test_episode_table import make_group
-from test_reward_hacking import make_group as make_predictions
 
+from rwml_lightning.changed_weights import Change
 from rwml_lightning.evaluation import EpisodeResult, Result
 from rwml_lightning.modules import PolicyGRPO, WorldModelGRPO, WorldModelSFT
+from rwml_lightning.modules.base import PolicyModule
 from rwml_lightning.schema import EpisodeBatch, RolloutBatch
 from rwml_lightning.trace import GroupQuery, TraceReader
-from rwml_lightning.weight_change import Change
+from support.callback_runs import make_batch
+from support.hacking import make_group as make_predictions
+from support.recorder import Recorder
+from support.runs import rows_of
+from support.tables import make_group
 
 PREDICTS: Any = WorldModelGRPO(model="none")
 READS: Any = WorldModelSFT(model="none")
@@ -55,7 +57,6 @@ def make_trainer(step: int = 6, *callbacks: Any, **changes: Any) -> Any:
         "loggers": [],
         "is_global_zero": True,
         "sanity_checking": False,
-        "callback_metrics": {"val/accuracy": torch.tensor(0.5), "train/loss": torch.tensor(2.0)},
         "should_stop": False,
         "state": SimpleNamespace(fn=TrainerFn.FITTING),
     }
@@ -70,9 +71,13 @@ def make_result(name: str) -> Result:
 def plays() -> Any:
     """A policy stage that has played two games and predicted two transitions."""
     module: Any = PolicyGRPO(model="none")
-    module._played, module._predicted = [make_group("a"), make_group("b")], list(make_batch().groups)
-    module.results = [EpisodeResult("all", 6, 2, {"success": 0.5})]
-    module.probe_results, module.probe_floors = [make_result("probe")], [make_result("copy")]
+    module.games.groups, module.held_out.groups = (
+        [make_group("a"), make_group("b")],
+        list(make_batch().groups),
+    )
+    module.games.results = [EpisodeResult("all", 6, 2, {"success": 0.5})]
+    module.held_out.results, module.held_out.floors = [make_result("held out")], [make_result("copy")]
+    module.evaluation_metrics = {"val/accuracy": 0.5}
     return module
 
 
@@ -80,8 +85,9 @@ def plays() -> Any:
 def predicts() -> Any:
     """A world-model stage that has predicted two transitions."""
     module: Any = WorldModelGRPO(model="none")
-    module._groups = list(make_batch().groups)
-    module.results, module.floors = [make_result("all")], [make_result("copy")]
+    module.held_out.groups = list(make_batch().groups)
+    module.held_out.results, module.held_out.floors = [make_result("all")], [make_result("copy")]
+    module.evaluation_metrics = {"val/accuracy": 0.5}
     return module
 
 
@@ -98,76 +104,56 @@ def test_weights_are_brought_before_anything_is_generated(hook: str, monkeypatch
 def test_weights_are_brought_after_a_step_that_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     sent = Recorder()
     monkeypatch.setattr(WeightSync, "sync", sent)
-    for module in (PREDICTS, READS):
-        WeightSync().on_train_batch_end(make_trainer(), module, {}, None, 0)
-    assert sent.calls == [(PREDICTS,)]
-
-
-def test_a_step_s_numbers_are_computed_and_written(tmp_path: Path) -> None:
-    sync, logger = WeightSync(), RewardLogger(tmp_path / "metrics.csv")
-    assert logger.metrics == {}
+    recorded = Recorder()
+    monkeypatch.setattr(PolicyModule, "record", recorded)
+    sync = WeightSync()
     sync.seconds, sync.gap = 1.5, 0.25
-    trainer = make_trainer(6, sync)
-    outputs = {
-        "metrics": {"time/update": 2.0, "train/trained_tokens": 30.0, "wm/format": 0.125},
-        "batch": make_batch(),
-    }
-    logger.on_train_batch_end(trainer, PREDICTS, outputs, None, 0)
-    assert logger.metrics["wm/reward"] == 0.25
-    assert logger.metrics["wm/format"] == 0.125  # what the step itself says counts
-    added = {"time/sync": 1.5, "train/sync_gap": 0.25, "throughput/trained_tokens_per_s": 15.0}
-    assert {name: logger.metrics[name] for name in added} == added
+    for module in (PREDICTS, READS):
+        sync.on_train_batch_end(make_trainer(), module, {}, None, 0)
+    assert sent.calls == [(PREDICTS,)]
+    assert recorded.calls == [({"time/sync": 1.5, "train/sync_gap": 0.25},)]
+
+
+def test_numbers_are_written_with_their_stage_and_step(tmp_path: Path) -> None:
+    logger = RewardLogger(tmp_path / "metrics.csv")
+    logger.on_step_metrics(
+        make_trainer(), PREDICTS, {"wm/reward": 0.25, "wm/zero_variance_groups": 0.5}, None
+    )
+    logger.on_metrics(make_trainer(7), READS, {"val/accuracy": 0.5})
     assert rows_of(tmp_path / "metrics.csv") == [
-        ("wm_grpo", 6, name, value) for name, value in logger.metrics.items()
+        ("wm_grpo", 6, "wm/reward", 0.25),
+        ("wm_grpo", 6, "wm/zero_variance_groups", 0.5),
+        ("wm_sft", 7, "val/accuracy", 0.5),
     ]
     assert logger._recent == [0.5]
-    plain = {"time/update": 0.0, "train/loss": 1.0}
-    logger.on_train_batch_end(trainer, READS, {"metrics": plain}, None, 0)
-    assert logger.metrics == plain  # no time, no throughput; labels need no weights elsewhere
-    assert logger._recent == [0.5]
-    logger.on_train_batch_end(make_trainer(), PREDICTS, {"metrics": {}}, None, 0)
-    assert logger.metrics == {}
-    outputs = {"metrics": {}, "batch": RolloutBatch(0, 0, ())}  # no group got a verdict
-    logger.on_train_batch_end(make_trainer(), PREDICTS, outputs, None, 0)
-    assert (logger.metrics, logger._recent) == ({"wm/dropped_groups": 0.0}, [0.5, 1.0])
 
 
-@pytest.mark.parametrize(("plays", "question"), [(True, "games too hard"), (False, "tau_d too strict")])
-def test_what_to_ask_about_equal_rewards(
-    plays: bool, question: str, caplog: pytest.LogCaptureFixture
-) -> None:
+@pytest.mark.parametrize(
+    ("name", "question"),
+    [("policy/zero_variance_groups", "games too hard"), ("wm/zero_variance_groups", "tau_d too strict")],
+)
+def test_what_to_ask_about_equal_rewards(name: str, question: str, caplog: pytest.LogCaptureFixture) -> None:
     logger = RewardLogger(low_variance_share=1.1, patience=1)
-    batch = EPISODES if plays else make_batch()
-    module = PolicyGRPO(model="none") if plays else PREDICTS
-    logger.on_train_batch_end(make_trainer(), module, {"metrics": {}, "batch": batch}, None, 0)
+    logger.on_step_metrics(make_trainer(), PREDICTS, {name: 0.5}, None)
     (line,) = caplog.messages
     assert question in line
-    assert f"only {0 if plays else 50} % of groups" in line  # three equal episodes; one of two groups
+    assert "only 50 % of groups" in line
 
 
-def test_held_out_numbers_are_written_but_for_a_trial(tmp_path: Path) -> None:
-    logger = RewardLogger(tmp_path / "metrics.csv")
-    logger.on_validation_end(make_trainer(sanity_checking=True), PREDICTS)
-    assert not (tmp_path / "metrics.csv").exists()
-    logger.on_validation_end(make_trainer(), PREDICTS)
-    assert rows_of(tmp_path / "metrics.csv") == [("wm_grpo", 6, "val/accuracy", 0.5)]
-
-
-def test_signs_of_a_step_join_its_numbers() -> None:
+def test_signs_of_a_step_join_its_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded = Recorder()
+    monkeypatch.setattr(PolicyModule, "record", recorded)
     watch = RewardHackingWatch(patience=2)
     groups = (make_predictions(0, "You stand at door 0.", None), make_predictions(1, "You stand at door 1."))
-    outputs: dict[str, Any] = {"metrics": {"wm/reward": 0.5}, "batch": RolloutBatch(0, 0, groups)}
-    watch.on_train_batch_end(make_trainer(), PREDICTS, outputs, None, 0)
+    watch.on_train_batch_end(make_trainer(), PREDICTS, {"batch": RolloutBatch(0, 0, groups)}, None, 0)
     found = {"length_ratio": 1.0, "copied": 0.0, "content_free": 0.0, "exact": 1.0, "overlap": 1.0}
     named = {f"hacking/{name}": value for name, value in found.items()}
-    assert outputs["metrics"] == {"wm/reward": 0.5} | named
+    assert recorded.calls == [(named,)]
     assert watch.state_dict()["recent"] == [named | {"reward": 1.0}]
     for batch in (None, EPISODES, RolloutBatch(0, 0, (make_predictions(0, None),))):
-        other = {"metrics": {"a": 1.0}, "batch": batch}
-        watch.on_train_batch_end(make_trainer(), PREDICTS, other, None, 0)
-        assert other["metrics"] == {"a": 1.0}
-    watch.on_train_batch_end(make_trainer(), READS, {"metrics": {}}, None, 0)
-    assert len(watch.state_dict()["recent"]) == 1
+        watch.on_train_batch_end(make_trainer(), PREDICTS, {"batch": batch}, None, 0)
+    watch.on_train_batch_end(make_trainer(), READS, {}, None, 0)
+    assert len(recorded.calls) == len(watch.state_dict()["recent"]) == 1
 
 
 def test_a_stage_s_start_is_recorded_with_its_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,12 +183,9 @@ def test_a_stage_s_start_is_recorded_with_its_config(tmp_path: Path, monkeypatch
 
 
 def test_a_step_is_recorded_with_what_it_was_made_from(tmp_path: Path) -> None:
-    recorder, logger = TraceRecorder(tmp_path / "trace.db"), RewardLogger()
-    logger.metrics = {"wm/reward": 0.75}
-    metrics = {"wm/reward": 0.5}
-    for step, callbacks, batch in ((1, [], make_batch()), (2, [logger], EPISODES), (3, [], None)):
-        outputs: dict[str, Any] = {"metrics": metrics} | ({"batch": batch} if batch is not None else {})
-        recorder.on_train_batch_end(make_trainer(step, *callbacks), PREDICTS, outputs, None, 0)
+    recorder = TraceRecorder(tmp_path / "trace.db")
+    for step, reward, batch in ((1, 0.5, make_batch()), (2, 0.75, EPISODES), (3, 0.5, None)):
+        recorder.on_step_metrics(make_trainer(step), PREDICTS, {"wm/reward": reward}, batch)
     with TraceReader(tmp_path / "trace.db") as reader:
         assert [step.step for step in reader.steps("wm_grpo")] == [1, 2, 3]
         curve = reader.metrics("wm_grpo", ["wm/reward"])["wm/reward"]
@@ -218,11 +201,11 @@ def test_a_step_is_recorded_with_what_it_was_made_from(tmp_path: Path) -> None:
 
 def test_after_a_step_the_trainer_does_what_it_was_asked(tmp_path: Path) -> None:
     recorder, trainer = TraceRecorder(tmp_path / "trace.db"), make_trainer()
-    recorder.on_train_batch_end(trainer, PREDICTS, {"metrics": {}}, None, 0)
+    recorder.on_step_metrics(trainer, PREDICTS, {}, None)
     assert not trainer.should_stop
     with TraceReader(tmp_path / "trace.db") as reader:
         reader.send_command("stop")
-        recorder.on_train_batch_end(trainer, PREDICTS, {"metrics": {}}, None, 0)
+        recorder.on_step_metrics(trainer, PREDICTS, {}, None)
         (command,) = reader.commands()
     assert (trainer.should_stop, recorder.stop_requested, command.answer) == (True, True, "at step 6")
 
@@ -231,7 +214,8 @@ def test_held_out_predictions_are_recorded(tmp_path: Path, predicts: Any) -> Non
     recorder = TraceRecorder(tmp_path / "trace.db")
     recorder.writer.set_status("running")
     recorder.on_validation_end(make_trainer(), predicts)
-    result = {"results": [asdict(row) for row in predicts.results], "floors": [asdict(predicts.floors[0])]}
+    held_out = predicts.held_out
+    result = {"results": [asdict(row) for row in held_out.results], "floors": [asdict(held_out.floors[0])]}
     with TraceReader(tmp_path / "trace.db") as reader:
         (evaluation,) = reader.evaluations()
         assert (evaluation.stage, evaluation.step, evaluation.name) == ("wm_grpo", 6, "held_out")
@@ -241,7 +225,7 @@ def test_held_out_predictions_are_recorded(tmp_path: Path, predicts: Any) -> Non
         assert [tuple(p) for p in reader.metrics("wm_grpo", ["val/accuracy"])["val/accuracy"]] == [(6, 0.5)]
         assert reader.run().status == "running"
         written = json.loads((tmp_path / "evaluations" / "wm_grpo-6.json").read_text())
-        assert written == {"stage": "wm_grpo", "step": 6} | result
+        assert written == {"stage": "wm_grpo", "step": 6, "predictions": result}
         recorder._trained = True  # the evaluation after training
         recorder.on_validation_end(make_trainer(), predicts)
         assert reader.run().status == "finished"
@@ -250,15 +234,18 @@ def test_held_out_predictions_are_recorded(tmp_path: Path, predicts: Any) -> Non
 def test_held_out_games_are_recorded_with_what_is_predicted_beside_them(tmp_path: Path, plays: Any) -> None:
     recorder = TraceRecorder(tmp_path / "trace.db")
     recorder.on_validation_end(make_trainer(), plays)
-    rows = [asdict(row) for row in plays.results]
-    probe, floors = [asdict(plays.probe_results[0])], [asdict(plays.probe_floors[0])]
+    rows = [asdict(row) for row in plays.games.results]
+    held_out = {
+        "results": [asdict(plays.held_out.results[0])],
+        "floors": [asdict(plays.held_out.floors[0])],
+    }
     with TraceReader(tmp_path / "trace.db") as reader:
         evaluations = {e.name: e for e in reader.evaluations()}
         assert {e.stage for e in evaluations.values()} == {"policy_grpo"}
         assert {e.step for e in evaluations.values()} == {6}
         assert {name: e.result for name, e in evaluations.items()} == {
             "episodes": {"results": rows},
-            "held_out": {"results": probe, "floors": floors},
+            "held_out": held_out,
         }
         episodes = reader.episodes_by_id(reader.episode_ids())
         assert [(e.stage, e.step, e.source, e.game) for e in episodes] == [
@@ -268,17 +255,20 @@ def test_held_out_games_are_recorded_with_what_is_predicted_beside_them(tmp_path
         assert reader.metric_names("policy_grpo") == ["val/accuracy"]
     file = tmp_path / "evaluations" / "policy_grpo-6.json"
     place = {"stage": "policy_grpo", "step": 6}
-    assert json.loads(file.read_text()) == place | {"results": rows, "world_model": probe}
-    plays._predicted = []
+    assert json.loads(file.read_text()) == place | {"games": {"results": rows}, "predictions": held_out}
+    plays.held_out.start()
     recorder.on_validation_end(make_trainer(7), plays)
     written = json.loads((tmp_path / "evaluations" / "policy_grpo-7.json").read_text())
-    assert written == {"stage": "policy_grpo", "step": 7, "results": rows}
+    assert written == {"stage": "policy_grpo", "step": 7, "games": {"results": rows}}
 
 
 def test_an_evaluation_of_nothing_is_not_recorded(tmp_path: Path, plays: Any, predicts: Any) -> None:
     recorder = TraceRecorder(tmp_path / "trace.db")
     recorder.writer.set_status("running")
-    plays._played, predicts._groups, recorder._trained = [], [], True
+    plays.held_out.start()
+    plays.games.start()
+    predicts.held_out.start()
+    recorder._trained = True
     for module in (plays, predicts):
         recorder.on_validation_end(make_trainer(), module)
     with TraceReader(tmp_path / "trace.db") as reader:
@@ -319,19 +309,10 @@ def test_each_table_takes_rows_of_its_own_kind(sent: Recorder, plays: Any, predi
     predictions, episodes = PredictionTable(), EpisodeTable()
     predictions.on_validation_end(make_trainer(), plays)  # what the policy predicts beside its games
     assert len(predictions.state_dict()["rows"]) == 4
-    predictions.on_validation_end(make_trainer(), READS_NOTHING)
+    predictions.on_validation_end(make_trainer(), READS)  # has predicted nothing
     assert len(predictions.state_dict()["rows"]) == 4
     episodes.on_validation_end(make_trainer(state=VALIDATING), predicts)
     assert (episodes.state_dict()["rows"], sent.calls) == ([], [])
-
-
-class Nothing(WorldModelSFT):
-    """Has predicted nothing."""
-
-    validation_groups = ()  # type: ignore[assignment]
-
-
-READS_NOTHING: Any = Nothing(model="none")
 
 
 def test_rows_of_training_are_sent_in_turn(sent: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -376,14 +357,12 @@ def test_w_and_b_gets_the_filter_s_histogram_at_the_start() -> None:
     assert bars.bins == pytest.approx([n / 10 for n in range(11)])
 
 
-def test_without_numbers_and_beside_training_the_bar_says_no_more(
+def test_beside_training_the_bar_says_no_more(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(WorldModelGRPO, "num_planned_steps", 10)
     bar, trainer = RolloutProgressBar(), make_trainer(num_val_batches=[2, 3])
     bar._trainer = trainer
-    bar.on_train_batch_end(trainer, PREDICTS, {}, None, 0)
-    assert capsys.readouterr().err == ""  # nobody has computed its numbers
     bar.on_validation_batch_end(trainer, PREDICTS, None, None, 0)
     bar.on_validation_batch_end(trainer, PREDICTS, None, None, 2, 1)
     assert capsys.readouterr().err == "held-out 1/5\nheld-out 5/5\n"

@@ -14,10 +14,11 @@ from lightning.pytorch.loggers import WandbLogger
 from rwml_callbacks import PredictionTable, WeightSync
 from rwml_callbacks.prediction_table import by_member, distributions
 from rwml_callbacks.wandb_table import clip
-from test_callbacks import fit, make_batch
-from wandb_files import OfflineRun, offline_runs
 
 from rwml_lightning.modules import WorldModelGRPO
+from support.callback_runs import fit, make_batch
+from support.tables import Log
+from support.wandb_files import OfflineRun, offline_runs
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +38,7 @@ def rows_of(part: OfflineRun) -> list[dict[str, Any]]:
     return [dict(zip(table["columns"], row, strict=True)) for table in tables for row in table["data"]]
 
 
+@pytest.mark.heavy
 def test_one_table_holds_the_predictions_of_all_steps(tiny_model: Path, tmp_path: Path) -> None:
     fit(tmp_path, tiny_model, [WeightSync(), PredictionTable(rows_per_step=10)], logger=make_logger(tmp_path))
     wandb.finish()
@@ -59,6 +61,7 @@ def test_one_table_holds_the_predictions_of_all_steps(tiny_model: Path, tmp_path
     assert {row["predictions.log_mode"] for row in sent} == {"INCREMENTAL"}
 
 
+@pytest.mark.heavy
 def test_histograms_are_drawn_over_optimizer_steps(tiny_model: Path, tmp_path: Path) -> None:
     fit(tmp_path, tiny_model, [WeightSync(), PredictionTable()], logger=make_logger(tmp_path))
     wandb.finish()
@@ -71,26 +74,11 @@ def test_histograms_are_drawn_over_optimizer_steps(tiny_model: Path, tmp_path: P
     assert all("trainer/global_step" in row for row in part.history)
 
 
+@pytest.mark.heavy
 def test_without_wandb_nothing_is_kept(tiny_model: Path, tmp_path: Path) -> None:
     table = PredictionTable()
     fit(tmp_path, tiny_model, [WeightSync(), table])
     assert table.state_dict() == {"rows": [], "num_logged": 0}
-
-
-class Log:
-    """What a table tells W&B, without W&B."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, resumed: bool) -> None:
-        self.steps: list[int] = []
-        self.rows: list[list[Any]] = []
-        logger = SimpleNamespace(experiment=SimpleNamespace(resumed=resumed), log_metrics=self.log_metrics)
-        for user in ("prediction_table", "wandb_table"):
-            monkeypatch.setattr(f"rwml_callbacks.{user}.wandb_logger", lambda trainer: logger)
-
-    def log_metrics(self, metrics: dict[str, Any], step: int) -> None:
-        if "predictions" in metrics:
-            self.steps.append(step)
-            self.rows = metrics["predictions"].data
 
 
 def train(table: PredictionTable, first: int, last: int) -> None:

@@ -6,9 +6,8 @@ import sys
 from types import SimpleNamespace
 from typing import Any
 
-import lightning as L
 import pytest
-from rwml_callbacks import RewardLogger, RolloutProgressBar
+from rwml_callbacks import RolloutProgressBar
 from rwml_callbacks.progress import describe
 
 from rwml_lightning.modules import WorldModelGRPO
@@ -54,11 +53,7 @@ MODULE: Any = WorldModelGRPO(model="none")
 
 
 def make_trainer(step: int, first: bool = True) -> Any:
-    logger = RewardLogger()
-    logger.metrics = {"train/loss": 0.5}
-    return SimpleNamespace(
-        global_step=step, is_global_zero=first, callbacks=[L.Callback(), logger], num_val_batches=[2, 3]
-    )
+    return SimpleNamespace(global_step=step, is_global_zero=first, callbacks=[], num_val_batches=[2, 3])
 
 
 @pytest.fixture
@@ -70,7 +65,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 def tell(bar: RolloutProgressBar, trainer: Any) -> None:
     """A step, and a held-out batch, as the trainer reports them."""
     bar._trainer = trainer
-    bar.on_train_batch_end(trainer, MODULE, None, None, 0)
+    bar.on_step_metrics(trainer, MODULE, {"train/loss": 0.5}, None)
     bar.on_validation_batch_end(trainer, MODULE, None, None, 1, dataloader_idx=1)
 
 

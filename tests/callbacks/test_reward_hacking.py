@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 from rwml_callbacks import RewardHackingWatch, RewardLogger, WeightSync
 from rwml_callbacks.reward_hacking import hacking_metrics, is_content_free, is_copy, word_overlap
-from rwml_testing import make_transition
-from test_callbacks import fit, one_thread, rows_of  # noqa: F401
 
-from rwml_lightning.schema import Completion, Group, Prediction, Score, Turn
+from rwml_lightning.schema import Turn
+from support.callback_runs import fit
+from support.hacking import GOOD, make_group
+from support.runs import rows_of
+from support.worlds import make_transition
 
 HERE = "You are in the middle of a room. You see a desk 1 and a shelf 2."
 
@@ -63,16 +65,6 @@ def test_overlap_is_of_the_real_words() -> None:
     assert word_overlap("anything", "") == 0
 
 
-def make_group(number: int, *predictions: str | None) -> Group:
-    made = tuple(
-        Prediction(
-            Completion((1,), (0.0,), "stop", 0), "", "", text, Score(1.0, 1.0, text is not None), 0.0, m
-        )
-        for m, text in enumerate(predictions)
-    )
-    return Group(make_transition(number), (1,), "", made)
-
-
 def test_metrics_by_hand() -> None:
     groups = [
         make_group(0, "You stand at door 0.", None, "You  stand at door 0.\n"),
@@ -86,16 +78,6 @@ def test_metrics_by_hand() -> None:
         "hacking/overlap": pytest.approx((1 + 1 + 2 / 5 + 1 / 5) / 4),
     }
     assert hacking_metrics([make_group(0, None)]) == {}
-
-
-GOOD = {
-    "hacking/length_ratio": 1.0,
-    "hacking/copied": 0.0,
-    "hacking/content_free": 0.0,
-    "hacking/exact": 0.5,
-    "hacking/overlap": 0.9,
-    "reward": 0.5,
-}
 
 
 @pytest.mark.parametrize(
@@ -141,6 +123,7 @@ def test_learning_and_getting_worse_are_no_hacking(
     assert not caplog.records
 
 
+@pytest.mark.heavy
 def test_metrics_of_a_run_go_where_the_reward_goes(tiny_model: Path, tmp_path: Path) -> None:
     callbacks: list[Any] = [WeightSync(), RewardHackingWatch(), RewardLogger(tmp_path / "metrics.csv")]
     fit(tmp_path, tiny_model, callbacks)

@@ -8,8 +8,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from rwml_callbacks.scored_parts import Answers, ScoredParts, Throughput, read_parts, write_part
-from rwml_testing import make_transition
+from rwml_callbacks.easy_samples.parts import Answers, ScoredParts, Throughput, read_parts, write_part
+
+from support.worlds import make_transition
 
 TRAINER: Any = SimpleNamespace(is_global_zero=True)
 MODULE: Any = None

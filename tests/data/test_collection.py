@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 from collections import Counter
-from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,23 +14,24 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from rwml_lightning.data import collection as collecting
-from rwml_lightning.data.action_prompts import ActionPrompt, parse_action
-from rwml_lightning.data.behaviour import ModelBehaviour, RandomBehaviour
-from rwml_lightning.data.chat_format import ChatFormat
-from rwml_lightning.data.collection import Collection, collect, list_jobs
+from rwml_lightning.data.collection import Collection, collect, list_starts
 from rwml_lightning.data.datamodule import RolloutDataModule
-from rwml_lightning.data.episodes import EpisodeState
+from rwml_lightning.data.predictions import Predictions
 from rwml_lightning.data.transitions import read_metadata, read_transitions
-from rwml_lightning.envs import EnvironmentSpec, Observation
-from rwml_lightning.generation import Generator
+from rwml_lightning.envs import EnvironmentSpec
+from rwml_lightning.prompts.action import ActionPrompt, parse_action
+from rwml_lightning.prompts.chat_format import ChatFormat
+from rwml_lightning.prompts.policy import PolicyClient
 from rwml_lightning.schema import Completion, Episode, Sampling, Turn
+from rwml_lightning.seeds import derive_seed
+from support.policies import no_policy
 
 GAMES = {"train": ["a", "b", "c"], "validation": ["v"]}
-RANDOM: dict[str, Any] = {"behaviour": "random", "max_steps": 6, "num_environments": 2, "num_workers": 1}
+RANDOM: dict[str, Any] = {"behaviour": "random", "max_turns": 6, "num_environments": 2, "num_workers": 1}
 
 
 def make_spec(folder: Path, games: dict[str, list[str]] | None = GAMES) -> EnvironmentSpec:
-    return EnvironmentSpec("fake_games.RoomsEnv", {"games": games, "folder": str(folder)})
+    return EnvironmentSpec("support.environments.RoomsEnv", {"games": games, "folder": str(folder)})
 
 
 def run(
@@ -43,7 +43,7 @@ def run(
 ) -> Path:
     path = folder / name
     collection = Collection(**{**RANDOM, **settings})
-    collect(path, make_spec(folder, games), None, collection, seed, None, lambda: None, lambda: None)  # type: ignore[arg-type]
+    collect(path, make_spec(folder, games), collection, seed, no_policy)
     return path
 
 
@@ -92,15 +92,15 @@ def test_an_interrupted_collection_goes_on(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "whole").mkdir()
     whole = read_transitions(run(tmp_path / "whole"))
     played: list[list[str]] = []
-    plain = collecting.play
+    plain = collecting.play_chunk
 
-    def interrupted(pool: Any, jobs: Any, *rest: Any) -> Any:
-        played.append([job.episode_id for job in jobs])
+    def interrupted(pool: Any, starts: Any, *rest: Any) -> Any:
+        played.append([start.episode_id for start in starts])
         if len(played) == 2:
             raise KeyboardInterrupt
-        return plain(pool, jobs, *rest)
+        return plain(pool, starts, *rest)
 
-    monkeypatch.setattr(collecting, "play", interrupted)
+    monkeypatch.setattr(collecting, "play_chunk", interrupted)
     (tmp_path / "broken").mkdir()
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "broken")
@@ -115,14 +115,14 @@ def test_an_interrupted_collection_goes_on(tmp_path: Path, monkeypatch: pytest.M
 def test_a_complete_file_is_left_alone(tmp_path: Path) -> None:
     path = run(tmp_path)
     before = path.stat().st_mtime_ns
-    run(tmp_path, max_steps=2)
+    run(tmp_path, max_turns=2)
     assert path.stat().st_mtime_ns == before
-    assert read_metadata(path)["collection"]["max_steps"] == 6
+    assert read_metadata(path)["collection"]["max_turns"] == 6
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"max_steps": 3}, {"seed": 1}, {"games": {"train": ["a", "b", "c", "d"], "validation": ["v"]}}],
+    [{"max_turns": 3}, {"seed": 1}, {"games": {"train": ["a", "b", "c", "d"], "validation": ["v"]}}],
 )
 def test_parts_of_other_settings_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
@@ -130,7 +130,7 @@ def test_parts_of_other_settings_are_refused(
     def stop(*_: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(collecting, "play", stop)
+    monkeypatch.setattr(collecting, "play_chunk", stop)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path)
     with pytest.raises(
@@ -161,12 +161,12 @@ def test_parts_of_another_policy_are_refused(
         context = 500 if changed == "context" else 600
         collection = Collection(behaviour="model", num_workers=1)
         collect(
-            tmp_path / "t.parquet", make_spec(tmp_path), None, collection, 0, generator,
-            lambda: chat, lambda: context,
+            tmp_path / "t.parquet", make_spec(tmp_path), collection, 0,
+            lambda: PolicyClient(generator, chat, context),
         )  # fmt: skip
 
     with monkeypatch.context() as patched:
-        patched.setattr(collecting, "play", stop)
+        patched.setattr(collecting, "play_chunk", stop)
         with pytest.raises(KeyboardInterrupt):
             go_on()
     with pytest.raises(ValueError, match="with other settings"):
@@ -183,11 +183,11 @@ def test_games_of_another_folder_listing_are_another_collection(
     def stop(*_: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(collecting, "play", stop)
+    monkeypatch.setattr(collecting, "play_chunk", stop)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path)
-    jobs = list(list_jobs(make_spec(tmp_path), Collection(**RANDOM), 0))
-    monkeypatch.setattr(collecting, "list_jobs", lambda *_: iter(jobs[1:]))
+    starts = list(list_starts(make_spec(tmp_path), Collection(**RANDOM), 0))
+    monkeypatch.setattr(collecting, "list_starts", lambda *_: iter(starts[1:]))
     with pytest.raises(ValueError, match="with other settings"):
         run(tmp_path)
 
@@ -214,7 +214,8 @@ def test_dropped_episodes_are_counted_and_named(tmp_path: Path, caplog: pytest.L
 def test_too_many_dropped_episodes_stop_the_collection(tmp_path: Path) -> None:
     games = {"train": ["broken1", "broken2", "a"], "validation": ["v"]}
     with pytest.raises(
-        RuntimeError, match=r"2 of \d episodes were lost .* data\.collection\.max_dropped_share \(0\.1\)"
+        RuntimeError,
+        match=r"2 of \d episodes were lost .* data\.predictions\.collection\.max_dropped_share \(0\.1\)",
     ):
         run(tmp_path, games)
     path = run(tmp_path, games, name="loose.parquet", max_dropped_share=0.5)
@@ -226,62 +227,36 @@ def test_no_transitions_at_all_are_an_error(tmp_path: Path) -> None:
         run(tmp_path, {"train": ["broken"]})
 
 
-def jobs_of(spec: EnvironmentSpec, **settings: Any) -> Counter[tuple[str, str]]:
-    return Counter((job.game, job.split) for job in list_jobs(spec, Collection(**{**RANDOM, **settings}), 0))
+def starts_of(spec: EnvironmentSpec, **settings: Any) -> Counter[tuple[str, str]]:
+    return Counter(
+        (start.game, start.split) for start in list_starts(spec, Collection(**{**RANDOM, **settings}), 0)
+    )
 
 
 def test_splits_are_the_environments_own_or_drawn_by_game(tmp_path: Path) -> None:
     named = {"train": ["a", "b"], "valid_seen": ["s"], "valid_unseen": ["u"]}
     spec = make_spec(tmp_path, named)
-    assert jobs_of(spec) == {
+    assert starts_of(spec) == {
         ("a", "train"): 1,
         ("b", "train"): 1,
         ("s", "validation"): 1,
         ("u", "validation"): 1,
     }
-    assert set(jobs_of(spec, splits=["train", "valid_seen"])) == {
+    assert set(starts_of(spec, splits=["train", "valid_seen"])) == {
         ("a", "train"),
         ("b", "train"),
         ("s", "validation"),
     }
-    drawn = jobs_of(make_spec(tmp_path, {"train": [f"g{n}" for n in range(20)]}), episodes_per_game=3)
+    drawn = starts_of(make_spec(tmp_path, {"train": [f"g{n}" for n in range(20)]}), episodes_per_game=3)
     assert sum(split == "validation" for _, split in drawn) == 2
     assert set(drawn.values()) == {3}
-    unnamed = list(list_jobs(make_spec(tmp_path, None), Collection(**RANDOM, episodes_per_game=10), 0))
-    assert Counter(job.split for job in unnamed) == {"train": 9, "validation": 1}
+    unnamed = list(list_starts(make_spec(tmp_path, None), Collection(**RANDOM, episodes_per_game=10), 0))
+    assert Counter(start.split for start in unnamed) == {"train": 9, "validation": 1}
     with pytest.raises(
-        ValueError, match=r"data\.collection\.splits names 'test'; the environment has train, valid_seen"
+        ValueError,
+        match=r"data\.predictions\.collection\.splits names 'test'; the environment has train, valid_seen",
     ):
-        jobs_of(spec, splits=["test"])
-
-
-def make_state(turns: int = 0, admissible: Sequence[str] = ("go on", "wait"), **changes: Any) -> EpisodeState:
-    seen = Observation("here", info={"task": "win", "admissible_actions": admissible})
-    return EpisodeState("g#0", seen, seen, turns=[Turn("o", "a")] * turns, **changes)
-
-
-def test_random_actions_follow_from_seed_and_place() -> None:
-    def actions(seed: int) -> list[str]:
-        player = RandomBehaviour(0.0, 0.0, seed)
-        return [player.act([make_state(turns)])[0][0] for turns in range(30)]
-
-    assert actions(0) == actions(0) != actions(1)
-    assert set(actions(0)) == {"go on", "wait"}
-
-
-def test_the_walkthrough_is_played_in_order_and_again_after_a_retry() -> None:
-    player = RandomBehaviour(1.0, 0.0, 0)
-    for _ in range(2):
-        played = [player.act([make_state(n, walkthrough=("x", "y", "z"))])[0][0] for n in range(3)]
-        assert played == ["x", "y", "z"]
-    assert player.act([make_state(3, walkthrough=("x", "y", "z"))])[0][0] in ("go on", "wait")
-
-
-def test_random_play_needs_admissible_actions() -> None:
-    with pytest.raises(
-        ValueError, match=r"g#0: the environment names no admissible actions .*set it to 'model'"
-    ):
-        RandomBehaviour(0.0, 0.0, 0).act([make_state(admissible=[])])
+        starts_of(spec, splits=["test"])
 
 
 @pytest.mark.parametrize(
@@ -313,69 +288,33 @@ class ScriptedGenerator:
 
     def generate(self, prompts: Any, sampling: Sampling, seeds: Any) -> list[list[Completion]]:
         self.calls.append((prompts, sampling, seeds))
-        return [[Completion(self.ids, (0.0,) * len(self.ids), "stop", 0)] for _ in prompts]
-
-
-def test_the_model_plays_at_temperature_one(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
-    generator = ScriptedGenerator(tiny_tokenizer, "<think>a way</think><action>wait</action>")
-    player = ModelBehaviour(generator, ChatFormat(tiny_tokenizer), Sampling(32), seed=0)  # type: ignore[arg-type]
-    assert player.act([make_state(), make_state(1)]) == [("wait", "a way")] * 2
-    prompts, sampling, seeds = generator.calls[0]
-    assert sampling == Sampling(32, temperature=1.0)
-    assert seeds[0] != seeds[1]
-    assert "Admissible actions: go on, wait" in tiny_tokenizer.decode(prompts[0])
-
-
-def test_a_model_that_plays_a_conversation_goes_on_with_its_own_tokens(
-    tiny_tokenizer: PreTrainedTokenizerBase,
-) -> None:
-    generator = ScriptedGenerator(tiny_tokenizer, "<action>wait</action>")
-    prompt = ActionPrompt(layout="conversation")
-    player = ModelBehaviour(generator, ChatFormat(tiny_tokenizer), Sampling(32), 0, prompt)  # type: ignore[arg-type]
-    states = [make_state(), make_state(1), make_state(2)]
-    for state in states:
-        player.act([state])
-    first, second, third = (tuple(prompts[0]) for prompts, _, _ in generator.calls)
-    assert second[: len(first) + len(generator.ids)] == first + tuple(generator.ids)
-    assert third[: len(second)] == second
-    player.act([make_state()])  # played again from its start
-    assert tuple(generator.calls[-1][0][0]) == first
-
-
-def test_an_episode_that_no_longer_fits_is_not_played_on(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
-    generator = ScriptedGenerator(tiny_tokenizer, "<action>wait</action>")
-    player = ModelBehaviour(generator, ChatFormat(tiny_tokenizer), Sampling(32), 0, context=600)  # type: ignore[arg-type]
-    long = make_state()
-    long.last = Observation("x" * 900)
-    assert player.act([long, make_state()]) == [None, ("wait", "")]
-    assert len(generator.calls[0][0]) == 1
-    assert player.act([long]) == [None]
-    assert len(generator.calls) == 1
+        return [[Completion(self.ids, (0.0,) * len(self.ids), "stop", 0)] * len(group) for group in seeds]
 
 
 def test_the_model_collects(tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerBase) -> None:
-    generator: Generator = ScriptedGenerator(tiny_tokenizer, "<action>go on</action>")  # type: ignore[assignment]
+    generator: Any = ScriptedGenerator(tiny_tokenizer, "<action>go on</action>")
+    asked = generator.calls
     collection = Collection(behaviour="model", num_workers=1)
     path = tmp_path / "t.parquet"
     chat = ChatFormat(tiny_tokenizer)
-    collect(path, make_spec(tmp_path), None, collection, 0, generator, lambda: chat, lambda: None)
+    collect(path, make_spec(tmp_path), collection, 0, lambda: PolicyClient(generator, chat))
     assert Counter(t.action for t in read_transitions(path)) == {"go on": 12}
+    assert sorted(seed for _, _, seeds in asked for group in seeds for seed in group) == sorted(
+        derive_seed(0, "act", f"{game}#0", turn) for game in "abcv" for turn in range(3)
+    )
 
 
 def test_whole_episodes_are_recorded_batch_by_batch(tmp_path: Path) -> None:
     seen: list[tuple[int, int, list[Episode]]] = []
-    collection = Collection(**{**RANDOM, "max_steps": 3})
+    collection = Collection(**{**RANDOM, "max_turns": 3})
     arguments = (
         tmp_path / "t.parquet",
         make_spec(tmp_path),
-        None,
         collection,
         0,
-        None,
-        lambda: None,
-        lambda: None,
+        no_policy,
     )
-    collect(*arguments, record=lambda *batch: seen.append(batch))  # type: ignore[arg-type]
+    collect(*arguments, record=lambda *batch: seen.append(batch))
     assert [(number, total) for number, total, _ in seen] == [(1, 2), (2, 2)]
     episodes = [episode for _, _, batch in seen for episode in batch]
     assert sorted(episode.episode_id for episode in episodes) == ["a#0", "b#0", "c#0", "v#0"]
@@ -398,13 +337,10 @@ def collect_answers(
     path = folder / "t.parquet"
     collect(
         path,
-        EnvironmentSpec("fake_games:AnsweringEnv", answers),
-        None,
+        EnvironmentSpec("support.environments:AnsweringEnv", answers),
         Collection(**arguments),
         0,
-        generator,
-        lambda: ChatFormat(tokenizer),
-        lambda: 600,
+        no_policy if generator is None else lambda: PolicyClient(generator, ChatFormat(tokenizer), 600),
         lambda number, total, episodes: seen.extend(episodes),
     )
     return path, seen
@@ -418,7 +354,7 @@ def test_the_last_reason_of_lost_episodes_ends_the_collection(tmp_path: Path) ->
     with pytest.raises(
         RuntimeError,
         match=r"2 of 2 episodes were lost .*; episode [ab]#0: slot \d: ValueError: environment "
-        r"'fake_games:AnsweringEnv' \(task '[ab]', seed \d+\), step 1: reward is nan \(float\), not a finite number$",
+        r"'support.environments:AnsweringEnv' \(task '[ab]', seed \d+\), step 1: reward is nan \(float\), not a finite number$",
     ):
         collect_answers(tmp_path, answers)
     with pytest.raises(
@@ -455,7 +391,8 @@ def test_a_task_of_two_splits_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"names the task 'b' twice \(splits: train, small\)"):
         collect_answers(tmp_path, {"tasks": tasks})
     with pytest.raises(
-        ValueError, match=r"environment 'fake_games:AnsweringEnv': tasks\['train'\]\[0\] is 1 \(int\)"
+        ValueError,
+        match=r"environment 'support.environments:AnsweringEnv': tasks\['train'\]\[0\] is 1 \(int\)",
     ):
         collect_answers(tmp_path, {"tasks": [1]})
 
@@ -487,7 +424,7 @@ def test_an_episode_that_no_longer_fits_is_truncated(
         prompt=prompt,
     )
     assert [(len(episode.turns), episode.truncated) for episode in episodes] == [(2, True)] * 2
-    assert [call[0] and len(call[0]) for call in generator.calls] == [
+    assert [sum(map(len, seeds)) for _, _, seeds in generator.calls] == [
         2,
         2,
     ]  # nothing is asked for what does not fit
@@ -501,13 +438,11 @@ def test_the_models_own_context_ends_an_episode_where_the_generator_states_none(
     long = ("x y " * 20_000, 0.0, False, False, ACT)
     answers = {"first": ("a", ACT), "later": long, "tasks": ["x", "y"]}
     prompt = ActionPrompt("conversation", system="", user="{observation}", reply="{observation}", max_observation_chars=10**6)  # fmt: skip
-    data = RolloutDataModule(
-        str(tmp_path / "t.parquet"),
-        generator,
-        environment=EnvironmentSpec("fake_games:AnsweringEnv", answers),
-        collection=Collection("model", num_workers=1, max_new_tokens=8, prompt=prompt),
-    )
     episodes: list[Episode] = []
-    data.record_episodes = lambda number, total, played: episodes.extend(played)
-    data.collect(SimpleNamespace(model=str(tiny_model), tokenizer=tiny_tokenizer))  # type: ignore[arg-type]
+    data = RolloutDataModule(generator, EnvironmentSpec("support.environments:AnsweringEnv", answers))
+    module: Any = SimpleNamespace(model=str(tiny_model), tokenizer=tiny_tokenizer)
+    collection = Collection("model", num_workers=1, max_new_tokens=8, prompt=prompt)
+    Predictions(str(tmp_path / "t.parquet"), collection=collection).collect(
+        data.environment, 0, lambda: data.ask(module), lambda number, total, played: episodes.extend(played)
+    )
     assert [(len(episode.turns), episode.truncated) for episode in episodes] == [(1, True)] * 2

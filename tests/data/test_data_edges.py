@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,22 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from rwml_testing import make_transition
-from transformers import PreTrainedTokenizerBase
-
-from rwml_lightning.data.batches import Label
-from rwml_lightning.data.branches import ExpertGame, follow_expert
-from rwml_lightning.data.chat_format import ChatFormat, fingerprint
-from rwml_lightning.data.collection import (
-    Collection,
-    Job,
-    check_settings,
-    collection_table,
-    is_validation,
-    play,
-)
-from rwml_lightning.data.demonstrations import in_parts, read_labels, write_labels
-from rwml_lightning.data.easy_samples import (
+from rwml_callbacks.easy_samples.columns import read_filter_columns, write_filter_columns
+from rwml_callbacks.easy_samples.marks import (
     Marks,
     calibrate,
     check_marks,
@@ -35,149 +20,23 @@ from rwml_lightning.data.easy_samples import (
     mean_rewards,
     render_histogram,
 )
-from rwml_lightning.data.episodes import episode_seed
-from rwml_lightning.data.filter_columns import read_filter_columns, write_filter_columns
+from transformers import PreTrainedTokenizerBase
+
+from rwml_lightning.data.collection import check_settings, collection_table
+from rwml_lightning.data.demonstrations import read_labels, write_labels
 from rwml_lightning.data.floors import floors_for
-from rwml_lightning.data.prompts import WorldModelPrompt, shorten
 from rwml_lightning.data.reflections import Reflection, _read, _request, one_line
 from rwml_lightning.data.rollouts import WorldModelRollouts
-from rwml_lightning.data.selection import those_that_fit
+from rwml_lightning.data.selection import select_fitting
 from rwml_lightning.data.transitions import read_metadata, read_transitions, split_of_game, write_transitions
-from rwml_lightning.envs import Failure, Observation
-from rwml_lightning.schema import Score, Turn
+from rwml_lightning.prompts.chat_format import ChatFormat, fingerprint
+from rwml_lightning.prompts.next_state import WorldModelPrompt, shorten
+from rwml_lightning.prompts.policy import PolicyClient
+from rwml_lightning.schema import Label, Score, Turn
 from rwml_lightning.terminal import Terminal
+from support.worlds import make_transition
 
 Mark: Any = SimpleNamespace
-ACT = {"admissible_actions": ["go", "wait"], "task": "t"}
-
-
-class Pool:
-    """Environments in one process: an episode of ``length`` steps, or what ``broken`` says of a slot's n-th reset."""
-
-    def __init__(
-        self, length: int = 2, plan: Any = ("go",) * 5, broken: dict[int, int] | None = None
-    ) -> None:
-        self.length, self.plan, self.broken = length, plan, broken or {}
-        self.resets: list[Any] = []
-        self.steps: dict[int, list[str]] = {}
-
-    def reset_many(self, episodes: Any) -> dict[int, Any]:
-        asked = list(episodes)
-        self.resets.append(asked)
-        self.steps |= {slot: [] for slot, _, _ in asked}
-        return {slot: Observation(f"{task} 0", info=ACT) for slot, _, task in asked}
-
-    def walkthrough_many(self, slots: Any) -> dict[int, Any]:
-        return dict.fromkeys(slots, self.plan)
-
-    def step_many(self, actions: Any) -> dict[int, Any]:
-        answers: dict[int, Any] = {}
-        for slot, action in actions.items():
-            self.steps[slot].append(action)
-            if self.broken.get(slot, 0) >= len(self.resets):
-                answers[slot] = Failure("raised", f"slot {slot} broke\nmore")
-            else:
-                number = len(self.steps[slot])
-                done = number == self.length
-                answers[slot] = Observation(f"at {number}", float(done), done, info=ACT)
-        return answers
-
-
-class Player:
-    """Goes on, and ends the episode "b" at once."""
-
-    def act(self, states: Any) -> list[Any]:
-        return [None if s.episode_id == "b#0" else ("go", "hm") for s in states]
-
-
-def test_episodes_are_played_with_their_own_seeds_and_tried_twice(caplog: pytest.LogCaptureFixture) -> None:
-    pool: Any = Pool(3, broken={0: 1, 2: 9})
-    jobs = [
-        Job(game, 0, split)
-        for game, split in (("a", "train"), ("b", "train"), ("c", "train"), ("", "validation"))
-    ]  # type: ignore[arg-type]
-    with caplog.at_level(logging.WARNING):
-        played, lost = play(pool, jobs, Player(), Collection(max_steps=2, history_turns=1), "env", 5)
-    seeds = [(n, episode_seed(5, job.episode_id), job.game or None) for n, job in enumerate(jobs)]
-    assert pool.resets == [seeds, [seeds[0], seeds[2]]]
-    assert lost == {"c#0": "slot 2 broke"}
-    assert [one.episode.episode_id for one in played] == ["a#0", "b#0", "#0"]
-    assert [(len(one.episode.turns), one.episode.truncated, one.episode.seed) for one in played] == [
-        (2, True, seeds[0][1]), (0, True, seeds[1][1]), (2, True, seeds[3][1]),
-    ]  # fmt: skip
-    first, _, last = (one.transitions for one in played)
-    assert [t.transition_id for t in first] == ["a#0/0", "a#0/1"]
-    assert [(t.environment, t.split, len(t.history)) for t in last] == [
-        ("env", "validation", 0),
-        ("env", "validation", 1),
-    ]
-    assert played[0].episode.turns[0] == Turn("a 0", "go", True, 0.0, "hm")
-    told = [record.getMessage() for record in caplog.records if "failed" in record.getMessage()]
-    assert told == [f"episode {name} failed and {fate}" for name, fate in (
-        ("a#0", "is tried again"), ("c#0", "is tried again"), ("c#0", "is dropped"))]  # fmt: skip
-    (whole,), _ = play(Pool(2), jobs[:1], Player(), Collection(max_steps=2), "env", 5)  # type: ignore[arg-type]
-    assert not whole.episode.truncated
-
-
-@pytest.mark.parametrize(("share", "plans"), [(0.0, ()), (0.5, ("go",) * 5)])
-def test_the_plan_is_asked_for_where_it_is_followed(share: float, plans: Any) -> None:
-    seen: list[Any] = []
-    player: Any = Mark(
-        act=lambda states: seen.extend(s.walkthrough for s in states) or [None for _ in states]
-    )
-    play(Pool(), [Job("a", 0, "train")], player, Collection(expert_share=share), "e", 0)  # type: ignore[arg-type]
-    assert seen == [plans]
-
-
-def test_a_plan_that_fails_loses_the_episode() -> None:
-    pool: Any = Pool(plan=Failure("raised", "no plan\nmore"))
-    played, lost = play(pool, [Job("a", 0, "train")], Player(), Collection(expert_share=1.0), "e", 0)
-    assert (played, lost) == ([], {"a#0": "no plan"})
-
-
-def test_branches_repeat_the_experts_actions_up_to_their_turn() -> None:
-    pool: Any = Pool(3)
-    games = [ExpertGame("a#0", "a", 7, "validation"), ExpertGame("#1", "", 8)]
-    found, unsolved = follow_expert(pool, "env", games, 4, 0, num_alternatives=1, history_turns=1)
-    assert unsolved == {}
-    assert pool.resets == [
-        [(0, 7, "a"), (1, 8, None)],
-        [(n, 7 + n // 3, "a" if n < 3 else None) for n in range(6)],
-    ]
-    assert [pool.steps[n] for n in range(6)] == [["wait"], ["go", "wait"], ["go", "go", "wait"]] * 2
-    for game, one in zip(games, found, strict=True):
-        assert (one.episode.episode_id, one.episode.seed, one.episode.game) == (
-            game.episode_id,
-            game.seed,
-            game.task,
-        )
-        for turn, step in enumerate(one.steps):
-            (other,) = step.alternatives
-            assert other.transition_id == f"{game.episode_id}~{turn}.0/{turn}"
-            assert (other.action, other.split, other.environment) == ("wait", game.split, "env")
-            assert step.transition.transition_id == f"{game.episode_id}/{turn}"
-            assert (step.transition.split, len(step.transition.history)) == (game.split, min(turn, 1))
-            assert len(other.history) == min(turn, 1)
-    none, missing = follow_expert(Pool(3), "env", games, 2, 0)  # type: ignore[arg-type]
-    assert (none, missing) == ([], dict.fromkeys(("a#0", "#1"), "its walkthrough does not solve it"))
-    short, _ = follow_expert(Pool(2), "env", games, 2, 0)  # type: ignore[arg-type]
-    assert [len(one.steps) for one in short] == [2, 2]
-    assert all(step.alternatives == () for one in short for step in one.steps)
-
-
-@pytest.mark.parametrize(
-    ("split", "held_out"),
-    [
-        ("valid_seen", True),
-        ("validation", True),
-        ("test", True),
-        ("eval_x", True),
-        ("train", False),
-        ("retest", False),
-    ],
-)
-def test_which_splits_are_never_trained_on(split: str, held_out: bool) -> None:
-    assert is_validation(split) is held_out
 
 
 def test_settings_of_parts_do_not_depend_on_their_order(tmp_path: Path) -> None:
@@ -268,21 +127,22 @@ def test_a_prompt_may_fill_the_room_that_the_answer_leaves(
 ) -> None:
     prompt, chat = WorldModelPrompt(0, system="", user="{action}"), ChatFormat(tiny_tokenizer)
     world = [make_transition(n, action="x " * (n + 1)) for n in range(3)]
+    generator: Any = None  # nothing is generated
     lengths = [len(prompt.encode(chat, t)) for t in world]
     assert lengths == sorted(set(lengths))
 
     def fit(context: int | None, on_broken: Any = "skip") -> list[Any]:
-        return those_that_fit(Path("p"), world, prompt, chat, context, 5, on_broken)
+        return select_fitting(Path("p"), world, prompt, PolicyClient(generator, chat, context), 5, on_broken)
 
     assert fit(None) == fit(lengths[2] + 5, "raise") == world
     assert not caplog.records
     assert fit(lengths[2] + 4) == world[:2]
     assert caplog.records[-1].getMessage() == (
         f"p: 1 of 3 prompts are longer than {lengths[2] - 1} tokens, which is what a context of {lengths[2] + 4} leaves beside "
-        f"data.sampling.max_tokens; the longest has {lengths[2]}, for example t2. They are left out"
+        f"data.predictions.sampling.max_tokens; the longest has {lengths[2]}, for example t2. They are left out"
     )
     for context, on_broken in ((lengths[2] + 4, "raise"), (lengths[0] + 4, "skip")):
-        with pytest.raises(ValueError, match=r"Lower data\.prompt\.history_turns"):
+        with pytest.raises(ValueError, match=r"Lower data\.predictions\.prompt\.history_turns"):
             fit(context, on_broken)
 
 
@@ -290,14 +150,14 @@ def test_a_prompt_may_fill_the_room_that_the_answer_leaves(
 def test_a_run_stops_above_the_share_of_dropped_groups(
     share: float, stops: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    rollouts: Any = WorldModelRollouts(None, None, None, None, 0, share)  # type: ignore[arg-type]
+    rollouts: Any = WorldModelRollouts(None, None, None, 0, share)  # type: ignore[arg-type]
     world = [make_transition(n) for n in range(4)]
     rollouts._count(world[:1], [])  # one alone stops nothing
     assert caplog.records[-1].getMessage() == "no verdict on a member, so the group is left out: t0"
     groups = [Mark(transition=t) for t in world[:2]]
     if stops:
         with pytest.raises(
-            ValueError, match=r"2 of 4 groups got no verdict, more than data\.max_dropped_share"
+            ValueError, match=r"2 of 4 groups got no verdict, more than data\.predictions\.max_dropped_share"
         ):
             rollouts._count(world[:3], groups)
     else:
@@ -368,11 +228,10 @@ def test_labels_are_read_back_with_the_chat_format_that_wrote_them(
     write_labels(path, labels, {})
     with pytest.raises(ValueError, match=r"d was written with another tokenizer or chat template"):
         read_labels(path, chat)
-    with pytest.raises(ValueError, match=r"data\.demonstrations\.path: .*none is no file of demonstrations"):
+    with pytest.raises(
+        ValueError, match=r"data\.episodes\.demonstrations\.path: .*none is no file of demonstrations"
+    ):
         read_labels(tmp_path / "none", chat)
-    assert in_parts(labels, 1) == [labels[:1], labels[1:]]
-    assert in_parts(labels, 2) == [labels]
-    assert in_parts([], 2) == []
 
 
 def test_a_server_is_asked_for_a_reflection_as_the_config_says() -> None:
@@ -390,6 +249,8 @@ def test_a_server_is_asked_for_a_reflection_as_the_config_says() -> None:
         with pytest.raises(ValueError, match=r"no text in choices\[0\]\.message\.content"):
             _read(nonsense)
     assert one_line("a</think>b\n<next_state> c") == "a b c"
-    with pytest.raises(ValueError, match=r"data\.demonstrations\.reflection\.num_alternatives is 0"):
+    with pytest.raises(
+        ValueError, match=r"data\.episodes\.demonstrations\.reflection\.num_alternatives is 0"
+    ):
         Reflection(0)
     assert Reflection(1).num_alternatives == 1

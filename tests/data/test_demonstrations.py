@@ -9,19 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_server import FakeServer, say, serving
-from test_play import Scripted
 from transformers import PreTrainedTokenizerBase
 
-from rwml_lightning.data.action_prompts import ActionPrompt
-from rwml_lightning.data.batches import Label
-from rwml_lightning.data.chat_format import ChatFormat
-from rwml_lightning.data.demonstrations import Demonstrations, collect_demonstrations, in_parts, read_labels
-from rwml_lightning.data.play import EpisodePlayer, Game
+from rwml_lightning.data.demonstrations import Demonstrations, collect_demonstrations, read_labels
 from rwml_lightning.data.reflections import Reflection, one_line
 from rwml_lightning.data.transitions import write_transitions
 from rwml_lightning.envs import EnvironmentPool, EnvironmentSpec
+from rwml_lightning.episodes.games import Game
+from rwml_lightning.episodes.player import EpisodePlayer
+from rwml_lightning.prompts.action import ActionPrompt
+from rwml_lightning.prompts.chat_format import ChatFormat
+from rwml_lightning.prompts.policy import PolicyClient
 from rwml_lightning.rewards.server import Server
+from rwml_lightning.schema import Label
+from support.fake_server import FakeServer, say, serving
+from support.scripted_generator import Scripted
 
 TASKS = {"train": ["a", "b"]}
 PROMPT = ActionPrompt(layout="conversation", system="", user="{task}\n{observation}", reply="{observation}")
@@ -29,7 +31,9 @@ PROMPT = ActionPrompt(layout="conversation", system="", user="{task}\n{observati
 
 @pytest.fixture
 def pool(tmp_path: Path) -> Iterator[EnvironmentPool]:
-    spec = EnvironmentSpec("fake_games.RoomsEnv", {"games": TASKS, "folder": str(tmp_path), "length": 3})
+    spec = EnvironmentSpec(
+        "support.environments.RoomsEnv", {"games": TASKS, "folder": str(tmp_path), "length": 3}
+    )
     with EnvironmentPool(spec, num_workers=1) as pool:
         yield pool
 
@@ -44,8 +48,9 @@ def collect(
     **settings: Any,
 ) -> tuple[list[Label], Scripted]:
     generator = Scripted(tokenizer, answer)
-    player = EpisodePlayer(pool, "rooms", generator, prompt, ChatFormat(tokenizer), 0, context)  # type: ignore[arg-type]
-    wanted = Demonstrations(str(path), max_steps=4, **settings)
+    policy = PolicyClient(generator, ChatFormat(tokenizer), context)  # type: ignore[arg-type]
+    player = EpisodePlayer(pool, policy, prompt, 0)
+    wanted = Demonstrations(str(path), max_turns=4, **settings)
     collect_demonstrations(wanted, player, [Game("a", 1), Game("b", 2)], 20)
     return read_labels(path, ChatFormat(tokenizer)), generator
 
@@ -65,7 +70,6 @@ def test_an_expert_is_imitated_as_one_growing_conversation(
     so_far = first.prompt_ids + first.answer_ids
     assert second.prompt_ids[: len(so_far)] == so_far
     assert "Room 1 of a" in tiny_tokenizer.decode(list(second.prompt_ids[len(so_far) :]))
-    assert [len(part) for part in in_parts(labels, 3)] == [3, 1]
 
 
 def test_turns_that_do_not_fit_the_context_are_left_out_and_named(
@@ -172,7 +176,7 @@ def test_what_does_not_fit_is_refused(
     pool: EnvironmentPool, tiny_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
     prompt = replace(PROMPT, answer="{action}")
-    with pytest.raises(ValueError, match=r"data\.play\.prompt\.answer has no place for \{thinking\}"):
+    with pytest.raises(ValueError, match=r"data\.episodes\.prompt\.answer has no place for \{thinking\}"):
         collect(pool, tiny_tokenizer, tmp_path / "d.parquet", prompt=prompt, source="reflection")
     with pytest.raises(ValueError, match=r"reflection\.num_alternatives is 0"):
         Reflection(0)

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rwml_lightning.data.episodes import EpisodeState
 from rwml_lightning.data.transitions import is_sample, read_transitions, write_transitions
 from rwml_lightning.envs.boundary import read_reset, read_step
+from rwml_lightning.episodes.state import EpisodeState
 from rwml_lightning.schema import Completion, Group, Prediction, Score, Transition, Turn
 from rwml_lightning.trace import TraceReader, TraceWriter
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from rwml_testing import make_transition
-
 from rwml_lightning.data.floors import floors_for
 from rwml_lightning.envs.alfworld import FLOORS
+from support.worlds import make_transition
 
 
 def test_the_most_common_answer_to_the_same_tool_or_word() -> None:

@@ -12,25 +12,24 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from rwml_callbacks import RewardLogger, WeightSync
-from rwml_testing import ACTION_PROMPT, OBJECTS, LetterReward, Steps, make_world
 from transformers import PreTrainedTokenizerBase
 
-from rwml_lightning.data.chat_format import ChatFormat
-from rwml_lightning.data.datamodule import RolloutDataModule, Validation
+from rwml_lightning.data.datamodule import RolloutDataModule
+from rwml_lightning.data.labels import label_transitions
+from rwml_lightning.data.predictions import Predictions
 from rwml_lightning.data.rollouts import WorldModelRollouts
+from rwml_lightning.data.selection import Validation
 from rwml_lightning.data.transitions import write_transitions
 from rwml_lightning.generation import HFGenerator
-from rwml_lightning.modules import WorldModelGRPO, WorldModelSFT
+from rwml_lightning.modules import GRPO, Optimizer, WorldModelGRPO, WorldModelSFT
+from rwml_lightning.prompts.chat_format import ChatFormat
+from rwml_lightning.prompts.policy import PolicyClient
 from rwml_lightning.rewards import ExactMatchReward
 from rwml_lightning.schema import RolloutBatch, Sampling, Score, Transition
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+from support.fixtures import one_thread  # noqa: F401
+from support.rewards import LetterReward
+from support.training import Steps
+from support.worlds import ACTION_PROMPT, OBJECTS, make_world
 
 
 def make_data(folder: Path, **arguments: Any) -> RolloutDataModule:
@@ -44,7 +43,8 @@ def make_data(folder: Path, **arguments: Any) -> RolloutDataModule:
     }
     generator = arguments.pop("generator", HFGenerator())
     reward = arguments.pop("reward", LetterReward(tau_d=0.05))
-    return RolloutDataModule(str(folder / "t.parquet"), generator, reward, **{**defaults, **arguments})
+    predictions = Predictions(str(folder / "t.parquet"), reward, **{**defaults, **arguments})
+    return RolloutDataModule(generator, predictions=predictions)
 
 
 def make_trainer(*callbacks: L.Callback, **arguments: Any) -> L.Trainer:
@@ -64,9 +64,8 @@ def test_a_sample_depends_on_its_place_alone(
     tiny_model: Path, tiny_tokenizer: PreTrainedTokenizerBase
 ) -> None:
     generator = HFGenerator(str(tiny_model), device="cpu")
-    rollouts = WorldModelRollouts(
-        generator, LetterReward(), ACTION_PROMPT, ChatFormat(tiny_tokenizer), seed=0
-    )
+    policy = PolicyClient(generator, ChatFormat(tiny_tokenizer))
+    rollouts = WorldModelRollouts(policy, LetterReward(), ACTION_PROMPT, seed=0)
     world = make_world()[:4]
     batch = rollouts.collect("wm_grpo", 3, world, 3, Sampling(20, temperature=0.8))
     assert [group.transition for group in batch.groups] == world
@@ -126,7 +125,7 @@ def test_a_group_without_a_verdict_is_left_out_and_counted(
 def test_too_many_groups_without_a_verdict_stop_the_run(tiny_model: Path, tmp_path: Path) -> None:
     names = [t.transition_id for t in make_world()]
     data = make_data(tmp_path, reward=NoVerdict(*names), evaluator=LetterReward())
-    message = r"8 of 8 groups got no verdict, more than data.max_dropped_share \(0.1\) allows"
+    message = r"8 of 8 groups got no verdict, more than data.predictions.max_dropped_share \(0.1\) allows"
     with pytest.raises(ValueError, match=message):
         make_trainer(WeightSync()).fit(WorldModelGRPO(model=str(tiny_model)), data)
 
@@ -136,9 +135,8 @@ def test_one_group_without_a_verdict_stops_nothing(
 ) -> None:
     generator, world = HFGenerator(str(tiny_model), device="cpu"), make_world()
     names = [t.transition_id for t in world]
-    rollouts = WorldModelRollouts(
-        generator, NoVerdict(names[0], names[1]), ACTION_PROMPT, ChatFormat(tiny_tokenizer), 0, 0.5
-    )
+    policy = PolicyClient(generator, ChatFormat(tiny_tokenizer))
+    rollouts = WorldModelRollouts(policy, NoVerdict(names[0], names[1]), ACTION_PROMPT, 0, 0.5)
     assert rollouts.collect("wm_grpo", 0, world[:1], 2, Sampling(20)).groups == ()
     assert len(rollouts.collect("wm_grpo", 1, world[1:4], 2, Sampling(20)).groups) == 2  # 2 of 4
     with pytest.raises(ValueError, match="3 of 5 groups"):
@@ -156,9 +154,10 @@ def test_an_evaluator_scores_what_is_held_out(tiny_model: Path, tmp_path: Path) 
     data = make_data(tmp_path, reward=ExactMatchReward(), evaluator=LetterReward(tau_d=2.0))
     hold_out_what_is_known(tmp_path)
     make_trainer(WeightSync(), steps, val_check_interval=2).fit(module, data)
-    assert module.results[0].accuracy == module.results[0].well_formed > 0  # every distance is under 2
-    assert {row.accuracy for row in module.floors} == {1.0}
-    held_out = [p.score for group in module.validation_groups for p in group.predictions if p.next_state]
+    everything = module.held_out.results[0]
+    assert everything.accuracy == everything.well_formed > 0  # every distance is under 2
+    assert {row.accuracy for row in module.held_out.floors} == {1.0}
+    held_out = [p.score for group in module.held_out.groups for p in group.predictions if p.next_state]
     assert all("distance" in score.parts for score in held_out)
     trained = [p.score for o in steps.outputs for group in o["batch"].groups for p in group.predictions]
     assert all(score.similarity in (None, 0.0, 1.0) for score in trained)
@@ -169,21 +168,21 @@ def test_only_training_sees_a_control(tiny_model: Path, tmp_path: Path, control:
     def run(name: Any, *callbacks: L.Callback) -> WorldModelGRPO:
         data, module = (
             make_data(tmp_path, control=name),
-            WorldModelGRPO(model=str(tiny_model), learning_rate=1e-12),
+            WorldModelGRPO(model=str(tiny_model), optimizer=Optimizer(1e-12)),
         )
         hold_out_what_is_known(tmp_path)
         make_trainer(WeightSync(), *callbacks, val_check_interval=4).fit(module, data)
         return module
 
-    logger, steps = RewardLogger(), Steps()
-    controlled, plain = run(control, logger, steps), run("none")
-    assert controlled.results == plain.results
-    assert plain.results[0].accuracy > 0
+    steps = Steps()
+    controlled, plain = run(control, steps), run("none")
+    assert controlled.held_out.results == plain.held_out.results
+    assert plain.held_out.results[0].accuracy > 0
     groups = [group for output in steps.outputs for group in output["batch"].groups]
     scores = [p.score for group in groups for p in group.predictions]
     assert sum(score.reward != score.parts["true_reward"] for score in scores) > len(scores) / 20
     last = [p.score.parts["true_reward"] for g in steps.outputs[-1]["batch"].groups for p in g.predictions]
-    assert logger.metrics["wm/true_reward"] == pytest.approx(sum(last) / len(last))
+    assert steps.metrics[-1]["wm/true_reward"] == pytest.approx(sum(last) / len(last))
     for group in groups if control == "permuted" else ():
         told = sorted(p.score.reward for p in group.predictions)
         assert told == sorted(p.score.parts["true_reward"] for p in group.predictions)
@@ -202,7 +201,9 @@ class Watch(L.Callback):
 @pytest.mark.parametrize("num_iterations", [1, 2])
 def test_training_is_on_policy(tiny_model: Path, tmp_path: Path, num_iterations: int) -> None:
     watch = Watch()
-    module = WorldModelGRPO(model=str(tiny_model), learning_rate=1e-2, num_iterations=num_iterations)
+    module = WorldModelGRPO(
+        model=str(tiny_model), optimizer=Optimizer(1e-2), grpo=GRPO(num_iterations=num_iterations)
+    )
     make_trainer(WeightSync(), watch).fit(module, make_data(tmp_path))
     assert watch.versions == [(num_iterations * n, num_iterations * n) for n in range(4)]
 
@@ -219,32 +220,35 @@ def test_validation_during_training_repeats(tiny_model: Path, tmp_path: Path) ->
 
     class Count(L.Callback):
         def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-            counts.append(len(pl_module.validation_groups))
+            counts.append(len(pl_module.held_out.groups))
 
     data = make_data(tmp_path, validation=Validation(batch_size=3))
     module = WorldModelGRPO(model=str(tiny_model))
     trainer = make_trainer(WeightSync(), Count(), val_check_interval=2)
     trainer.fit(module, data)
     assert counts == [8, 8]  # every held-out transition, both times
-    floors = {row.name: row for row in module.floors}
+    floors = {row.name: row for row in module.held_out.floors}
     assert floors.keys() == {"copy_observation", "most_common"}
     assert all(row.count == 8 for row in floors.values())
-    assert trainer.callback_metrics["val/well_formed"] == module.results[0].well_formed
+    assert trainer.callback_metrics["val/well_formed"] == module.held_out.results[0].well_formed
 
 
 def test_supervised_stages_read_labels(tiny_model: Path, tmp_path: Path) -> None:
     data = make_data(tmp_path)
     steps = Steps()
-    module = WorldModelSFT(model=str(tiny_model), learning_rate=1e-3)
-    with data.as_labels(num_transitions=10, batch_size=4, num_passes=2):
+    module = WorldModelSFT(model=str(tiny_model), optimizer=Optimizer(1e-3))
+    with data.limited_to(num_items=10, batch_size=4, num_passes=2):
         trainer = make_trainer(steps)
         trainer.fit(module, data)
     assert trainer.global_step == 6
-    assert (data.prompts_per_step, data.num_passes) == (8, 1)
     data.trainer = trainer
     assert len(data.train_dataloader()) == 4  # all of them again
-    tokens = sum(output["metrics"]["train/trained_tokens"] for output in steps.outputs)
-    answers = [len(label.answer_ids) for label in data._label(0, data.train_transitions[:10]).labels]
+    tokens = sum(metrics["train/trained_tokens"] for metrics in steps.metrics)
+    policy = data.prediction_source.policy
+    answers = [
+        len(label.answer_ids)
+        for label in label_transitions(data.prediction_source.train[:10], ACTION_PROMPT, policy.chat)
+    ]
     assert tokens == 2 * sum(answers)
 
 
@@ -255,16 +259,11 @@ def test_draws_do_not_depend_on_the_order_of_the_file(tiny_model: Path, tmp_path
         data = make_data(folder, num_transitions=5, validation=Validation(num_transitions=3))
         write_transitions(folder / "t.parquet", world)
         make_trainer(WeightSync()).validate(WorldModelGRPO(model=str(tiny_model)), data, verbose=False)
-        drawn.append([t.transition_id for t in (*data.train_transitions, *data.validation_transitions)])
+        drawn.append(
+            [t.transition_id for t in (*data.prediction_source.train, *data.prediction_source.validation)]
+        )
     assert drawn[0] == drawn[1]
     assert len(drawn[0]) == 8
-
-
-def test_a_file_without_training_transitions_is_refused(tmp_path: Path) -> None:
-    data = make_data(tmp_path)
-    write_transitions(tmp_path / "t.parquet", [replace(t, split="validation") for t in make_world()])
-    with pytest.raises(ValueError, match=r"t\.parquet holds no training transitions"):
-        data.setup("fit")
 
 
 def test_prompts_that_do_not_fit_are_refused_or_left_out_before_training(
@@ -282,7 +281,7 @@ def test_prompts_that_do_not_fit_are_refused_or_left_out_before_training(
     ):
         run()
     data = run(on_broken="skip")
-    assert len(data.train_transitions) == 32
+    assert len(data.prediction_source.train) == 32
     assert "They are left out" in caplog.text
     with pytest.raises(ValueError, match="33 of 33 prompts are longer than 1 tokens"):
         run(on_broken="skip", generator=HFGenerator(max_model_len=21))
@@ -290,14 +289,14 @@ def test_prompts_that_do_not_fit_are_refused_or_left_out_before_training(
 
 @pytest.mark.parametrize(("name", "value"), [("prompts_per_step", 0), ("group_size", -1)])
 def test_sizes_must_be_positive(tmp_path: Path, name: str, value: int) -> None:
-    with pytest.raises(ValueError, match=rf"data\.{name} is {value}; it must be at least 1"):
+    with pytest.raises(ValueError, match=rf"data\.predictions\.{name} is {value}; it must be at least 1"):
         make_data(tmp_path, **{name: value})
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
 def test_a_share_lies_between_0_and_1(tmp_path: Path, share: float) -> None:
     with pytest.raises(
-        ValueError, match=rf"data\.max_dropped_share is {share}; a share lies between 0 and 1"
+        ValueError, match=rf"data\.predictions\.max_dropped_share is {share}; a share lies between 0 and 1"
     ):
         make_data(tmp_path, max_dropped_share=share)
 
@@ -307,8 +306,7 @@ def test_a_checkpoint_of_any_step_goes_on_to_the_same_end(tiny_model: Path, tmp_
     """Also the last one: a run killed while it is evaluated at the end trains no further."""
     arguments: dict[str, Any] = {
         "model": str(tiny_model),
-        "learning_rate": 1e-2,
-        "learning_rate_schedule": "linear",
+        "optimizer": Optimizer(1e-2, "linear"),
     }
     whole = WorldModelGRPO(**arguments)
     keep = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
@@ -323,13 +321,13 @@ def test_a_checkpoint_of_any_step_goes_on_to_the_same_end(tiny_model: Path, tmp_
 
 
 def test_metrics_of_a_step(tiny_model: Path, tmp_path: Path) -> None:
-    logger = RewardLogger(tmp_path / "metrics.csv")
-    make_trainer(WeightSync(), logger).fit(WorldModelGRPO(model=str(tiny_model)), make_data(tmp_path))
+    logger, steps = RewardLogger(tmp_path / "metrics.csv"), Steps()
+    make_trainer(WeightSync(), logger, steps).fit(WorldModelGRPO(model=str(tiny_model)), make_data(tmp_path))
     names = {"wm/reward", "wm/similarity", "wm/format", "wm/zero_variance_groups", "train/grad_norm", "train/entropy",
              "train/importance_ratio", "time/generate", "time/reward", "time/update", "time/sync",
              "throughput/generated_tokens_per_s", "throughput/trained_tokens_per_s"}  # fmt: skip
-    assert names <= logger.metrics.keys()
-    assert logger.metrics["train/importance_ratio"] == pytest.approx(
+    assert names <= steps.metrics[-1].keys()
+    assert steps.metrics[-1]["train/importance_ratio"] == pytest.approx(
         1, abs=1e-3
     )  # the same weights on both sides
-    assert logger.metrics["train/sync_gap"] < 1e-4
+    assert steps.metrics[-1]["train/sync_gap"] < 1e-4

@@ -5,25 +5,30 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from rwml_testing import ACTION_PROMPT, LetterReward, make_transition
-from test_play import PROMPT, Scripted
 from transformers import PreTrainedTokenizerBase
 
-from rwml_lightning.data import demonstrations, generated_games, rollouts
-from rwml_lightning.data import play as playing
-from rwml_lightning.data.branches import ExpertGame, follow_expert
-from rwml_lightning.data.chat_format import ChatFormat
+from rwml_lightning import terminal as terminals
+from rwml_lightning.data import demonstrations, rollouts
 from rwml_lightning.data.demonstrations import Demonstrations, collect_demonstrations
-from rwml_lightning.data.generated_games import GeneratedGames, make_games
-from rwml_lightning.data.play import EpisodePlayer, Game
 from rwml_lightning.data.rollouts import WorldModelRollouts
-from rwml_lightning.envs import EnvironmentPool, EnvironmentSpec, Failure, Observation
+from rwml_lightning.envs import EnvironmentPool, EnvironmentSpec
+from rwml_lightning.envs.alfworld import generate
+from rwml_lightning.envs.alfworld.generated_games import GeneratedGames
+from rwml_lightning.episodes.games import Game
+from rwml_lightning.episodes.player import EpisodePlayer
+from rwml_lightning.prompts.action import ActionPrompt
+from rwml_lightning.prompts.chat_format import ChatFormat
+from rwml_lightning.prompts.policy import PolicyClient
 from rwml_lightning.schema import Sampling
 from rwml_lightning.terminal import Terminal
+from support.rewards import LetterReward
+from support.scripted_generator import Scripted
+from support.worlds import ACTION_PROMPT, make_transition
+
+PROMPT = ActionPrompt(layout="conversation", system="", user="{observation}", reply="{observation}")
 
 
 class Clock:
@@ -45,24 +50,11 @@ class Clock:
 @pytest.fixture
 def pool(tmp_path: Path) -> Iterator[EnvironmentPool]:
     games = {"train": ["a", "b", "broken-c"]}
-    spec = EnvironmentSpec("fake_games.RoomsEnv", {"games": games, "folder": str(tmp_path), "length": 4})
+    spec = EnvironmentSpec(
+        "support.environments.RoomsEnv", {"games": games, "folder": str(tmp_path), "length": 4}
+    )
     with EnvironmentPool(spec, num_workers=1) as pool:
         yield pool
-
-
-def test_seconds_of_play_are_the_generator_s_and_the_environments(
-    pool: EnvironmentPool, tiny_tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock = Clock()
-    monkeypatch.setattr(playing, "time", clock)
-    generator = Scripted(tiny_tokenizer, lambda prompt, seed: "<action>go on</action>")
-    monkeypatch.setattr(generator, "generate", clock.takes(2.0, generator.generate))
-    for name in ("reset_many", "step_many"):
-        monkeypatch.setattr(pool, name, clock.takes(0.5, getattr(pool, name)))
-    player = EpisodePlayer(pool, "rooms", generator, PROMPT, ChatFormat(tiny_tokenizer), 0)
-    batch = player.collect("policy_grpo", 5, [Game("a", 0), Game("b", 1)], 2, Sampling(30), 6)
-    assert generator.batches == [4, 4, 4]
-    assert batch.seconds == {"generate": 3 * 2.0, "env": (1 + 3) * 0.5}
 
 
 def test_seconds_of_predictions_are_the_generator_s_and_the_reward_s(
@@ -73,7 +65,8 @@ def test_seconds_of_predictions_are_the_generator_s_and_the_reward_s(
     generator: Any = Scripted(tiny_tokenizer, lambda prompt, seed: "<next_state>a</next_state>")
     monkeypatch.setattr(generator, "generate", clock.takes(2.0, generator.generate))
     monkeypatch.setattr(reward.letters, "encode", clock.takes(0.25, reward.letters.encode))
-    made = WorldModelRollouts(generator, reward, ACTION_PROMPT, ChatFormat(tiny_tokenizer), seed=0)
+    policy = PolicyClient(generator, ChatFormat(tiny_tokenizer))
+    made = WorldModelRollouts(policy, reward, ACTION_PROMPT, seed=0)
     batch = made.collect("wm_grpo", 3, [make_transition(0)], 2, Sampling(20))
     assert batch.seconds == {"generate": 2.0, "reward": 0.25}
 
@@ -87,7 +80,7 @@ def screen(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> t
         assert options == {"stderr": True}
         return Terminal(file=shown, force_terminal=request.param, width=400, color_system=None)
 
-    for module in (demonstrations, generated_games):
+    for module in (demonstrations, terminals):
         monkeypatch.setattr(module, "Terminal", terminal)
     return request.param, shown
 
@@ -95,13 +88,11 @@ def screen(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> t
 def test_the_bar_of_generated_games_is_for_a_terminal(
     screen: tuple[bool, io.StringIO], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rwml_lightning.envs.alfworld import generate
-
     def generate_games(folder: str, count: int, progress: Callable[[int, int], None], **_: Any) -> None:
         progress(count - 1, count + 1)
 
     monkeypatch.setattr(generate, "generate_games", generate_games)
-    make_games(GeneratedGames("f", 3, 2), 9)
+    GeneratedGames("f", 3, 2).generate(9)
     terminal, shown = screen
     if not terminal:
         assert shown.getvalue() == ""
@@ -120,24 +111,12 @@ def test_the_end_of_demonstrations_is_said_in_a_line(
     screen: tuple[bool, io.StringIO],
 ) -> None:
     generator: Any = Scripted(tiny_tokenizer, lambda prompt, seed: "")
-    player = EpisodePlayer(pool, "rooms", generator, PROMPT, ChatFormat(tiny_tokenizer), 0)
+    player = EpisodePlayer(pool, PolicyClient(generator, ChatFormat(tiny_tokenizer)), PROMPT, 0)
     path = tmp_path / "d.parquet"
     games = [Game("a", 1), Game("broken-c", 3), Game("b", 2)]
-    collect_demonstrations(Demonstrations(str(path), max_steps=6), player, games, 20)
+    collect_demonstrations(Demonstrations(str(path), max_turns=6), player, games, 20)
     terminal, shown = screen
     lines = [line for line in shown.getvalue().splitlines() if line.strip()]
     assert lines[-1].removeprefix("\x1b[?25h") == f"6 turns of 2 solved episodes, of 3 games: {path}"
     assert (len(lines) > 1) == terminal
     assert any("demonstrations by expert" in line for line in lines) == terminal
-
-
-def test_an_environment_without_a_walkthrough_is_named_with_its_failure() -> None:
-    pool: Any = SimpleNamespace(
-        reset_many=lambda _: {0: Observation("Room 0"), 1: Observation("Room 0")},
-        walkthrough_many=lambda slots: {
-            slot: Failure("raised", f"{slot} has no plan\nfor it") for slot in slots
-        },
-    )
-    games = [ExpertGame("a#0", "a", 1), ExpertGame("b#0", "b", 2)]
-    found, unsolved = follow_expert(pool, "rooms", games, 6, 0)
-    assert (found, unsolved) == ([], {"a#0": "0 has no plan", "b#0": "1 has no plan"})

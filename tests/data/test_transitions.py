@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rwml_testing import make_transition
 
 from rwml_lightning.data.transitions import (
     SCHEMA,
@@ -22,6 +21,7 @@ from rwml_lightning.data.transitions import (
     write_transitions,
 )
 from rwml_lightning.schema import Transition, Turn
+from support.worlds import make_transition
 
 text = st.text(max_size=30)
 filled = st.text(min_size=1, max_size=30)
@@ -83,7 +83,8 @@ def test_a_broken_row_is_named_or_skipped(
 ) -> None:
     path = write_rows(tmp_path / "t.parquet", [make_row(0), make_row(1, **changes), make_row(2)])
     with pytest.raises(
-        ValueError, match=r"t\.parquet, row 1: " + fault + r"\. Mend the file, or set data\.on_broken"
+        ValueError,
+        match=r"t\.parquet, row 1: " + fault + r"\. Mend the file, or set data\.predictions\.on_broken",
     ):
         read_transitions(path)
     with caplog.at_level(logging.WARNING):

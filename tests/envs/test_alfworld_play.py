@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from rwml_lightning.data.action_prompts import ActionPrompt
-from rwml_lightning.data.branches import ExpertGame, follow_expert
-from rwml_lightning.data.chat_format import ChatFormat
-from rwml_lightning.data.games import GameSource, Play, PlayEvaluation
+from rwml_lightning.data.episodes import Episodes, EpisodeSource, GameEvaluation
 from rwml_lightning.envs import EnvironmentPool, EnvironmentSpec
+from rwml_lightning.episodes.expert import follow_expert
+from rwml_lightning.episodes.loop import Start
 from rwml_lightning.evaluation import summarise_episodes
+from rwml_lightning.prompts.action import ActionPrompt
+from rwml_lightning.prompts.chat_format import ChatFormat
+from rwml_lightning.prompts.policy import PolicyClient
 from rwml_lightning.schema import Completion, Episode, EpisodeBatch, Sampling
 
 PROMPT = ActionPrompt("conversation", system="", user="{observation}\n{task}", reply="")
@@ -57,19 +59,27 @@ def play(
     """Two episodes of every game, each with as many turns as the longest walkthrough has."""
     spec = EnvironmentSpec("rwml/ALFWorld-v0", {"data": str(folder)})
     tasks = spec.make().unwrapped.tasks  # type: ignore[attr-defined]
-    games = [ExpertGame(f"{task}#0", task, 0) for split in splits for task in tasks[split]]
+    games = [Start(f"{task}#0", task, 0) for split in splits for task in tasks[split]]
     with EnvironmentPool(spec, num_workers=2, step_timeout_s=300) as pool:  # the planner takes seconds
-        experts, _ = follow_expert(pool, "alfworld", games, 50, 0)
+        experts, _ = follow_expert(pool, games, 50, 0)
     plans = {begin(one.episode): [step.transition.action for step in one.steps] for one in experts}
     assert len(plans) == len(games)  # all are solved, and no two begin alike
     longest = max(map(len, plans.values()))
-    evaluation = PlayEvaluation(list(splits), episodes_per_game=2, max_steps=longest, temperature=1.0)
-    settings = Play(PROMPT, Sampling(40), validation=evaluation, success_reward=10.0, invalid_penalty=0.1)
-    source = GameSource(settings, spec, None, 0, 0.0)
+    evaluation = GameEvaluation(list(splits), episodes_per_game=2, max_turns=longest, temperature=1.0)
+    settings = Episodes(
+        PROMPT,
+        Sampling(40),
+        validation=evaluation,
+        success_reward=10.0,
+        invalid_penalty=0.1,
+        max_dropped_share=0.0,
+    )
+    policy = PolicyClient(Expert(tokenizer, plans, wrong_turns), ChatFormat(tokenizer))  # type: ignore[arg-type]
+    source = EpisodeSource(settings, policy, spec, 0)
     source.set_up("validate")
-    player = source.player(Expert(tokenizer, plans, wrong_turns), ChatFormat(tokenizer), None)  # type: ignore[arg-type]
+    draw = source.held_out()
     try:
-        return source.rollout_held_out(player, 0, source.held_out), plans
+        return draw.make(0, draw.items), plans
     finally:
         source.close()
 

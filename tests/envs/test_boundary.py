@@ -182,7 +182,7 @@ def test_tasks_without_splits_are_for_training() -> None:
 def test_the_failure_names_environment_episode_and_place(
     kwargs: dict[str, Any], where: str, message: str
 ) -> None:
-    spec = EnvironmentSpec("fake_games:AnsweringEnv", kwargs)
+    spec = EnvironmentSpec("support.environments:AnsweringEnv", kwargs)
     with EnvironmentPool(spec, num_workers=1) as pool:
         answers: list[Any] = [pool.reset_many([(0, 9, "t1")])[0]]
         answers += [pool.walkthrough_many([0])[0]] if where == "walkthrough" else []
@@ -190,5 +190,5 @@ def test_the_failure_names_environment_episode_and_place(
         failure = next(answer for answer in answers if isinstance(answer, Failure))
         assert failure.reason == "raised"
         assert failure.line == (
-            f"slot 0: ValueError: environment 'fake_games:AnsweringEnv' (task 't1', seed 9), {where}: {message}"
+            f"slot 0: ValueError: environment 'support.environments:AnsweringEnv' (task 't1', seed 9), {where}: {message}"
         )

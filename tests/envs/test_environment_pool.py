@@ -13,8 +13,9 @@ import pytest
 
 from rwml_lightning.envs import EnvironmentPool, EnvironmentSpec, Failure, Observation
 from rwml_lightning.envs.boundary import read_reset
+from support.paths import TESTS
 
-SCRIPTED = EnvironmentSpec("fake_text_envs:ScriptedEnv", {"greeting": "hi"})
+SCRIPTED = EnvironmentSpec("support.environments:ScriptedEnv", {"greeting": "hi"})
 
 
 def _gone(pid: int, patience_s: float = 10.0) -> bool:
@@ -104,7 +105,7 @@ def test_one_that_hangs_or_dies_is_killed_and_replaced(action: str, reason: str)
 
 
 def test_a_reset_that_hangs_is_reported() -> None:
-    spec = EnvironmentSpec("fake_text_envs.ScriptedEnv", {"hang_on_reset": True})
+    spec = EnvironmentSpec("support.environments.ScriptedEnv", {"hang_on_reset": True})
     with EnvironmentPool(spec, num_workers=1, reset_timeout_s=1.0) as pool:
         assert pool.reset_many([(0, 0, None)])[0].reason == "timeout"
 
@@ -113,7 +114,7 @@ def test_an_answer_that_does_not_pickle_and_a_bad_spec_are_failures() -> None:
     with EnvironmentPool(SCRIPTED, num_workers=1) as pool:
         pool.reset_many([(0, 0, None)])
         assert pool.step_many({0: "unpicklable"})[0].reason == "raised"
-    with EnvironmentPool(EnvironmentSpec("fake_text_envs:Missing"), num_workers=1) as pool:
+    with EnvironmentPool(EnvironmentSpec("support.environments:Missing"), num_workers=1) as pool:
         failure = pool.reset_many([(0, 0, None)])[0]
         assert failure.reason == "raised"
         assert "has no 'Missing'" in failure.error
@@ -138,9 +139,9 @@ def test_close_ends_the_children() -> None:
 def test_children_end_when_their_parent_is_killed() -> None:
     program = (
         "import sys, time\n"
-        f"sys.path[:0] = [{str(Path(__file__).parent)!r}]\n"
+        f"sys.path[:0] = [{str(TESTS)!r}]\n"
         "from rwml_lightning.envs import EnvironmentPool, EnvironmentSpec\n"
-        "pool = EnvironmentPool(EnvironmentSpec('fake_text_envs:ScriptedEnv'), num_workers=2)\n"
+        "pool = EnvironmentPool(EnvironmentSpec('support.environments:ScriptedEnv'), num_workers=2)\n"
         "print(*[r.info['pid'] for r in pool.reset_many([(0, 0, None), (1, 0, None)]).values()], flush=True)\n"
         "pool.step_many({0: 'hang'})\n"
     )

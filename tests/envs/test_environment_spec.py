@@ -13,27 +13,27 @@ import pytest
 from rwml_lightning.envs import EnvironmentSpec
 
 
-@pytest.mark.parametrize("path", ["fake_text_envs:ScriptedEnv", "fake_text_envs.ScriptedEnv"])
+@pytest.mark.parametrize("path", ["support.environments:ScriptedEnv", "support.environments.ScriptedEnv"])
 def test_a_users_class_by_its_path(path: str) -> None:
     environment = EnvironmentSpec(path, {"greeting": "hey"}).make()
     assert environment.reset(seed=0, options={"task": "t"})[0] == "hey t"
 
 
 def test_a_users_environment_by_its_gymnasium_id() -> None:
-    gymnasium.register("tests/Scripted-v0", entry_point="fake_text_envs:ScriptedEnv")
+    gymnasium.register("tests/Scripted-v0", entry_point="support.environments:ScriptedEnv")
     assert EnvironmentSpec("tests/Scripted-v0").make().reset()[0] == "hello None"
 
 
 @pytest.mark.parametrize(
     ("name", "greeting"),
     [
-        ("registering_envs:Plain-v0", "Plain-v0"),
-        ("registering_envs:Plain", "Plain-v1"),  # the newest version
-        ("registering_envs:spaced/Named-v2", "spaced/Named-v2"),
-        ("registering_envs:spaced/Named", "spaced/Named-v2"),
-        ("registering_envs:Own", "hello"),
-        ("registering_envs.Own", "hello"),
-        ("fake_text_envs:make_scripted", "made"),
+        ("support.registering_environments:Plain-v0", "Plain-v0"),
+        ("support.registering_environments:Plain", "Plain-v1"),  # the newest version
+        ("support.registering_environments:spaced/Named-v2", "spaced/Named-v2"),
+        ("support.registering_environments:spaced/Named", "spaced/Named-v2"),
+        ("support.registering_environments:Own", "hello"),
+        ("support.registering_environments.Own", "hello"),
+        ("support.environments:make_scripted", "made"),
     ],
 )
 def test_a_module_and_what_it_registers_or_holds(name: str, greeting: str) -> None:
@@ -47,7 +47,7 @@ def test_a_module_and_what_it_registers_or_holds(name: str, greeting: str) -> No
         ("os", "system", {"command": "touch MARK"}),
         ("subprocess", "Popen", {"args": ["touch", "MARK"]}),
         ("pathlib", "Path", {}),
-        ("fake_text_envs", "make_unsaid", {"mark": "MARK"}),
+        ("support.environments", "make_unsaid", {"mark": "MARK"}),
     ],
 )
 def test_what_is_no_environment_is_not_called(
@@ -71,16 +71,16 @@ def test_what_is_no_environment_is_not_called(
     ("name", "kwargs", "message"),
     [
         (
-            "registering_envs:Plain-v7",
+            "support.registering_environments:Plain-v7",
             {},
-            "'registering_envs' has no 'Plain-v7' and registers no such Gymnasium id",
+            "'support.registering_environments' has no 'Plain-v7' and registers no such Gymnasium id",
         ),
         (".relative:Env", {}, "neither a registered"),
         ("nonsense", {}, "neither a registered Gymnasium id \\(rwml/ALFWorld-v0"),
         ("no_such_module:Env", {}, "No module named 'no_such_module'"),
-        ("fake_text_envs:Nothing", {}, "has no 'Nothing'"),
-        ("fake_text_envs:broken_factory", {}, "makes a str, not a gymnasium.Env"),
-        ("fake_text_envs:ScriptedEnv", {"colour": 1}, "unexpected keyword argument 'colour'"),
+        ("support.environments:Nothing", {}, "has no 'Nothing'"),
+        ("support.environments:broken_factory", {}, "makes a str, not a gymnasium.Env"),
+        ("support.environments:ScriptedEnv", {"colour": 1}, "unexpected keyword argument 'colour'"),
     ],
 )
 def test_what_cannot_be_made_is_named(name: str, kwargs: dict[str, int], message: str) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_server import FakeServer, free_port, say, serving
-from vllm_server import vllm_server
+
+from support.fake_server import FakeServer, free_port, say, serving
+from support.vllm_server import vllm_server
 
 pytest.importorskip("tau2", reason="the real engine")
 

@@ -9,15 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.table import Table
-from rwml_testing import LetterReward, make_transition
 
 from rwml_lightning.evaluation import (
     MEASURES,
     ModelResult,
     Result,
     as_metrics,
-    evaluate_floors,
     measure,
+    measure_floors,
     measure_groups,
     paired_difference,
     render_by_kind,
@@ -30,6 +29,8 @@ from rwml_lightning.rewards import RougeReward
 from rwml_lightning.rewards.rouge import rouge
 from rwml_lightning.schema import Completion, Group, Prediction, Score, Transition
 from rwml_lightning.terminal import Terminal
+from support.rewards import LetterReward
+from support.worlds import make_transition
 
 
 def make_prediction(next_state: str | None, similarity: float | None, member: int = 0) -> Prediction:
@@ -192,7 +193,11 @@ def test_models_without_a_transition_in_common_are_not_compared() -> None:
 def test_floors_are_scored_by_the_same_reward() -> None:
     transitions = [make_transition(n) for n in range(4)]
     floors = {"copy": lambda t: t.observation, "truth": lambda t: t.next_state}
-    copy, truth = evaluate_floors(transitions, LetterReward(tau_d=0.01), floors)
+    rows = measure_floors(transitions, LetterReward(tau_d=0.01), floors)
+    assert [{name: one.transition_id for name, one in row.items()} for row in rows] == [
+        {"copy": f"t{n}", "truth": f"t{n}"} for n in range(4)
+    ]
+    copy, truth = (summarise(name, [row[name] for row in rows]) for name in floors)
     assert (truth.name, truth.count, truth.accuracy, truth.exact) == ("truth", 4, 1.0, 1.0)
     assert (truth.rouge_l, truth.agreement) == (1.0, None)
     assert truth.similarity == pytest.approx(1.0)

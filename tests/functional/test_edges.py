@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_packed_logprobs import SMALL, tiny_model
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
@@ -38,6 +37,7 @@ from rwml_lightning.functional.attention import (
     use_tree_attention,
 )
 from rwml_lightning.functional.packed import output_head
+from support.packed_models import SMALL, tiny_model
 
 ZERO = torch.zeros(1)
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from rwml_testing import make_transition
 
 from rwml_lightning.functional import group_advantages, step_advantages
 from rwml_lightning.functional.advantages import Normalisation
@@ -25,6 +24,7 @@ from rwml_lightning.schema import (
     Score,
     same_rewards,
 )
+from support.worlds import make_transition
 
 COMPLETION = Completion((1,), (0.0,), "stop", 0)
 

@@ -11,24 +11,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
-from torch import nn
 from transformers import AutoModelForCausalLM as CausalLM
 from transformers import (
     BloomConfig,
-    CohereConfig,
     FalconConfig,
-    Gemma2Config,
-    GPT2Config,
-    GPTNeoXConfig,
     GptOssConfig,
-    GraniteConfig,
     Llama4TextConfig,
-    LlamaConfig,
     MistralConfig,
     OPTConfig,
-    PreTrainedConfig,
-    Qwen2Config,
-    Qwen3Config,
     Qwen3NextConfig,
 )
 
@@ -46,38 +36,8 @@ from rwml_lightning.functional import (
     verify_packing,
 )
 from rwml_lightning.functional.packed import causal_lm
+from support.packed_models import CONFIGS, SMALL, VOCABULARY, tiny_model
 
-VOCABULARY = 31
-SMALL = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 64,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-CONFIGS: dict[str, PreTrainedConfig] = {
-    "llama": LlamaConfig(**SMALL, num_key_value_heads=2, tie_word_embeddings=True),
-    "qwen2": Qwen2Config(**SMALL, num_key_value_heads=2),
-    "qwen3": Qwen3Config(**SMALL, num_key_value_heads=1, head_dim=16),
-    "gpt_neox": GPTNeoXConfig(**SMALL),
-    "gpt2": GPT2Config(
-        vocab_size=VOCABULARY,
-        n_embd=32,
-        n_layer=2,
-        n_head=4,
-        n_positions=64,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-    ),
-    "granite": GraniteConfig(**SMALL, num_key_value_heads=2, logits_scaling=3.0),
-    "cohere": CohereConfig(**SMALL, num_key_value_heads=2, logit_scale=0.3),
-    "gemma2": Gemma2Config(**SMALL, num_key_value_heads=2, head_dim=16, final_logit_softcapping=0.5),
-}
 BLOOM = BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4)
 PROMPT = [5, 6, 7, 8, 9, 10, 11]
 SEQUENCES = [
@@ -90,17 +50,6 @@ SEQUENCES = [
     [*PROMPT, 17],
 ]
 TRAINED_FROM = [7, 7, 5, 8, 4, 1, 7]
-
-
-def tiny_model(name: str, implementation: str = "sdpa") -> nn.Module:
-    torch.manual_seed(0)
-    model = CausalLM.from_config(CONFIGS[name], dtype=torch.float64, attn_implementation=implementation)
-    for (
-        parameter
-    ) in model.parameters():  # the default initialisation is too near to zero to tell tokens apart
-        if parameter.ndim > 1:
-            nn.init.normal_(parameter, std=0.3)
-    return model.train()
 
 
 def packed_in_micro_batches(model, sequences, trained_from, max_tokens, **options):

@@ -16,6 +16,8 @@ import pytest
 from rwml_lightning.generation import engine_process
 from rwml_lightning.generation.engine_process import EngineProcess
 
+pytestmark = pytest.mark.heavy
+
 SLEEP = "import time; time.sleep(600)"
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"
 START = "import subprocess, sys, time; child = subprocess.Popen([sys.executable, '-c', {!r}]); print({}, flush=True); child.wait()"

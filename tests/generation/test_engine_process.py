@@ -12,6 +12,8 @@ import pytest
 
 from rwml_lightning.generation.engine_process import EngineProcess
 
+pytestmark = pytest.mark.heavy
+
 
 def start_sleeper() -> int:
     process = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(600,), name="EngineCore")

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from test_hf_generator import PROMPTS, TOLERANCE, attached, plain_logprobs, tiny_model
 
 from rwml_lightning.functional import combine_digests, tensor_digest
 from rwml_lightning.generation import HFGenerator, group_decoding
 from rwml_lightning.generation import hf as hf_module
 from rwml_lightning.schema import Completion, Sampling
+from support.hf_generators import PROMPTS, TOLERANCE, attached, plain_logprobs, tiny_model
 
 
 class Loads:

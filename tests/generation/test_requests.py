@@ -40,16 +40,22 @@ def test_what_cannot_be_answered_is_refused(
 @pytest.mark.parametrize(
     ("sampling", "message"),
     [
-        (Sampling(1, top_p=0.99), r"^data\.sampling\.top_p is 0\.99, but log-probabilities in training"),
-        (Sampling(1, temperature=0.0), r"^data\.sampling\.temperature is 0\.0; training samples at a"),
-        (Sampling(1, temperature=-1.0), r"^data\.sampling\.temperature is -1"),
-        (Sampling(1, temperature=math.inf), r"^data\.sampling\.temperature is inf"),
+        (
+            Sampling(1, top_p=0.99),
+            r"^data\.predictions\.sampling\.top_p is 0\.99, but log-probabilities in training",
+        ),
+        (
+            Sampling(1, temperature=0.0),
+            r"^data\.predictions\.sampling\.temperature is 0\.0; training samples at a",
+        ),
+        (Sampling(1, temperature=-1.0), r"^data\.predictions\.sampling\.temperature is -1"),
+        (Sampling(1, temperature=math.inf), r"^data\.predictions\.sampling\.temperature is inf"),
     ],
 )
 def test_training_takes_the_whole_distribution(sampling: Sampling, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        check_trainable(sampling, "data.sampling")
-    check_trainable(Sampling(1, temperature=0.5), "data.sampling")
+        check_trainable(sampling, "data.predictions.sampling")
+    check_trainable(Sampling(1, temperature=0.5), "data.predictions.sampling")
 
 
 def draw(logits: torch.Tensor, uniform: float, **sampling: float) -> tuple[int, float]:

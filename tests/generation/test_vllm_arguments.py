@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from fake_vllm import EngineDeadError, FakeVLLM
 from transformers import LlamaConfig
 
 from rwml_lightning.functional import combine_digests, tensor_digest
@@ -20,6 +19,7 @@ from rwml_lightning.generation import Generator, VLLMGenerator
 from rwml_lightning.generation.vllm_engine import ENVIRONMENT, check_positions
 from rwml_lightning.generation.vllm_worker import WorkerExtension
 from rwml_lightning.schema import Completion, Sampling
+from support.fake_vllm import EngineDeadError, FakeVLLM
 
 TENSORS = {"a.0.weight": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2, dtype=torch.bfloat16)}
 WORKER = f"{WorkerExtension.__module__}.{WorkerExtension.__qualname__}"

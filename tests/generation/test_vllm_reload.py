@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from rwml_testing import train_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rwml_lightning.generation import VLLMGenerator
 from rwml_lightning.modules.scoring import score_text
 from rwml_lightning.weights import model_tensors
+from support.models import train_tokenizer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

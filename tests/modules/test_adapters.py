@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from plain_grpo import Text, plain_logprobs
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -17,6 +16,7 @@ from rwml_lightning.modules import LoRA, WorldModelSFT, adapters
 from rwml_lightning.modules.adapters import adapter_values, adapters_at, verify_merging, wrap
 from rwml_lightning.modules.loading import load_policy
 from rwml_lightning.modules.scoring import score_text
+from support.plain_grpo import Text, plain_logprobs
 
 TEXT = (5, 9, 40, 41, 7, 60)
 DROPPING = LoRA(rank=4, alpha=8, dropout=0.5)

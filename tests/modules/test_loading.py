@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from plain_grpo import Text, plain_logprobs
 from torch import nn
 from transformers import LlamaForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedTokenizerBase
 
 from rwml_lightning.modules import LoRA, PolicyGRPO, PolicySFT, WorldModelGRPO, WorldModelSFT, exporting
 from rwml_lightning.modules.base import NonFiniteError
 from rwml_lightning.modules.exporting import ExportError, export_policy
+from rwml_lightning.modules.grpo import GRPO
 from rwml_lightning.modules.loading import (
     _without_dropout,
     check_weights,
@@ -26,7 +26,10 @@ from rwml_lightning.modules.loading import (
     load_checkpoint_weights,
     load_policy,
 )
+from rwml_lightning.modules.optimizer import Optimizer
 from rwml_lightning.weights import model_tensors
+from support.plain_grpo import Text, plain_logprobs
+from support.training import make
 
 STAGES = [WorldModelGRPO, WorldModelSFT, PolicyGRPO, PolicySFT]
 
@@ -48,32 +51,31 @@ def test_defaults_are_the_same_until_someone_means_to_change_them(kind: type[Any
         "lora": None,
         "dtype_name": "float32",
         "gradient_checkpointing": "none",
-        "learning_rate": 1e-6,
-        "learning_rate_schedule": "constant",
-        "learning_rate_warmup_steps": 0,
-        "weight_decay": 0.0,
-        "max_grad_norm": 1.0,
+        "optimizer": Optimizer(
+            learning_rate=1e-6, schedule="constant", warmup_steps=0, weight_decay=0.0, max_grad_norm=1.0
+        ),
         "max_tokens_per_micro_batch": 4096,
         "head_chunk_size": 1024,
     }
     grpo = {
-        "clip_low": 0.2,
-        "clip_high": 0.2,
-        "num_iterations": 1,
-        "advantage_normalisation": "mean_std",
-        "loss_normalisation": "sequence",
-        "loss_constant": None,
-        "kl_coefficient": 0.0,
-        "kl_estimator": "k3",
-        "importance_cap": 2.0,
-        "max_staleness": 0,
+        "grpo": GRPO(
+            clip_low=0.2,
+            clip_high=0.2,
+            num_iterations=1,
+            advantage_normalisation="mean_std",
+            loss_normalisation="sequence",
+            loss_constant=None,
+            kl_coefficient=0.0,
+            kl_estimator="k3",
+            importance_cap=2.0,
+            max_staleness=0,
+        )
     }
     play = {
         "credit": "episode",
         "discount": 0.95,
         "step_advantage_weight": 1.0,
         "world_model_weight": 0.0,
-        "world_model_transitions": 16,
     }
     own = {
         WorldModelGRPO: grpo,
@@ -83,12 +85,7 @@ def test_defaults_are_the_same_until_someone_means_to_change_them(kind: type[Any
     }[kind]
     module = kind(model="m")
     assert {name: getattr(module, name) for name in shared | own} == shared | own
-    named = {
-        name
-        for base in kind.__mro__
-        if base.__module__.startswith("rwml_lightning") and "__init__" in vars(base)
-        for name in inspect.signature(base.__init__).parameters
-    } - {"self", "policy", "grpo", "model"}
+    named = set(inspect.signature(kind).parameters) - {"model"}
     assert {name.removesuffix("_name") for name in shared | own} == named
     assert module.steps_per_batch == 1
     assert not module.automatic_optimization
@@ -110,10 +107,11 @@ def test_defaults_are_the_same_until_someone_means_to_change_them(kind: type[Any
 def test_bounds_of_settings(arguments: dict[str, Any], accepted: bool) -> None:
     if accepted:
         ((name, value),) = arguments.items()
-        assert getattr(PolicyGRPO(model="m", **arguments), name) == value
+        module = make(PolicyGRPO, model="m", **arguments)
+        assert value in [getattr(part, name, None) for part in (module, module.optimizer, module.grpo)]
     else:
         with pytest.raises(ValueError, match=r"model\.discount is 1\.01; it must be above 0 and at most 1"):
-            PolicyGRPO(model="m", **arguments)
+            make(PolicyGRPO, model="m", **arguments)
 
 
 SCALED = (

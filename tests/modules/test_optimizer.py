@@ -9,12 +9,12 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from rwml_testing import Steps, fit
-from test_wm_grpo import make_batch, make_module
 from transformers import LlamaForCausalLM
 
-from rwml_lightning.data.batches import Label, LabelledBatch
-from rwml_lightning.modules import WorldModelGRPO, WorldModelSFT
+from rwml_lightning.modules import GRPO, WorldModelGRPO, WorldModelSFT
+from rwml_lightning.schema import Label, LabelledBatch
+from support.plain_grpo import make_batch
+from support.training import Steps, fit, make, make_module
 
 LABELS = (Label("a", (5, 9, 14), (20, 21, 22)), Label("b", (5, 9), (30, 31)))
 
@@ -32,7 +32,7 @@ class Rates(L.Callback):
 
 
 def train(folder: Path, num_steps: int, **arguments: Any) -> tuple[WorldModelSFT, Rates, Steps]:
-    module = WorldModelSFT(model=str(folder), **arguments)
+    module = make(WorldModelSFT, model=str(folder), **arguments)
     rates = Rates()
     steps = fit(module, [LabelledBatch(n, LABELS) for n in range(num_steps)], callbacks=[rates])
     return module, rates, steps
@@ -48,24 +48,20 @@ def train(folder: Path, num_steps: int, **arguments: Any) -> tuple[WorldModelSFT
 )
 def test_the_learning_rate_of_each_step(tiny_model: Path, schedule: str, after_warm_up: list[float]) -> None:
     """Two steps of warm-up, four after it; only the step after the last would have none left."""
-    _, rates, _ = train(
-        tiny_model, 6, learning_rate=3e-3, learning_rate_schedule=schedule, learning_rate_warmup_steps=2
-    )
+    _, rates, _ = train(tiny_model, 6, learning_rate=3e-3, schedule=schedule, warmup_steps=2)
     assert rates.rates == pytest.approx([1e-3, 2e-3, *(3e-3 * factor for factor in after_warm_up)])
 
 
 @pytest.mark.parametrize(("max_steps", "num_steps"), [(2, 2), (3, 3), (100, 4)])
 def test_the_schedule_counts_optimizer_steps(tiny_model: Path, max_steps: int, num_steps: int) -> None:
     """Two a batch, and one where ``max_steps`` ends the stage; a step's metrics have its own learning rate."""
-    module = make_module(
-        tiny_model, num_iterations=2, learning_rate_schedule="linear", learning_rate=1e-3, max_staleness=2
-    )
+    module = make_module(tiny_model, num_iterations=2, schedule="linear", learning_rate=1e-3, max_staleness=2)
     batch, rates = make_batch(LlamaForCausalLM.from_pretrained(tiny_model)), Rates()
     steps = fit(module, [batch, batch], max_steps=max_steps, callbacks=[rates])
     expected = [1e-3 * (num_steps - step) / num_steps for step in range(num_steps)]
     assert rates.rates == pytest.approx(expected)
     last_of_batches = [expected[min(end, num_steps) - 1] for end in range(2, num_steps + 2, 2)]
-    assert [o["metrics"]["train/learning_rate"] for o in steps.outputs] == pytest.approx(last_of_batches)
+    assert [metrics["train/learning_rate"] for metrics in steps.metrics] == pytest.approx(last_of_batches)
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.3])
@@ -96,9 +92,7 @@ def test_gradients_are_shortened_to_their_longest(tiny_model: Path) -> None:
     assert norm(free.gradients[0]) > 0.02
     assert norm(cut.gradients[0]) == pytest.approx(0.01, rel=1e-4)
     for steps in (free, cut):
-        assert steps.outputs[0]["metrics"]["train/grad_norm"] == pytest.approx(
-            norm(free.gradients[0]), rel=1e-5
-        )
+        assert steps.metrics[0]["train/grad_norm"] == pytest.approx(norm(free.gradients[0]), rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -108,6 +102,6 @@ def test_planned_are_the_steps_of_all_batches_up_to_the_limit(
     limit: int, per_batch: int, planned: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(L.Trainer, "estimated_stepping_batches", 12)
-    module = WorldModelGRPO(model="none", num_iterations=per_batch)
+    module = WorldModelGRPO(model="none", grpo=GRPO(num_iterations=per_batch))
     module.trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, max_steps=limit)
     assert module.num_planned_steps == planned

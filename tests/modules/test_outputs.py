@@ -1,4 +1,4 @@
-"""What a step gives back beside its metrics, whom its errors name, and that ranks log their mean."""
+"""What a step gives back beside its metrics, whom its errors name, and how the metrics of an evaluation are logged."""
 
 from __future__ import annotations
 
@@ -7,17 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from plain_grpo import make_batch
-from rwml_testing import fit
-from test_label_and_play_settings import make_episodes
-from test_validation import GAMES, GROUPS, Prepared, make_trainer
-from training import LABELS
 from transformers import LlamaForCausalLM
 
-from rwml_lightning.data.batches import LabelledBatch
 from rwml_lightning.modules import PolicyGRPO, PolicySFT, WorldModelGRPO, WorldModelSFT
 from rwml_lightning.modules.base import NonFiniteError
-from rwml_lightning.schema import EpisodeBatch, RolloutBatch
+from rwml_lightning.schema import EpisodeBatch, LabelledBatch
+from support.plain_grpo import make_batch, make_episodes
+from support.training import LABELS, fit
+from support.validation import GAMES, GROUPS, Prepared, held_out, make_trainer
 
 
 def counting_clock(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,8 +38,11 @@ def test_a_batch_comes_back_with_the_seconds_of_its_update(
             return step(*arguments)
 
     module.training_step = timed
-    (output,) = fit(module, [batch]).outputs
+    steps = fit(module, [batch])
+    (output,), (metrics,) = steps.outputs, steps.metrics
     assert output["batch"].seconds == {"generate": 5.0, "update": 3.0}
+    assert (metrics["time/generate"], metrics["time/update"]) == (5.0, 3.0)
+    assert metrics["throughput/trained_tokens_per_s"] == metrics["train/trained_tokens"] / 3 > 0
     assert replace(output["batch"], seconds=batch.seconds, groups=batch.groups) == batch
 
 
@@ -59,8 +59,10 @@ def test_an_update_on_labels_says_its_seconds(
             return step(*arguments)
 
     module.training_step = timed
-    (output,) = fit(module, [LabelledBatch(0, LABELS)]).outputs
-    assert output["metrics"]["time/update"] == 3.0
+    steps = fit(module, [LabelledBatch(0, LABELS)])
+    (metrics,) = steps.metrics
+    assert (metrics["time/update"], metrics["train/trained_tokens"]) == (3.0, 6.0)
+    assert metrics["throughput/trained_tokens_per_s"] == 2.0
 
 
 def test_only_the_labels_of_a_broken_loss_are_named(tiny_model: Path) -> None:
@@ -86,13 +88,12 @@ def test_turns_behind_a_broken_gradient_are_named(tiny_model: Path, model: Llama
 
 
 @pytest.mark.parametrize("kind", [WorldModelGRPO, PolicyGRPO])
-def test_ranks_log_their_mean_over_what_each_was_given(
+def test_callbacks_hear_of_an_evaluation_once_and_loggers_not_through_lightning(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Any]
 ) -> None:
-    predicted = [RolloutBatch(0, 0, GROUPS)]
+    predicted = [held_out(*GROUPS)]
     data = Prepared(predicted) if kind is WorldModelGRPO else Prepared([EpisodeBatch(0, 0, GAMES)], predicted)
     asked: list[dict[str, Any]] = []
     monkeypatch.setattr(kind, "log_dict", lambda self, metrics, **options: asked.append(options))
     make_trainer().validate(kind(model=str(tiny_model)), data, verbose=False)
-    sizes = [len(GROUPS)] if kind is WorldModelGRPO else [len(GAMES), len(GROUPS)]
-    assert asked == [{"sync_dist": True, "batch_size": size} for size in sizes]
+    assert asked == [{"sync_dist": True, "batch_size": 1, "logger": False}]

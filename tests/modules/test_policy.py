@@ -10,21 +10,21 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.plugins import HalfPrecision, MixedPrecision
-from rwml_testing import fit, make_world
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from rwml_lightning.data.batches import Label, LabelledBatch
-from rwml_lightning.data.chat_format import ChatFormat
-from rwml_lightning.data.prompts import encode_answer
-from rwml_lightning.export import export
+from rwml_lightning.commands.export import export
 from rwml_lightning.functional import Checkpointing
 from rwml_lightning.generation import HFGenerator
 from rwml_lightning.models import load_causal_lm
 from rwml_lightning.modules import LoRA, WorldModelGRPO, WorldModelSFT
 from rwml_lightning.modules.exporting import ExportError, export_policy
 from rwml_lightning.modules.loading import load_policy
-from rwml_lightning.schema import Sampling
+from rwml_lightning.prompts.chat_format import ChatFormat
+from rwml_lightning.prompts.next_state import encode_answer
+from rwml_lightning.schema import Label, LabelledBatch, Sampling
 from rwml_lightning.weights import model_tensors
+from support.training import fit, make
+from support.worlds import make_world
 
 IDS = torch.tensor([[5, 9, 40, 41, 7, 100]])
 LORA = LoRA(rank=4, alpha=8)
@@ -128,26 +128,27 @@ def test_sft_loss_is_the_cross_entropy_of_the_answers(
     )
     expected.backward()
     for max_tokens in (4096, 30):
-        module = WorldModelSFT(
+        module = make(
+            WorldModelSFT,
             model=str(tiny_model),
             loss_normalisation=normalisation,
             max_tokens_per_micro_batch=max_tokens,
             max_grad_norm=1e9,
         )
         steps = fit(module, sft_batches(tiny_tokenizer, 1))
-        assert steps.outputs[0]["metrics"]["train/loss"] == pytest.approx(expected.item(), abs=1e-5)
+        assert steps.metrics[0]["train/loss"] == pytest.approx(expected.item(), abs=1e-5)
         for name, parameter in model.named_parameters():
             torch.testing.assert_close(steps.gradients[0][name], parameter.grad, atol=1e-5, rtol=1e-4)
 
 
 def test_sft_lowers_the_loss(tiny_model: Path, tiny_tokenizer: PreTrainedTokenizerBase) -> None:
-    module = WorldModelSFT(model=str(tiny_model), learning_rate=3e-3)
+    module = make(WorldModelSFT, model=str(tiny_model), learning_rate=3e-3)
     news = encode_answer(
         ChatFormat(tiny_tokenizer), (), "The pen is in the safe."
     )  # not what the tiny model was taught
     labels = tuple(replace(label, answer_ids=news) for label in make_labels(tiny_tokenizer))
     steps = fit(module, [LabelledBatch(step, labels) for step in range(10)])
-    losses = [output["metrics"]["train/loss"] for output in steps.outputs]
+    losses = [metrics["train/loss"] for metrics in steps.metrics]
     assert losses[-1] < 0.7 * losses[0]
     assert losses == sorted(losses, reverse=True)
 
@@ -161,8 +162,12 @@ def test_a_checkpoint_gives_the_policy_back(
     lora: LoRA | None,
     gradient_checkpointing: Checkpointing,
 ) -> None:
-    module = WorldModelSFT(
-        model=str(tiny_model), lora=lora, learning_rate=1e-2, gradient_checkpointing=gradient_checkpointing
+    module = make(
+        WorldModelSFT,
+        model=str(tiny_model),
+        lora=lora,
+        learning_rate=1e-2,
+        gradient_checkpointing=gradient_checkpointing,
     )
     fit(module, sft_batches(tiny_tokenizer, 2))
     path = tmp_path / "a.ckpt"
@@ -281,7 +286,7 @@ def test_low_precision_weights_are_trained_by_adapters_alone(
     ):
         fit(whole, sft_batches(tiny_tokenizer, 1))
     if dtype == "bfloat16":
-        module = WorldModelSFT(model=str(tiny_model), dtype=dtype, lora=LORA, learning_rate=1e-6)
+        module = make(WorldModelSFT, model=str(tiny_model), dtype=dtype, lora=LORA, learning_rate=1e-6)
         module.configure_model()
         before = {name: p.clone() for name, p in module.policy.named_parameters() if "lora_B" in name}
         fit(module, sft_batches(tiny_tokenizer, 2))
@@ -326,8 +331,8 @@ def test_an_error_says_why_a_precision_is_refused(precision: str, why: str) -> N
 
 
 def test_mixed_bfloat16_trains(tiny_model: Path, tiny_tokenizer: PreTrainedTokenizerBase) -> None:
-    module = WorldModelSFT(model=str(tiny_model), learning_rate=1e-3)
+    module = make(WorldModelSFT, model=str(tiny_model), learning_rate=1e-3)
     steps = fit(module, sft_batches(tiny_tokenizer, 3), precision="bf16-mixed")
     assert all(gradient.dtype == torch.float32 for gradient in steps.gradients[0].values())
-    losses = [output["metrics"]["train/loss"] for output in steps.outputs]
+    losses = [metrics["train/loss"] for metrics in steps.metrics]
     assert losses[-1] < losses[0]

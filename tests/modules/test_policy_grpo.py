@@ -8,9 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from rwml_testing import fit
 
-from rwml_lightning.data.batches import Label
 from rwml_lightning.functional import plain_logprobs
 from rwml_lightning.modules import PolicyGRPO
 from rwml_lightning.modules.loading import load_policy
@@ -20,9 +18,11 @@ from rwml_lightning.schema import (
     Episode,
     EpisodeBatch,
     EpisodeGroup,
+    Label,
     Playthrough,
     Turn,
 )
+from support.training import fit, make
 
 
 def make_member(
@@ -47,7 +47,9 @@ def test_every_turn_has_its_episodes_advantage(tiny_model: Path) -> None:
     members = (make_member("AB", [0, 10]), make_member("AAC", [-0.1, 0, 0]))
     found = advantages(PolicyGRPO(model=str(tiny_model)), *members)
     assert found == [pytest.approx([0.707107] * 2, abs=1e-5), pytest.approx([-0.707107] * 3, abs=1e-5)]
-    found = advantages(PolicyGRPO(model=str(tiny_model), advantage_normalisation="leave_one_out"), *members)
+    found = advantages(
+        make(PolicyGRPO, model=str(tiny_model), advantage_normalisation="leave_one_out"), *members
+    )
     assert found == [pytest.approx([10.1] * 2), pytest.approx([-10.1] * 3)]
 
 
@@ -86,7 +88,9 @@ def conversation() -> EpisodeBatch:
 
 def test_the_environments_tokens_are_read_and_never_trained_on(tiny_model: Path) -> None:
     batch = conversation()
-    module = PolicyGRPO(model=str(tiny_model), learning_rate=1e-9, importance_cap=None, max_grad_norm=1e9)
+    module = make(
+        PolicyGRPO, model=str(tiny_model), learning_rate=1e-9, importance_cap=None, max_grad_norm=1e9
+    )
     (gradients,) = fit(module, [batch]).gradients
     # By hand: on-policy the gradient of the surrogate is that of -sum of advantage * mean log-probability of what was
     # sampled, over four sequences, from the plain padded batch.
@@ -107,20 +111,23 @@ def test_a_batch_without_turns_is_a_step_that_changes_nothing(tiny_model: Path) 
     module = PolicyGRPO(model=str(tiny_model))
     steps = fit(module, [EpisodeBatch(0, 0, (group,))])
     assert steps.gradients == [{}]
-    assert steps.outputs[0]["metrics"]["train/grad_norm"] == 0
+    assert steps.metrics[0]["train/grad_norm"] == 0
 
 
 def test_a_world_model_loss_adds_its_gradient_to_that_of_play(
-    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Path,
 ) -> None:
     labels = (Label("next", (5, 6, 7), (8, 9)), Label("other", (5, 6), (10,)))
-    monkeypatch.setattr(PolicyGRPO, "_world_model_labels", lambda self, batch: labels)
 
     def gradients(weight: float, **batch: Any) -> dict[str, torch.Tensor]:
-        module = PolicyGRPO(
-            model=str(tiny_model), learning_rate=1e-9, max_grad_norm=1e9, world_model_weight=weight
+        module = make(
+            PolicyGRPO,
+            model=str(tiny_model),
+            learning_rate=1e-9,
+            max_grad_norm=1e9,
+            world_model_weight=weight,
         )
-        (found,) = fit(module, [replace(conversation(), **batch)]).gradients
+        (found,) = fit(module, [replace(conversation(), labels=labels, **batch)]).gradients
         return found
 
     # By hand: the gradient of play, and 0.3 times that of the mean over three label tokens.
@@ -130,7 +137,7 @@ def test_a_world_model_loss_adds_its_gradient_to_that_of_play(
     both, play = gradients(0.3), gradients(0.0)
     for name, parameter in policy.named_parameters():
         torch.testing.assert_close(both[name] - play[name], parameter.grad, atol=1e-6, rtol=1e-3)
-    alone = gradients(0.3, groups=())  # every group was lost: what was foreseen is still learnt from
+    alone = gradients(0.3, groups=())  # every group was lost: its labels are still learnt from
     for name, parameter in policy.named_parameters():
         torch.testing.assert_close(alone[name], parameter.grad, atol=1e-6, rtol=1e-3)
 

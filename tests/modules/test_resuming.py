@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from plain_grpo import make_batch, with_version
-from rwml_testing import fit
 from torch.optim.lr_scheduler import LambdaLR
-from training import LABELS, run
 from transformers import LlamaForCausalLM
 
-from rwml_lightning.data.batches import LabelledBatch
 from rwml_lightning.modules import LoRA, WorldModelGRPO, WorldModelSFT
+from rwml_lightning.modules.optimizer import Optimizer
 from rwml_lightning.modules.resuming import LearningRate, keep_settings, reopen_epoch
+from rwml_lightning.schema import LabelledBatch
+from support.plain_grpo import make_batch, with_version
+from support.training import LABELS, fit, make, run
 
 BATCHES = [LabelledBatch(step, LABELS) for step in range(5)]
 
@@ -97,8 +97,7 @@ def test_a_schedule_goes_on_where_its_own_would_be() -> None:
     ],
 )
 def test_the_schedule_at_its_ends(schedule: Any, step: int, total: int, factor: float) -> None:
-    module = WorldModelSFT(model="m", learning_rate_schedule=schedule, learning_rate_warmup_steps=2)
-    assert module._learning_rate_factor(step, total) == pytest.approx(factor)
+    assert Optimizer(schedule=schedule, warmup_steps=2).factor(step, total) == pytest.approx(factor)
 
 
 def test_an_only_epoch_is_open_again() -> None:
@@ -117,21 +116,23 @@ def test_an_only_epoch_is_open_again() -> None:
     assert checkpoint["loops"]["validate_loop"] == {"epoch_progress": progress()}
 
 
-def test_a_run_that_ended_goes_on_with_more_steps_as_if_it_had_not(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_run_that_ended_goes_on_with_more_steps_as_if_it_had_not(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings: dict[str, Any] = {
-        "model": str(tiny_model), "learning_rate": 1e-2, "lora": LoRA(4, 8), "learning_rate_schedule": "linear"
+        "model": str(tiny_model), "learning_rate": 1e-2, "lora": LoRA(4, 8), "schedule": "linear"
     }  # fmt: skip
     torch.manual_seed(7)
-    whole = WorldModelSFT(**settings)
+    whole = make(WorldModelSFT, **settings)
     fit(whole, BATCHES)
     torch.manual_seed(7)
-    first = WorldModelSFT(**settings)
-    schedule = first._learning_rate_factor
-    first._learning_rate_factor = lambda step, total: schedule(step, 5)  # type: ignore[method-assign]
-    fit(first, BATCHES[:2])
+    first = make(WorldModelSFT, **settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(WorldModelSFT, "num_planned_steps", 5)
+        fit(first, BATCHES[:2])
     first.trainer.save_checkpoint(tmp_path / "a.ckpt")
     torch.manual_seed(1)
-    second = WorldModelSFT(**settings)
+    second = make(WorldModelSFT, **settings)
     # These loaders begin anew; the trainer's count of batches, which is 2, goes on.
     steps = fit(second, BATCHES, ckpt_path=tmp_path / "a.ckpt")
     assert (len(steps.outputs), second.policy_version) == (3, 5)
@@ -155,7 +156,7 @@ def test_a_step_without_samples_moves_no_weight_by_momentum(
     tiny_model: Path, model: LlamaForCausalLM
 ) -> None:
     batches = [make_batch(model), replace(with_version(make_batch(model), 1), groups=())]
-    module = WorldModelGRPO(model=str(tiny_model), learning_rate=1e-2, weight_decay=0.1)
+    module = make(WorldModelGRPO, model=str(tiny_model), learning_rate=1e-2, weight_decay=0.1)
     steps, weights = run(module, batches)
     assert steps.gradients[0].keys() == weights[0].keys()
     assert steps.gradients[1] == {}

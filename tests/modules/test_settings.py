@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -12,7 +11,14 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from plain_grpo import (
+from transformers import LlamaForCausalLM
+
+import rwml_lightning.functional.logprobs as head
+import rwml_lightning.modules.loading as loading
+from rwml_lightning.modules import LoRA, WorldModelGRPO, WorldModelSFT
+from rwml_lightning.modules.grpo import GRPO
+from rwml_lightning.schema import Label, LabelledBatch, RolloutBatch
+from support.plain_grpo import (
     Settings,
     gradients_of,
     make_batch,
@@ -22,16 +28,7 @@ from plain_grpo import (
     with_version,
     with_weights,
 )
-from rwml_testing import fit
-from training import LABELS, TOLERANCE, assert_close, distance, run
-from transformers import LlamaForCausalLM
-
-import rwml_lightning.functional.logprobs as head
-import rwml_lightning.modules.loading as loading
-from rwml_lightning.data.batches import Label, LabelledBatch
-from rwml_lightning.modules import LoRA, WorldModelGRPO, WorldModelSFT
-from rwml_lightning.modules.grpo import GRPOModule
-from rwml_lightning.schema import RolloutBatch
+from support.training import LABELS, TOLERANCE, assert_close, distance, fit, make, run
 
 
 def module_arguments(settings: Settings) -> dict[str, Any]:
@@ -64,7 +61,8 @@ def test_grpo_at_every_setting(
     settings = replace(Settings(**beside), **{setting: value})
     batch = replace(make_batch(model), temperature=settings.temperature)
     texts = read_batch(batch, settings.advantage_normalisation)
-    module = WorldModelGRPO(
+    module = make(
+        WorldModelGRPO,
         model=str(tiny_model),
         num_iterations=3,
         learning_rate=3e-4,
@@ -89,13 +87,13 @@ def test_grpo_at_every_setting(
         differences.append(distance(found, gradients_of(policy, plain)))
     assert max(differences) > 1e-3  # the setting matters here, so one that is ignored is found
     for name, expected in metrics.items():
-        assert steps.outputs[0]["metrics"][name] == pytest.approx(expected, abs=1e-4), name
+        assert steps.metrics[0][name] == pytest.approx(expected, abs=1e-4), name
 
 
 def test_every_setting_of_the_update_is_in_the_plain_one() -> None:
-    """A setting that is added to GRPOModule must be added to the table above as well."""
+    """A setting that is added to GRPO must be added to the table above as well."""
     known = {field.name for field in fields(Settings)} - {"temperature"}
-    own = set(inspect.signature(GRPOModule.__init__).parameters) - {"self", "policy"}
+    own = {field.name for field in fields(GRPO)}
     assert own - known == {"num_iterations", "max_staleness"}  # in tests of their own
 
 
@@ -105,12 +103,12 @@ def test_every_setting_of_the_update_is_in_the_plain_one() -> None:
         ({"learning_rate": 3e-3}, [1, 1, 1, 1]),
         ({"weight_decay": 0.5}, [1, 1, 1, 1]),
         ({"max_grad_norm": 0.01}, [1, 1, 1, 1]),
-        ({"learning_rate_warmup_steps": 2}, [1 / 3, 2 / 3, 1, 1]),
+        ({"warmup_steps": 2}, [1 / 3, 2 / 3, 1, 1]),
         (
-            {"learning_rate_schedule": "linear", "learning_rate_warmup_steps": 1},
+            {"schedule": "linear", "warmup_steps": 1},
             [1 / 2, 1, 2 / 3, 1 / 3],
         ),
-        ({"learning_rate_schedule": "cosine"}, [1, 0.5 + 0.5**1.5, 0.5, 0.5 - 0.5**1.5]),
+        ({"schedule": "cosine"}, [1, 0.5 + 0.5**1.5, 0.5, 0.5 - 0.5**1.5]),
     ],
 )
 def test_weights_after_each_step_are_those_of_plain_adamw(
@@ -120,7 +118,7 @@ def test_weights_after_each_step_are_those_of_plain_adamw(
         "learning_rate": 1e-2, "weight_decay": 0.0, "max_grad_norm": 1e9, **arguments
     }  # fmt: skip
     batches = [with_version(make_batch(model), version) for version in range(4)]
-    steps, weights = run(WorldModelGRPO(model=str(tiny_model), **settings), batches)
+    steps, weights = run(make(WorldModelGRPO, model=str(tiny_model), **settings), batches)
     plain = copy.deepcopy(model)
     optimizer = torch.optim.AdamW(
         plain.parameters(), settings["learning_rate"], (0.9, 0.95), weight_decay=settings["weight_decay"]
@@ -130,7 +128,7 @@ def test_weights_after_each_step_are_those_of_plain_adamw(
         policy = with_weights(model, weights[step])
         gradients = gradients_of(policy, plain_loss(policy, texts, Settings())[0])
         norm = torch.stack([g.norm() for g in gradients.values()]).norm().item()
-        assert steps.outputs[step]["metrics"]["train/grad_norm"] == pytest.approx(norm, rel=1e-4)
+        assert steps.metrics[step]["train/grad_norm"] == pytest.approx(norm, rel=1e-4)
         scale = min(1, settings["max_grad_norm"] / norm)
         assert_close(steps.gradients[step], {name: scale * g for name, g in gradients.items()})
         # The optimizer alone, from the module's own weights and gradients: it would magnify their rounding.
@@ -163,14 +161,14 @@ def test_logits_exist_for_a_chunk_of_positions_at_once(
     monkeypatch.setattr(head, "_logits", watched)
     monkeypatch.setattr(loading, "verify_packing", lambda policy: 0.0)  # it computes a few of its own
     batch = make_batch(model)
-    module = WorldModelGRPO(
-        model=str(tiny_model), max_grad_norm=1e9, kl_coefficient=0.3, **arguments
+    module = make(
+        WorldModelGRPO, model=str(tiny_model), max_grad_norm=1e9, kl_coefficient=0.3, **arguments
     )  # policy and reference
     steps = fit(module, [batch])
     assert max(rows) <= most
     assert (min(rows) > 4) == (most > 4)
     rows.clear()
-    sft = WorldModelSFT(model=str(tiny_model), max_grad_norm=1e9, **arguments)
+    sft = make(WorldModelSFT, model=str(tiny_model), max_grad_norm=1e9, **arguments)
     fit(sft, [LabelledBatch(0, LABELS)])
     assert max(rows) == min(most, 5)  # five distinct predictions in the labels
     policy = copy.deepcopy(model)
@@ -214,7 +212,7 @@ def test_the_mean_of_two_ranks_gradients_is_that_of_one_device(
     batch = make_batch(model, ((1.0, 0.0, 0.3), (0.0, 1.0, 0.9), (1.0, 0.2, 0.0)))
 
     def train(part: RolloutBatch) -> dict[str, torch.Tensor]:
-        return fit(WorldModelGRPO(model=str(tiny_model), **arguments), [part]).gradients[0]
+        return fit(make(WorldModelGRPO, model=str(tiny_model), **arguments), [part]).gradients[0]
 
     whole = train(batch)
     shares = [replace(batch, groups=batch.groups[:cut]), replace(batch, groups=batch.groups[cut:])]
@@ -245,7 +243,7 @@ def test_the_mean_of_two_ranks_gradients_is_that_of_one_device(
 def test_samples_are_of_this_policy_or_of_one_that_is_not_too_old(
     tiny_model: Path, model: LlamaForCausalLM, versions: tuple[int, ...], max_staleness: int, accepted: bool
 ) -> None:
-    module = WorldModelGRPO(model=str(tiny_model), max_staleness=max_staleness)
+    module = make(WorldModelGRPO, model=str(tiny_model), max_staleness=max_staleness)
     batches = [with_version(make_batch(model), version) for version in versions]
     if accepted:
         fit(module, batches)
@@ -261,7 +259,8 @@ def test_a_policy_of_adapters_learns_as_its_plain_loss_says(
 ) -> None:
     lora = LoRA(rank=3, alpha=12, target_modules=["q_proj", "down_proj"])
     settings = Settings(temperature=0.8, kl_coefficient=0.3)
-    module = WorldModelGRPO(
+    module = make(
+        WorldModelGRPO,
         model=str(tiny_model),
         lora=lora,
         num_iterations=2,
@@ -284,7 +283,7 @@ def test_a_policy_of_adapters_learns_as_its_plain_loss_says(
         policy = with_weights(start, before)
         loss, metrics = plain_loss(policy, texts, settings, old, reference=model)
         assert_close(found, gradients_of(policy, loss))
-    assert steps.outputs[0]["metrics"]["train/kl"] == pytest.approx(metrics["train/kl"], abs=1e-5)
+    assert steps.metrics[0]["train/kl"] == pytest.approx(metrics["train/kl"], abs=1e-5)
 
 
 def test_dropout_of_adapters_is_the_one_asked_for(tiny_model: Path) -> None:
@@ -306,8 +305,11 @@ def test_weights_have_the_dtype_asked_for(tiny_model: Path, dtype: str) -> None:
 def test_checkpointing_computes_layers_again_and_changes_no_gradient(
     tiny_model: Path, model: LlamaForCausalLM, gradient_checkpointing: Any
 ) -> None:
-    module = WorldModelGRPO(
-        model=str(tiny_model), gradient_checkpointing=gradient_checkpointing, max_grad_norm=1e9
+    module = make(
+        WorldModelGRPO,
+        model=str(tiny_model),
+        gradient_checkpointing=gradient_checkpointing,
+        max_grad_norm=1e9,
     )
     module.configure_model()
     calls: list[int] = []

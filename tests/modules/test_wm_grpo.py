@@ -9,20 +9,23 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
-from plain_grpo import LENGTHS, Settings, gradients_of, make_batch, plain_loss, read_batch, with_version
-from rwml_testing import fit
 from transformers import LlamaForCausalLM
 
 from rwml_lightning.modules import LoRA, WorldModelGRPO
 from rwml_lightning.modules.base import NonFiniteError
+from support.plain_grpo import (
+    LENGTHS,
+    Settings,
+    gradients_of,
+    make_batch,
+    plain_loss,
+    read_batch,
+    with_version,
+)
+from support.training import fit, make, make_module
 
 # float32; the packed and the plain path sum in different orders. Measured: below 1e-6.
 TOLERANCE = 1e-5
-
-
-def make_module(folder: Path, **arguments: object) -> WorldModelGRPO:
-    defaults: dict[str, object] = {"learning_rate": 1e-2, "max_grad_norm": 1e9}
-    return WorldModelGRPO(model=str(folder), **{**defaults, **arguments})
 
 
 class SaveAtFirstStep(L.Callback):
@@ -51,7 +54,7 @@ def test_one_step_is_grpo_written_out(tiny_model: Path, model: LlamaForCausalLM,
     policy = copy.deepcopy(model)
     loss, _ = plain_loss(policy, read_batch(batch), Settings())
     gradients = gradients_of(policy, loss)
-    metrics = steps.outputs[0]["metrics"]
+    metrics = steps.metrics[0]
     assert abs(loss.item()) > 1e-3
     assert metrics["train/loss"] == pytest.approx(loss.item(), abs=TOLERANCE)
     assert_close(steps.gradients[0], gradients, TOLERANCE)
@@ -92,7 +95,7 @@ def test_groups_without_variance_cost_no_forward_and_change_no_weight(
     steps = fit(module, [batch])
     assert not calls
     assert all(torch.equal(p, before[name]) for name, p in module.policy.named_parameters())
-    assert steps.outputs[0]["metrics"]["train/trained_tokens"] == 0
+    assert steps.metrics[0]["train/trained_tokens"] == 0
     assert module.trainer.global_step == 1
 
 
@@ -116,7 +119,7 @@ def test_kl_pulls_towards_the_model_at_the_start(
     loss, _ = plain_loss(moved, read_batch(batch), Settings(kl_coefficient=0.3), reference=start)
     gradients = gradients_of(moved, loss)
     steps = fit(module, [batch])
-    metrics = steps.outputs[0]["metrics"]
+    metrics = steps.metrics[0]
     assert metrics["train/kl"] > 0.01
     assert metrics["train/loss"] == pytest.approx(loss.item(), abs=TOLERANCE)
     assert_close(steps.gradients[0], gradients, TOLERANCE)
@@ -138,12 +141,12 @@ def test_kl_of_adapters_is_against_those_of_the_start(
     middle = tmp_path / "middle.ckpt"
     whole = make_module(tiny_model, **stage)
     steps = fit(whole, [batch, second], callbacks=[SaveAtFirstStep(middle)])
-    first_kl, second_kl = (output["metrics"]["train/kl"] for output in steps.outputs)
+    first_kl, second_kl = (metrics["train/kl"] for metrics in steps.metrics)
     assert first_kl == 0
     assert second_kl > 1e-3
     resumed = make_module(tiny_model, **stage)
     steps = fit(resumed, [second, second], ckpt_path=middle)  # the loader begins anew, the count does not
-    assert [output["metrics"]["train/kl"] for output in steps.outputs] == pytest.approx([second_kl], rel=1e-5)
+    assert [metrics["train/kl"] for metrics in steps.metrics] == pytest.approx([second_kl], rel=1e-5)
     for name, tensor in whole.policy.state_dict().items():
         torch.testing.assert_close(resumed.policy.state_dict()[name], tensor)
 
@@ -182,20 +185,20 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(
     [
         (
             {"loss_normalisation": "constant"},
-            "model.loss_constant goes with model.loss_normalisation 'constant'",
+            "model.grpo.loss_constant goes with model.grpo.loss_normalisation 'constant'",
         ),
         ({"loss_constant": 3.0}, "and only with it"),
-        ({"num_iterations": 0}, "model.num_iterations is 0; it must be at least 1"),
-        ({"learning_rate": 0.0}, "model.learning_rate is 0.0; it must be above 0"),
-        ({"max_grad_norm": -1.0}, "model.max_grad_norm is -1.0"),
+        ({"num_iterations": 0}, "model.grpo.num_iterations is 0; it must be at least 1"),
+        ({"learning_rate": 0.0}, "model.optimizer.learning_rate is 0.0; it must be above 0"),
+        ({"max_grad_norm": -1.0}, "model.optimizer.max_grad_norm is -1.0"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        WorldModelGRPO(**{"model": "m", **arguments})
+        make(WorldModelGRPO, **{"model": "m", **arguments})
 
 
 def test_an_empty_step_counts_and_changes_nothing(tiny_model: Path, model: LlamaForCausalLM) -> None:
     steps = fit(make_module(tiny_model), [replace(make_batch(model), groups=())])
-    assert steps.outputs[0]["metrics"]["train/trained_tokens"] == 0
+    assert steps.metrics[0]["train/trained_tokens"] == 0
     assert steps.outputs[0]["batch"].groups == ()

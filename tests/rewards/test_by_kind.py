@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
-from rwml_testing import LetterReward, make_transition
 
 from rwml_lightning.evaluation import measure_groups
 from rwml_lightning.rewards import NextStateReward, RewardByKind, RougeReward
 from rwml_lightning.rewards.base import success_similarity
 from rwml_lightning.schema import Completion, Group, Prediction, Score, Transition
+from support.rewards import LetterReward
+from support.worlds import make_transition
 
 TOOL = make_transition(transition_id="t/0", kind="tool", next_state="a b c d e")
 USER = make_transition(transition_id="t/1", kind="user", next_state="Yes, please.")

@@ -7,19 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rwml_testing import ACTION_PROMPT, make_transition, make_world
+from rwml_callbacks.easy_samples.marks import mean_rewards
 from transformers import PreTrainedTokenizerBase
 
 from rwml_lightning.audit.measure import audit_reward
-from rwml_lightning.data.chat_format import ChatFormat
-from rwml_lightning.data.easy_samples import mean_rewards
 from rwml_lightning.data.rollouts import WorldModelRollouts
-from rwml_lightning.evaluation import evaluate_floors
+from rwml_lightning.evaluation import measure_floors
 from rwml_lightning.generation import HFGenerator
+from rwml_lightning.prompts.chat_format import ChatFormat
+from rwml_lightning.prompts.policy import PolicyClient
 from rwml_lightning.rewards import ExactMatchReward, WeightedReward
 from rwml_lightning.rewards.base import NO_PREDICTION, score_checked
 from rwml_lightning.rewards.controls import Control
 from rwml_lightning.schema import Sampling, Score, Transition
+from support.worlds import ACTION_PROMPT, make_transition, make_world
 
 NAN, INFINITY = float("nan"), float("inf")
 WORLD = make_world()
@@ -75,7 +76,7 @@ def test_a_sum_does_not_hide_it() -> None:
 
 USERS: dict[str, Callable[[], Any]] = {
     "filter": lambda: mean_rewards(Strange(), None, WORLD[:1], [["a"]]),
-    "floors": lambda: evaluate_floors(WORLD[:1], Strange(), {"none": lambda _: "a"}),
+    "floors": lambda: measure_floors(WORLD[:1], Strange(), {"none": lambda _: "a"}),
     "audit": lambda: audit_reward(Strange(), WORLD[:1], WORLD, {}, 0),
     "control": lambda: Control("mismatched", 0, WORLD).apply(
         Strange(), ("wm_grpo", 0), WORLD[:1], [["a"]], [[NO_PREDICTION]]
@@ -93,6 +94,8 @@ def test_whoever_asks_a_reward_refuses_nan(user: str) -> None:
 
 def test_rollouts_refuse_nan(tiny_model: Path, tiny_tokenizer: PreTrainedTokenizerBase) -> None:
     generator = HFGenerator(str(tiny_model), device="cpu")
-    rollouts = WorldModelRollouts(generator, Strange(), ACTION_PROMPT, ChatFormat(tiny_tokenizer), 0)
+    rollouts = WorldModelRollouts(
+        PolicyClient(generator, ChatFormat(tiny_tokenizer)), Strange(), ACTION_PROMPT, 0
+    )
     with pytest.raises(ValueError, match="Strange gave the reward nan"):
         rollouts.collect("wm_grpo", 0, WORLD[:1], 2, Sampling(4))

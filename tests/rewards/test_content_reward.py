@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rwml_testing import LetterReward, make_transition
 
 from rwml_lightning.rewards import ContentReward, ContrastiveReward, EmbeddingReward, NextStateReward
 from rwml_lightning.rewards.content import content, f1
@@ -14,6 +13,8 @@ from rwml_lightning.rewards.near_misses import near_misses
 from rwml_lightning.rewards.rewordings import rewordings
 from rwml_lightning.rewards.vocabulary import Vocabulary, learn_vocabulary
 from rwml_lightning.schema import Score
+from support.rewards import LetterReward
+from support.worlds import make_transition
 
 REAL = "You pick up the mug 1 from the shelf 2."
 TAKE = make_transition(action="take mug 1 from shelf 2", next_state=REAL)

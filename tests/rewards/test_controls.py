@@ -9,12 +9,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from rwml_testing import LetterReward, make_transition, make_world
 
 from rwml_lightning.functional import group_advantages
 from rwml_lightning.rewards.base import NO_PREDICTION
 from rwml_lightning.rewards.controls import Control, coin, derangement, permuted
 from rwml_lightning.schema import Score
+from support.rewards import LetterReward
+from support.worlds import make_transition, make_world
 
 
 def scores_of(*rewards: float) -> list[Score | None]:

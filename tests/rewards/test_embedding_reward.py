@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rwml_testing import LetterReward, make_transition
 
 from rwml_lightning.rewards import EmbeddingReward, NextStateReward
 from rwml_lightning.schema import Score
+from support.rewards import LetterReward
+from support.worlds import make_transition
 
 
 class AngleReward(EmbeddingReward):

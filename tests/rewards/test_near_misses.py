@@ -7,12 +7,12 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rwml_testing import make_transition, make_world
 
 from rwml_lightning.rewards.near_misses import NEAR_MISSES, _another, near_misses
 from rwml_lightning.rewards.rewordings import REWORDINGS, rewordings
 from rwml_lightning.rewards.vocabulary import Vocabulary, learn_vocabulary
 from rwml_lightning.schema import Transition
+from support.worlds import make_transition, make_world
 
 HOUSE = [
     make_transition(0, action="take mug 1 from shelf 2", next_state="You pick up the mug 1 from the shelf 2."),

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rwml_testing import make_transition
-from vllm_server import vllm_server
 
 from rwml_lightning.models import resolve_model
 from rwml_lightning.rewards import EmbeddingReward, JudgeReward, Server
+from support.vllm_server import vllm_server
+from support.worlds import make_transition
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 TEXTS = (

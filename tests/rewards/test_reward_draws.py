@@ -9,7 +9,6 @@ from itertools import product
 from typing import Any
 
 import pytest
-from rwml_testing import LetterReward, make_transition, make_world
 
 from rwml_lightning.rewards import ContrastiveReward
 from rwml_lightning.rewards.controls import Control, coin, derangement, permuted
@@ -19,6 +18,8 @@ from rwml_lightning.rewards.rewordings import REWORDINGS, rewordings
 from rwml_lightning.rewards.vocabulary import Vocabulary, learn_vocabulary
 from rwml_lightning.schema import Score
 from rwml_lightning.seeds import derive_seed
+from support.rewards import LetterReward
+from support.worlds import make_transition, make_world
 
 NAMES = Vocabulary((), ())
 ROW = [Score(float(n), n / 2, True, {"p": float(n)}) for n in range(5)]

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rwml_testing import LetterReward, make_transition
 
 from rwml_lightning.rewards import (
     ContentReward,
@@ -25,6 +24,8 @@ from rwml_lightning.rewards.rouge import rouge
 from rwml_lightning.rewards.sentence_embedder import SentenceEmbedder, split_evenly
 from rwml_lightning.rewards.server import ServerClient
 from rwml_lightning.schema import Score
+from support.rewards import LetterReward
+from support.worlds import make_transition
 
 EMBEDDING = {
     "embedder": "Qwen/Qwen3-Embedding-8B", "tau_d": 0.2, "mode": "threshold", "batch_size": 64, "device": None,

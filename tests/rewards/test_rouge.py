@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
-from rwml_testing import make_transition
 
 from rwml_lightning.evaluation.measures import measure
 from rwml_lightning.rewards import RougeReward
 from rwml_lightning.rewards.rouge import RougeVariant, rouge, words
 from rwml_lightning.schema import Score
+from support.worlds import make_transition
 
 VARIANTS: tuple[RougeVariant, ...] = get_args(RougeVariant)
 DIFFERENT = {

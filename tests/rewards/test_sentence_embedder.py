@@ -8,13 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_server import FakeServer, embed_letters, serving
 from hypothesis import given
 from hypothesis import strategies as st
-from rwml_callbacks.fingerprint import similarity_settings
-from rwml_callbacks.reward_logger import rollout_metrics
-from rwml_testing import make_transition, write_tiny_embedder
+from rwml_callbacks.easy_samples.fingerprint import similarity_settings
 
+from rwml_lightning.evaluation import rollout_metrics
 from rwml_lightning.rewards import (
     ContentReward,
     ContrastiveReward,
@@ -27,6 +25,9 @@ from rwml_lightning.rewards import (
 )
 from rwml_lightning.rewards.sentence_embedder import split_evenly
 from rwml_lightning.schema import Completion, Group, Prediction, RolloutBatch, Score
+from support.fake_server import FakeServer, embed_letters, serving
+from support.models import write_tiny_embedder
+from support.worlds import make_transition
 
 HEAD = "abc " * 8  # 24 pieces: more than the 14 that are left of 16 beside the two special ones
 

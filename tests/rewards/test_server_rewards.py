@@ -12,15 +12,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_server import FakeServer, embed_letters, free_port, say, serving
 from hypothesis import given
 from hypothesis import strategies as st
-from rwml_testing import make_transition
 
 from rwml_lightning.rewards import EmbeddingReward, JudgeReward, Server, ServerError
 from rwml_lightning.rewards.embedding_server import EmbeddingServer, read_embeddings
 from rwml_lightning.rewards.judge import read_verdict
 from rwml_lightning.rewards.server import NoAnswerError
+from support.fake_server import FakeServer, embed_letters, free_port, say, serving
+from support.worlds import make_transition
 
 KEY = "sk-very-secret"
 

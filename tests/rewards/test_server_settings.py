@@ -10,14 +10,14 @@ import anyio
 import httpx
 import numpy as np
 import pytest
-from fake_server import FakeServer, embed_letters, say, serving
-from rwml_testing import make_transition
 
 from rwml_lightning.rewards import EmbeddingReward, JudgeReward, Server, ServerError
 from rwml_lightning.rewards.embedding_server import EmbeddingServer, read_embeddings
 from rwml_lightning.rewards.judge import read_verdict
 from rwml_lightning.rewards.server import NoAnswerError, RefusedError, Request, ServerClient
 from rwml_lightning.schema import Score
+from support.fake_server import FakeServer, embed_letters, say, serving
+from support.worlds import make_transition
 
 
 def ask(fake: FakeServer, path: str = "x", number: int = 1, key: str = "judge.server", **changes: Any) -> Any:

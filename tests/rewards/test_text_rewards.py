@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from rwml_testing import LetterReward, make_transition
 
 from rwml_lightning.rewards import ExactMatchReward, NextStateReward, RougeReward, WeightedReward
 from rwml_lightning.rewards.base import NO_PREDICTION
 from rwml_lightning.schema import Score, Transition
+from support.rewards import LetterReward
+from support.worlds import make_transition
 
 
 def rewards_of(reward: NextStateReward, next_state: str, *predictions: str | None) -> list[float | None]:

@@ -6,7 +6,6 @@ import random
 from typing import Any
 
 import pytest
-from rwml_testing import make_transition
 
 from rwml_lightning.rewards import ContentReward
 from rwml_lightning.rewards.content import content
@@ -22,6 +21,7 @@ from rwml_lightning.rewards.vocabulary import (
     slots,
 )
 from rwml_lightning.schema import Score, Turn
+from support.worlds import make_transition
 
 WORLD = Vocabulary(
     ("apple", "red apple", "cup"), ("desk", "oak chest"), "No.", {"take {0}": ("You have the {0}.",)}

@@ -8,13 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from rwml_testing import make_config
-from tui_testing import make_group
 
 from rwml_lightning.trace import TraceWriter
-
-TESTS = Path(__file__).parents[1]
-IMPORTABLE = os.pathsep.join([str(TESTS), *filter(None, sys.path)])
+from support.dashboard import make_group
+from support.paths import IMPORTABLE
+from support.runs import make_config
 
 
 @pytest.fixture
@@ -38,10 +36,10 @@ def recorded_run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     """Folder of a real training run of two steps in an environment of a few rooms, recorded as every run is."""
     folder = tmp_path_factory.mktemp("recorded")
     games = {"train": ["a", "b", "c"], "validation": ["v"]}
-    rooms = {"id": "fake_games.RoomsEnv", "kwargs": {"games": games, "folder": str(folder)}}
-    collection = {"behaviour": "random", "max_steps": 5, "num_environments": 4, "num_workers": 1}
-    data = {"environment": rooms, "collection": collection, "sampling": {"max_tokens": 12}}
-    config = make_config(folder, tiny_model, data=data)
+    rooms = {"id": "support.environments.RoomsEnv", "kwargs": {"games": games, "folder": str(folder)}}
+    collection = {"behaviour": "random", "max_turns": 5, "num_environments": 4, "num_workers": 1}
+    predictions = {"collection": collection, "sampling": {"max_tokens": 12}}
+    config = make_config(folder, tiny_model, data={"environment": rooms}, predictions=predictions)
     command = [sys.executable, "-m", "rwml_lightning", "fit", "--config", str(config)]
     subprocess.run(command, check=True, timeout=240, env={**os.environ, "PYTHONPATH": IMPORTABLE})
     return folder / "runs" / "r"

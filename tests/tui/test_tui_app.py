@@ -15,9 +15,9 @@ from rwml_tui.widgets.group_table import GroupTable
 from rwml_tui.widgets.run_bar import RunBar
 from textual.pilot import Pilot
 from textual.widgets import Static
-from tui_testing import SIZES, drive, idle, make_group, press, shown
 
 from rwml_lightning.trace import TraceWriter
+from support.dashboard import SIZES, drive, idle, make_group, press, shown
 
 
 @pytest.mark.parametrize("size", SIZES)

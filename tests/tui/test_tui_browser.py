@@ -17,7 +17,8 @@ import aiohttp
 import numpy as np
 import pytest
 from PIL import Image
-from tui_testing import Served, free_port, serving
+
+from support.dashboard import Served, free_port, serving
 
 CHROMIUM = shutil.which("chromium")
 

@@ -16,9 +16,9 @@ from rwml_tui.widgets.group_table import GroupTable, reward_bar
 from rwml_tui.widgets.run_bar import RunBar
 from textual.pilot import Pilot
 from textual.widgets import Input
-from tui_testing import drive, idle, press, shown
 
 from rwml_lightning.trace import Filter, GroupQuery, TraceError, TraceReader
+from support.dashboard import drive, idle, press, shown
 
 
 def test_conditions_and_words() -> None:

@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rwml_testing import HOSTILE, assert_harmless
 from rwml_tui.app import Dashboard
 from rwml_tui.widgets.line import Line
 from rwml_tui.widgets.run_bar import RunBar
 from textual.pilot import Pilot
 from textual.widgets import TabbedContent
-from tui_testing import SIZES, drive, idle, make_group, press, put_in_place, shown
 
 from rwml_lightning.schema import Episode, Group, Turn
 from rwml_lightning.trace import GroupQuery, TraceError, TraceReader, TraceWriter
 from rwml_lightning.trace.tables import storable
+from support.dashboard import SIZES, drive, idle, make_group, press, put_in_place, shown
+from support.hostile import HOSTILE, assert_harmless
 
 LONG = HOSTILE * 700  # a hundred thousand characters
 NUMBERS_AS_JSON = {("groups", "rewards")}

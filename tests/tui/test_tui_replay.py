@@ -12,10 +12,10 @@ from rwml_tui.panes.curves import Curves, read_curves
 from rwml_tui.replay import all_steps, moment_at, stride
 from rwml_tui.widgets.group_table import GroupTable
 from textual.pilot import Pilot
-from tui_testing import drive, idle, make_group, press, shown
 
 from rwml_lightning.schema import Episode, Turn
 from rwml_lightning.trace import TraceReader, TraceWriter
+from support.dashboard import drive, idle, make_group, press, shown
 
 
 def test_a_moment_holds_what_was_recorded_by_then(run: Path) -> None:

@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rwml_testing import HOSTILE, assert_harmless
 from rwml_tui.app import Dashboard
 from rwml_tui.export import export
 from rwml_tui.panes.curves import Curves, labelled, logarithmic, smoothed, thinned
 from rwml_tui.screens.export import Export
 from textual.pilot import Pilot
 from textual.widgets import Input
-from tui_testing import drive, make_group, press, shown
 
 from rwml_lightning.trace import TraceReader, TraceWriter
+from support.dashboard import drive, make_group, press, shown
+from support.hostile import HOSTILE, assert_harmless
 
 
 def test_the_same_transition_over_training(run: Path) -> None:

@@ -12,9 +12,11 @@ from pathlib import Path
 import aiohttp
 import pytest
 from rwml_tui.serve import serve
-from tui_testing import Served, free_port, make_group, serving
 
 from rwml_lightning.trace import TraceReader, TraceWriter
+from support.dashboard import Served, free_port, make_group, serving
+
+pytestmark = pytest.mark.heavy
 
 ELSEWHERE = "https://elsewhere.example"
 

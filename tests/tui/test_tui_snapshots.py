@@ -12,10 +12,12 @@ import pytest
 from rwml_tui.app import Dashboard
 from syrupy.assertion import SnapshotAssertion
 from textual.pilot import Pilot
-from tui_testing import drive, make_group, press, put_in_place
 
 from rwml_lightning.schema import Episode, Turn
 from rwml_lightning.trace import TraceReader, TraceWriter
+from support.dashboard import drive, make_group, press, put_in_place
+
+pytestmark = pytest.mark.heavy
 
 SIZES = [(80, 24), (160, 48)]
 SCREENS = {

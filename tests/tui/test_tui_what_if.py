@@ -12,7 +12,8 @@ from rwml_tui.screens.what_if import WhatIf
 from rwml_tui.trust import named_in
 from rwml_tui.what_if import WhatIfError, WhatIfProcess
 from textual.pilot import Pilot
-from tui_testing import drive, idle, press, put_in_place, shown
+
+from support.dashboard import drive, idle, press, put_in_place, shown
 
 
 @pytest.mark.slow
@@ -23,7 +24,11 @@ def test_another_action_in_a_recorded_state(recorded_run: Path) -> None:
         detail = app.reader.group(chosen)
         assert detail is not None
         screen = await press(app, pilot, "w")
-        for words in ("data.environment.id: fake_games.RoomsEnv", "rwml_testing.LetterReward", "config.yaml"):
+        for words in (
+            "data.environment.id: support.environments.RoomsEnv",
+            "support.rewards.LetterReward",
+            "config.yaml",
+        ):
             assert words in screen
         screen = await press(app, pilot, "y")
         assert isinstance(app.screen, WhatIf)
@@ -117,7 +122,7 @@ time.sleep(60)
 HOSTILE_CONFIG = """
 data:
   environment: {id: "os.system\\e[31m", kwargs: {command: touch called}}
-  reward: {class_path: "evil.Reward"}
+  predictions: {reward: {class_path: "evil.Reward"}}
 trainer:
   callbacks: [{class_path: "[@click=app.quit]evil[/]"}]
 """
@@ -135,7 +140,7 @@ def test_nothing_of_a_config_is_run_before_a_person_says_so(
         for leave in ("escape", "n"):
             screen = await press(app, pilot, "w", "enter")
             for words in (
-                "data.environment.id: os.system\\x1b[31m", "data.reward.class_path: evil.Reward",
+                "data.environment.id: os.system\\x1b[31m", "data.predictions.reward.class_path: evil.Reward",
                 "trainer.callbacks.0.class_path: [@click=app.quit]evil[/]",
             ):  # fmt: skip
                 assert words in screen

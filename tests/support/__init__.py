@@ -1,0 +1,1 @@
+"""Every helper of the tests; no test module imports another one."""

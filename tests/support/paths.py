@@ -1,0 +1,12 @@
+"""Where the repository and its tests are."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+TESTS = Path(__file__).parents[1]
+ROOT = TESTS.parent
+IMPORTABLE = os.pathsep.join([str(TESTS), *filter(None, sys.path)])
+"""``PYTHONPATH`` of a process that finds the packages under test and the helpers."""

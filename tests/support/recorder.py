@@ -1,0 +1,17 @@
+"""A callable that keeps its calls."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class Recorder:
+    """Keeps what it was called with and gives always the same."""
+
+    def __init__(self, answer: Any = None) -> None:
+        self.answer = answer
+        self.calls: list[Any] = []
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        self.calls.append((arguments, named) if named else arguments)
+        return self.answer

@@ -1,0 +1,14 @@
+"""Registers environments when it is imported, as packages of environments do."""
+
+from __future__ import annotations
+
+import gymnasium
+
+from support.environments import ScriptedEnv
+
+for name in ("Plain-v0", "Plain-v1", "spaced/Named-v2"):
+    gymnasium.register(name, entry_point="support.environments:ScriptedEnv", kwargs={"greeting": name})
+
+
+class Own(ScriptedEnv):
+    """A class of the same module."""

@@ -1,0 +1,122 @@
+"""Configs of short runs, a callback that kills one, and what runs write."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import yaml
+
+from rwml_lightning.data.transitions import write_transitions
+from support.worlds import make_world
+
+
+def write_config(folder: Path, policy: Path, **changes: Any) -> Path:
+    """A run of two steps on :func:`make_world`; see :func:`make_config` for the rest."""
+    write_transitions(folder / "t.parquet", make_world())
+    return make_config(folder, policy, **changes)
+
+
+def make_config(folder: Path, policy: str | Path, **changes: Any) -> Path:
+    """A run of two steps on the folder's ``t.parquet``; changes go into the section that they name (``predictions`` is ``data.predictions``), or are a key."""
+    config: dict[str, Any] = {
+        "run": {"name": "r", "root": str(folder / "runs")},
+        "trainer": {"accelerator": "cpu", "max_steps": 2},
+        "model": {
+            "class_path": "rwml_lightning.modules.WorldModelGRPO",
+            "init_args": {"model": str(policy)},
+        },
+        "data": {"generator": {"class_path": "rwml_lightning.generation.HFGenerator"}},
+    }
+    predictions = {
+        "transitions": str(folder / "t.parquet"),
+        "reward": {"class_path": "support.rewards.LetterReward"},
+        "prompt": {"history_turns": 0, "system": "", "user": "{action}"},
+        "sampling": {"max_tokens": 20},
+        "prompts_per_step": 4,
+        "group_size": 4,
+    }
+    config["data"]["predictions"] = predictions | changes.pop("predictions", {})
+    for section, values in changes.items():
+        config[section] = {**config.get(section, {}), **values} if isinstance(values, dict) else values
+    file = folder / "config.yaml"
+    file.write_text(yaml.safe_dump(config))
+    return file
+
+
+@dataclass
+class KillOnce(L.Callback):
+    """Ends the process as ``kill -9`` does, in the middle of a step, unless it has done so before.
+
+    Args:
+        step: Optimizer step after whose update, and before whose recording, the process ends.
+        mark: File that says it is done.
+    """
+
+    step: int
+    mark: str
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step and not Path(self.mark).exists():
+            Path(self.mark).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+NUM_STEPS = 8
+
+
+def write_resumable_config(folder: Path, model: Path, name: str, kill_at: int | None) -> Path:
+    """A short run: a warm-up of two steps, eight steps of GRPO over two passes, a checkpoint every three."""
+    transitions = folder / "transitions.parquet"
+    if not transitions.exists():
+        write_transitions(transitions, make_world())
+    callbacks: list[dict[str, Any]] = []
+    if kill_at is not None:
+        arguments = {"step": kill_at, "mark": str(folder / f"{name}.killed")}
+        callbacks = [{"class_path": "support.runs.KillOnce", "init_args": arguments}]
+    config = {
+        "seed_everything": 3,
+        "run": {"name": name, "root": str(folder / "runs")},
+        "warm_up": {"num_transitions": 8, "batch_size": 4, "learning_rate": 1e-3},
+        "checkpoint_every": 3,
+        "trainer": {"accelerator": "cpu", "callbacks": callbacks},
+        "model": {
+            "class_path": "rwml_lightning.modules.WorldModelGRPO",
+            "init_args": {
+                "model": str(model),
+                "optimizer": {"learning_rate": 2e-3, "schedule": "linear"},
+                "grpo": {"kl_coefficient": 0.01},
+            },
+        },
+        "data": {
+            "generator": {"class_path": "rwml_lightning.generation.HFGenerator"},
+            "predictions": {
+                "transitions": str(transitions),
+                "reward": {"class_path": "support.rewards.LetterReward", "init_args": {"tau_d": 0.05}},
+                "prompt": {"history_turns": 0, "system": "", "user": "{action}"},
+                "sampling": {"max_tokens": 20},
+                "prompts_per_step": 8,
+                "group_size": 4,
+                "num_passes": 2,
+            },
+        },
+    }
+    file = folder / f"{name}.yaml"
+    file.write_text(yaml.safe_dump(config))
+    return file
+
+
+def metrics_of(folder: Path) -> list[tuple[str, int, str, float]]:
+    """Read what a run folder's ``metrics.csv`` holds: stage, step, name and value."""
+    return rows_of(folder / "metrics.csv")
+
+
+def rows_of(path: Path) -> list[tuple[str, int, str, float]]:
+    """Read a file of metrics: stage, step, name and value."""
+    with path.open(newline="") as file:
+        return [(r["stage"], int(r["step"]), r["name"], float(r["value"])) for r in csv.DictReader(file)]
