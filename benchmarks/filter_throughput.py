@@ -20,11 +20,12 @@ from pathlib import Path
 import lightning as L
 from rich.console import Console
 from rich.table import Table
-from rwml_callbacks.easy_sample_copy import CopyData, predict_with_copy
-from rwml_callbacks.scored_parts import Answers, ScoredParts, Throughput, read_parts
+from rwml_callbacks.easy_samples.copy import CopyData, predict_with_copy
+from rwml_callbacks.easy_samples.marks import mean_rewards
+from rwml_callbacks.easy_samples.parts import Answers, ScoredParts, Throughput, read_parts
 
 from rwml_lightning.data.datamodule import RolloutDataModule
-from rwml_lightning.data.easy_samples import mean_rewards
+from rwml_lightning.data.predictions import Predictions
 from rwml_lightning.data.rollouts import member_seeds
 from rwml_lightning.data.transitions import write_transitions
 from rwml_lightning.generation import Generator, HFGenerator, VLLMGenerator
@@ -62,12 +63,13 @@ def run_filter(
     data: RolloutDataModule, module: WorldModelGRPO, folder: Path, arguments: argparse.Namespace, seed: int
 ) -> Throughput:
     """The filter's predictions from the first prompt to the last part written; the first call trains the copy."""
-    judged = data.train_transitions
+    judged = data.prediction_source.train
+    reward = data.need_predictions().need_reward()
     for part in folder.glob("*.json"):
         part.unlink()
 
     def score(answers: Answers) -> dict[str, float]:
-        return mean_rewards(data.reward, 0.1, answers.transitions, answers.predictions)
+        return mean_rewards(reward, 0.1, answers.transitions, answers.predictions)
 
     copy_data = CopyData(
         data, make_transitions(TAUGHT), judged, 4, 1, arguments.num_samples, arguments.prompts_per_batch, seed
@@ -82,14 +84,15 @@ def run_generator(
     generator: Generator, data: RolloutDataModule, arguments: argparse.Namespace, seed: int
 ) -> Throughput:
     """One call for all."""
-    judged = data.train_transitions
-    prompts = [data.prompt.encode(data.chat, transition) for transition in judged]
+    source = data.prediction_source
+    judged, settings = source.train, source.settings
+    prompts = [settings.prompt.encode(source.policy.chat, transition) for transition in judged]
     seeds = member_seeds(seed, "easy_sample_filter", 0, judged, arguments.num_samples)
     if isinstance(generator, VLLMGenerator):
         generator.reset_prefix_cache()
     generator.start()
     start = time.perf_counter()
-    groups = generator.generate(prompts, data.sampling, seeds)
+    groups = generator.generate(prompts, settings.sampling, seeds)
     seconds = time.perf_counter() - start
     return Throughput(sum(len(c.token_ids) for group in groups for c in group), seconds, seconds)
 
@@ -118,7 +121,9 @@ def main() -> None:
         write_transitions(path, make_transitions(arguments.num_transitions))
         reward = EmbeddingReward(arguments.embedder)
         reward.embed(["warm"])
-        data = RolloutDataModule(str(path), generator, reward, sampling=Sampling(arguments.max_tokens))
+        data = RolloutDataModule(
+            generator, predictions=Predictions(str(path), reward, sampling=Sampling(arguments.max_tokens))
+        )
         trainer = L.Trainer(
             accelerator=arguments.accelerator, devices=1, logger=False, enable_checkpointing=False
         )

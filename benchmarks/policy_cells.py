@@ -2,7 +2,7 @@
 
     python benchmarks/policy_cells.py [--seeds 0 1 2] [--starts base rwml]
 
-Every cell is configs/alfworld/policy_quickstart.yaml with policy_cells.yaml on top: the same games, the same demonstrations to
+Every cell is configs/quickstart.yaml and configs/alfworld/policy_quickstart.yaml with policy_cells.yaml on top: the same games, the same demonstrations to
 imitate, the same number of steps and episodes; only where it starts differs. The RWML checkpoint is that of
 configs/quickstart.yaml, which is run first unless its export is there. Cells lie in runs/policy-cells/; one that is finished is
 not repeated, one that was interrupted goes on at its last checkpoint. Prints a Markdown table of held-out success over training.
@@ -32,7 +32,7 @@ from rwml_lightning.trace import TraceReader
 ROOT = Path("runs/policy-cells")
 GAMES = Path("data/policy-cells/games")
 CONFIG = (
-    "--config", "configs/alfworld/policy_quickstart.yaml", "--config", "benchmarks/policy_cells.yaml",
+    "--config", "configs/quickstart.yaml", "--config", "configs/alfworld/policy_quickstart.yaml", "--config", "benchmarks/policy_cells.yaml",
 )  # fmt: skip
 WORLD_MODEL = Path("runs/quickstart/export")
 STARTS = {"base": "null", "rwml": str(WORLD_MODEL)}

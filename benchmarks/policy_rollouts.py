@@ -20,14 +20,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from rwml_lightning.data.action_prompts import ActionPrompt
-from rwml_lightning.data.chat_format import ChatFormat
-from rwml_lightning.data.games import list_games
-from rwml_lightning.data.play import EpisodePlayer
 from rwml_lightning.envs import EnvironmentPool, EnvironmentSpec
 from rwml_lightning.envs.alfworld.generate import generate_games
+from rwml_lightning.episodes.games import draw_games
+from rwml_lightning.episodes.player import EpisodePlayer
 from rwml_lightning.generation import Generator, HFGenerator, VLLMGenerator
 from rwml_lightning.models import load_tokenizer
+from rwml_lightning.prompts.action import ActionPrompt
+from rwml_lightning.prompts.chat_format import ChatFormat
+from rwml_lightning.prompts.policy import PolicyClient
 from rwml_lightning.schema import Completion, Sampling
 
 PROMPT = ActionPrompt(
@@ -116,12 +117,12 @@ def main() -> None:
         generate_games(Path(folder), arguments.games * (arguments.rounds + 1), difficulty="minimal")
         spec = EnvironmentSpec("rwml/ALFWorld-v0", {"data": folder})
         with EnvironmentPool(spec, 2) as pool:
-            games = list_games(spec, None, None, 0, False, "games")
+            games = draw_games(spec, None, None, 0, False, "games")
             for number in range(arguments.rounds + 1):
                 own = games[number * arguments.games :][: arguments.games]
                 empty_cache(generator)
                 recorder = Recorder(generator)
-                player = EpisodePlayer(pool, spec.id, recorder, PROMPT, chat, number, 1024)  # type: ignore[arg-type]
+                player = EpisodePlayer(pool, PolicyClient(recorder, chat, 1024), PROMPT, number)  # type: ignore[arg-type]
                 seconds = player.collect(
                     "benchmark", number, own, arguments.members, sampling, arguments.turns
                 ).seconds

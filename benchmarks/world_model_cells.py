@@ -26,8 +26,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from rwml_lightning.changed_weights import SafetensorsFolder, change_shares, compare_weights
 from rwml_lightning.evaluation import Measured, ModelResult, Result, paired_difference, summarise
-from rwml_lightning.weight_change import SafetensorsFolder, change_shares, compare_weights
 
 ROOT = Path("runs/cells")
 CONFIG = ("--config", "configs/quickstart.yaml", "--config", "benchmarks/world_model_cells.yaml")
@@ -36,7 +36,7 @@ BASE = "package:smollm2-135m-instruct"
 SFT = ("--model", "rwml_lightning.modules.WorldModelSFT")
 CELLS: dict[str, tuple[str, ...]] = {
     "rwml": (),
-    "sft": (*SFT, "--trainer.callbacks", "[]", "--trainer.max_steps", "-1", "--data.num_passes", "1000", "--data.prompts_per_step", "8"),
+    "sft": (*SFT, "--trainer.callbacks", "[]", "--trainer.max_steps", "-1", "--data.predictions.num_passes", "1000", "--data.predictions.prompts_per_step", "8"),
     "no-filter": ("--trainer.callbacks", "[]"),
     "mismatched": ("--control", "mismatched"),
     "coin": ("--control", "coin"),
@@ -51,14 +51,14 @@ CONTENT = {
     }
 }
 REWARDS: dict[str, tuple[str, ...]] = {
-    "cosine": ("--data.reward.init_args.mode", "cosine"),
-    "tau-0.05": ("--data.reward.init_args.tau_d", "0.05"),
-    "content": ("--data.reward", json.dumps({"class_path": "rwml_lightning.rewards.ContentReward", "init_args": CONTENT})),
-    "contrastive": ("--data.reward", json.dumps({"class_path": "rwml_lightning.rewards.ContrastiveReward", "init_args": EMBEDDING})),
+    "cosine": ("--data.predictions.reward.init_args.mode", "cosine"),
+    "tau-0.05": ("--data.predictions.reward.init_args.tau_d", "0.05"),
+    "content": ("--data.predictions.reward", json.dumps({"class_path": "rwml_lightning.rewards.ContentReward", "init_args": CONTENT})),
+    "contrastive": ("--data.predictions.reward", json.dumps({"class_path": "rwml_lightning.rewards.ContrastiveReward", "init_args": EMBEDDING})),
 }  # fmt: skip
 WARM_UP_SETTINGS = (
-    *SFT, "--model.init_args.init_from", "null", "--model.init_args.learning_rate", "1e-4", "--trainer.callbacks", "[]",
-    "--data.num_transitions", "16", "--data.prompts_per_step", "4",
+    *SFT, "--model.init_args.init_from", "null", "--model.init_args.optimizer.learning_rate", "1e-4", "--trainer.callbacks", "[]",
+    "--data.predictions.num_transitions", "16", "--data.predictions.prompts_per_step", "4",
 )  # fmt: skip
 LONGEST_RUN = timedelta(hours=1)
 """A cell takes some five minutes on two cores; this is for one that hangs."""
@@ -129,7 +129,12 @@ def seconds_by_phase(run: Path) -> dict[str, float]:
 def evaluate(models: Sequence[str], held_out: int) -> dict[str, ModelResult]:
     """Results of all models on the same transitions; those that are there are read."""
     output = ROOT / "evaluation"
-    validation = ("--data.validation.num_transitions", str(held_out), "--data.validation.group_size", "2")
+    validation = (
+        "--data.predictions.validation.num_transitions",
+        str(held_out),
+        "--data.predictions.validation.group_size",
+        "2",
+    )
     rwml("evaluate", *validation, "--output", str(output), "--models", *models)
     files = sorted(output.glob("*-*.json"), key=lambda file: file.stat().st_mtime)
     found = [ModelResult.from_json(json.loads(file.read_text())) for file in files]

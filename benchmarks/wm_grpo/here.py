@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from rwml_callbacks import WeightSync
 
 from rwml_lightning.cli import default_callbacks, quieten
-from rwml_lightning.data.chat_format import ChatFormat
 from rwml_lightning.data.datamodule import RolloutDataModule
-from rwml_lightning.data.prompts import WorldModelPrompt
+from rwml_lightning.data.predictions import Predictions
 from rwml_lightning.data.transitions import write_transitions
 from rwml_lightning.generation import Generator, HFGenerator, VLLMGenerator
 from rwml_lightning.models import load_tokenizer
 from rwml_lightning.modules import WorldModelGRPO
+from rwml_lightning.modules.grpo import GRPO
+from rwml_lightning.modules.optimizer import Optimizer
+from rwml_lightning.prompts.chat_format import ChatFormat
+from rwml_lightning.prompts.next_state import WorldModelPrompt
 from rwml_lightning.rewards import EmbeddingReward, NextStateReward
 from rwml_lightning.run import Run, open_run_folder
-from rwml_lightning.schema import Completion, Sampling, Score, Transition
-from rwml_lightning.trainer import RWMLTrainer
+from rwml_lightning.schema import Completion, RolloutBatch, Sampling, Score, Transition
 from wm_grpo.case import EMBEDDER, SYSTEM, TRANSITION, Case, GeneratorName, Given, Turns
 
 
@@ -75,16 +76,16 @@ class StepTurns(L.Callback):
     def __init__(self, turns: Turns) -> None:
         self.turns = turns
 
-    def on_train_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    def on_step_metrics(
+        self, trainer: L.Trainer, module: Any, metrics: Mapping[str, float], batch: RolloutBatch
     ) -> None:
-        (group,) = outputs["batch"].groups
-        sync = next(callback for callback in trainer.callbacks if isinstance(callback, WeightSync))
+        """Report a step."""
+        (group,) = batch.groups
         rewards = [prediction.score.reward for prediction in group.predictions]
         self.turns.done(
-            {**outputs["batch"].seconds, "sync": sync.seconds},
-            outputs["metrics"]["train/loss"],
-            outputs["metrics"]["train/grad_norm"],
+            {**batch.seconds, "sync": metrics["time/sync"]},
+            metrics["train/loss"],
+            metrics["train/grad_norm"],
             tuple(len(prediction.completion.token_ids) for prediction in group.predictions),
             sum(rewards) / len(rewards),
         )
@@ -121,9 +122,8 @@ def run(case: Case, turns: Turns, generator_name: GeneratorName = "hf", given: G
     with tempfile.TemporaryDirectory() as folder:
         transitions = Path(folder) / "transitions.parquet"
         write_transitions(transitions, [TRANSITION])
-        data = RolloutDataModule(
+        predictions = Predictions(
             str(transitions),
-            generator,
             reward,
             prompt=FixedLengthPrompt(num_tokens=case.prompt_tokens),
             sampling=Sampling(max_tokens=case.completion_tokens),
@@ -131,15 +131,15 @@ def run(case: Case, turns: Turns, generator_name: GeneratorName = "hf", given: G
             group_size=case.group_size,
             num_passes=case.num_steps,
         )
+        data = RolloutDataModule(generator, predictions=predictions)
         module = WorldModelGRPO(
             model=case.model,
-            learning_rate=case.learning_rate,
-            kl_coefficient=case.kl_coefficient,
             gradient_checkpointing="selective",
-            importance_cap=None,  # TRL corrects for vLLM alone
+            optimizer=Optimizer(case.learning_rate),
+            grpo=GRPO(kl_coefficient=case.kl_coefficient, importance_cap=None),  # TRL corrects for vLLM alone
         )
         record = open_run_folder(Run(name="benchmark", root=folder), "")
-        trainer = RWMLTrainer(
+        trainer = L.Trainer(
             accelerator="cpu",
             devices=1,
             max_epochs=1,
