@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from functools import cache
 from types import UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from rwml_lightning.schema import Turn
 
 Record = TypeVar("Record")
 
@@ -96,3 +100,21 @@ def _types(hint: Any) -> tuple[type, ...]:
     if hint is float:
         return (float, int)
     return (object,) if hint is Any else (get_origin(hint) or hint,)
+
+
+def number(value: float | None) -> float:
+    """A number that is always there; SQLite keeps NaN as NULL."""
+    return math.nan if value is None else value
+
+
+def history(text: str) -> tuple[Turn, ...]:
+    """Read the turns of a transition's history.
+
+    Raises:
+        DamagedRow: The text is no list of turns.
+    """
+    turns = parsed(text, "history")
+    names = [field.name for field in fields(Turn)]
+    if not isinstance(turns, list) or not all(isinstance(t, list) and len(t) == len(names) for t in turns):
+        raise DamagedRow(f"history holds {text!r:.60} where turns should stand")
+    return tuple(record(Turn, dict(zip(names, turn, strict=True))) for turn in turns)

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import sqlite3
 import time
 from array import array
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import fields
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args
 
 from rwml_lightning.schema import Episode, Transition, Turn
-from rwml_lightning.trace.checked import DamagedRow, Record, columns, number_by_name, numbers, parsed, record
+from rwml_lightning.trace.checked import (
+    Record,
+    columns,
+    history,
+    number,
+    number_by_name,
+    numbers,
+    parsed,
+    record,
+)
 from rwml_lightning.trace.query import JOIN_TASK, JOIN_TRANSITIONS, GroupQuery
 from rwml_lightning.trace.records import (
     Command,
@@ -40,23 +47,10 @@ prompt_tokens, task.body AS task
 _EPISODE = "id, stage, step, source, position, episode_id, environment, game, kind, success, truncated, num_turns, episode_return"
 
 
-def number(value: float | None) -> float:
-    """A number that is always there; SQLite keeps NaN as NULL."""
-    return math.nan if value is None else value
-
-
 def _summary(row: dict[str, Any]) -> GroupSummary:
     flags = {name: bool(row[name]) for name in ("valid", "knowable", "zero_variance")}
     rewards = numbers(parsed(row["rewards"], "rewards"), "rewards")
     return record(GroupSummary, {**row, **flags, "rewards": rewards})
-
-
-def _history(text: str) -> tuple[Turn, ...]:
-    turns = parsed(text, "history")
-    names = [field.name for field in fields(Turn)]
-    if not isinstance(turns, list) or not all(isinstance(t, list) and len(t) == len(names) for t in turns):
-        raise DamagedRow(f"history holds {text!r:.60} where turns should stand")
-    return tuple(record(Turn, dict(zip(names, turn, strict=True))) for turn in turns)
 
 
 class TraceReader:
@@ -244,7 +238,7 @@ class TraceReader:
         shared = ("transition_id", "environment", "game", "action", "kind", "valid", "knowable", "split")
         told = {name: row[name] for name in ("task", "observation", "next_state")}
         with explained(self.path):
-            told |= {name: getattr(summary, name) for name in shared} | {"history": _history(row["history"])}
+            told |= {name: getattr(summary, name) for name in shared} | {"history": history(row["history"])}
             transition = record(Transition, told)
             return record(
                 GroupDetail, {"summary": summary, "transition": transition, "prompt": row["prompt"]}
@@ -320,7 +314,7 @@ class TraceReader:
         )
         for turn in turns:
             turn["valid"], turn["reward"] = bool(turn["valid"]), number(turn["reward"])
-        row = rows[0]
+        (row,) = rows
         row["success"] = None if row["success"] is None else bool(row["success"])
         row["truncated"] = bool(row["truncated"])
         (episode,) = self._records(Episode, [{**row, "turns": tuple(self._records(Turn, turns))}])
@@ -344,13 +338,12 @@ class TraceReader:
         """
         if command not in get_args(CommandName):
             raise ValueError(f"no command {command!r}: known are {', '.join(get_args(CommandName))}")
+        insert = "INSERT INTO control (time, command) VALUES (?, ?)"
         with explained(self.path):
             db = sqlite3.connect(f"{self.path.resolve().as_uri()}?mode=rw", uri=True, timeout=10)
             try:
                 with db:
-                    cursor = db.execute(
-                        "INSERT INTO control (time, command) VALUES (?, ?)", (time.time(), command)
-                    )
+                    cursor = db.execute(insert, (time.time(), command))
             finally:
                 db.close()
         assert cursor.lastrowid is not None
