@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
@@ -21,7 +21,7 @@ from rwml_lightning import pipeline
 from rwml_lightning.commands.audit import audit
 from rwml_lightning.commands.collect import collect
 from rwml_lightning.commands.configured import Configured
-from rwml_lightning.commands.evaluate import evaluate
+from rwml_lightning.commands.evaluate import evaluate, repeat_option
 from rwml_lightning.commands.export import export
 from rwml_lightning.commands.weight_change import weight_change
 from rwml_lightning.commands.what_if import what_if
@@ -312,18 +312,6 @@ def quieten() -> None:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-
-
-def repeat_option(option: str, arguments: Sequence[str]) -> list[str]:
-    """``--models A B`` as jsonargparse takes a list: ``--models+=A --models+=B``."""
-    spread: list[str] = []
-    within = False
-    for argument in arguments:
-        if argument == option or argument.startswith("-"):
-            within = argument == option
-        if argument != option:
-            spread.append(f"{option}+={argument}" if within else argument)
-    return spread
 
 
 def main(args: list[str] | None = None) -> None:

@@ -162,3 +162,15 @@ def report(found: Sequence[ModelResult], folder: Path) -> None:
     columns = {one.model: one.results for one in found}
     console.print(render_by_kind("Share under tau_d by kind of step", columns))
     console.print(f"Results: {folder}", soft_wrap=True)
+
+
+def repeat_option(option: str, arguments: Sequence[str]) -> list[str]:
+    """``--models A B`` as jsonargparse takes a list: ``--models+=A --models+=B``."""
+    spread: list[str] = []
+    within = False
+    for argument in arguments:
+        if argument == option or argument.startswith("-"):
+            within = argument == option
+        if argument != option:
+            spread.append(f"{option}+={argument}" if within else argument)
+    return spread

@@ -21,8 +21,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from rwml_lightning.cli import main, repeat_option
+from rwml_lightning.cli import main
 from rwml_lightning.commands import model_evaluator
+from rwml_lightning.commands.evaluate import repeat_option
 from rwml_lightning.data.transitions import write_transitions
 from rwml_lightning.generation import HFGenerator
 from rwml_lightning.models import load_tokenizer
