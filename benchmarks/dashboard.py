@@ -90,12 +90,12 @@ def make_group(number: int, draw: random.Random) -> Group:
     )  # fmt: skip
     predictions = []
     for member in range(GROUP_SIZE):
-        thinking, foreseen = words(60), words(40)
+        thinking, predicted = words(60), words(40)
         similarity = draw.random()
         score = Score(float(similarity > 0.8), similarity, True, {"similarity": similarity})
         completion = Completion((7,) * 150, (-0.5,) * 150, "stop", number // GROUPS_PER_STEP)
-        text = f"<think>{thinking}</think><next_state>{foreseen}</next_state>"
-        predictions.append(Prediction(completion, text, thinking, foreseen, score, draw.gauss(0, 1), member))
+        text = f"<think>{thinking}</think><next_state>{predicted}</next_state>"
+        predictions.append(Prediction(completion, text, thinking, predicted, score, draw.gauss(0, 1), member))
     return Group(
         transition, (1,) * 300, f"Task: {transition.task} {transition.observation}", tuple(predictions)
     )

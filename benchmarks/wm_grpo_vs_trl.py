@@ -39,9 +39,9 @@ from rich.table import Table
 from wm_grpo.case import Case, Given, Step, Turns
 
 LOSS_TOLERANCE = 1e-5
-"""Absolute, in float32."""
+"""Largest absolute difference, in float32."""
 GRADIENT_TOLERANCE = 1e-3
-"""Of the gradient's norm, relative."""
+"""Largest relative difference of the gradients' norms."""
 CHECK_STEPS = 3
 """The KL penalty is 0 in the first."""
 CHECK_LEARNING_RATE = 1e-5

@@ -48,8 +48,8 @@ class Case:
         group_size: Completions.
         num_steps: Optimizer steps, warm-up included.
         kl_coefficient: Weight of the KL penalty (k3).
-        learning_rate: Constant.
-        threads: Of torch, on each side.
+        learning_rate: Learning rate, which is constant.
+        threads: Threads of torch on each side.
     """
 
     model: str
@@ -91,7 +91,7 @@ class Step:
     Args:
         seconds: By phase.
         total: Wall seconds from the permission to start until everything was done, the next step's generator included.
-        loss: Of the whole step.
+        loss: Loss of the whole step.
         gradient_norm: Before clipping.
         completion_lengths: Tokens, in any order.
         reward: Mean over the group.

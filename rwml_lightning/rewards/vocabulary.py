@@ -24,7 +24,7 @@ _AFTER_ARTICLE = re.compile(
     rf"\b(?:a|an|the|some) ({_WORD})(?= (?:is|are|and|or|from|to|on|in|into|onto|inside|at|with|using)\b|[.,;:!?]|$)", re.I
 )  # fmt: skip
 MOST_WORDS = 3
-"""Of a name."""
+"""Most words of a name."""
 _TOKEN = re.compile(_WORD)
 _NUMBER = re.compile(r" (\d{1,9})\b")
 _ARGUMENT = re.compile(rf"({_WORD}(?: {_WORD}){{0,{MOST_WORDS - 1}}}?)(?: \d+)?")
@@ -62,7 +62,7 @@ class Vocabulary:
 
     @cached_property
     def names(self) -> frozenset[str]:
-        """Of objects and receptacles."""
+        """Names of objects and receptacles."""
         return frozenset(self.objects + self.receptacles)
 
     def things(self, text: str) -> list[Thing]:

@@ -196,7 +196,7 @@ def test_doing_nothing_is_measured() -> None:
     assert reward == info["measures"]["do_nothing"]
 
 
-def test_a_reply_of_100_kb_is_shortened_where_it_is_to_be_foreseen() -> None:
+def test_a_reply_of_100_kb_is_shortened_where_it_is_to_be_predicted() -> None:
     env = Tau2Env("mock", max_reply_chars=100)
     env.reset(seed=0, options={"task": "mock/create_task_1"})
     call = {"name": "update_task_status", "arguments": {"task_id": "x" * 100_000, "status": "completed"}}

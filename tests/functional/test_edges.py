@@ -178,7 +178,7 @@ class Calls(TorchDispatchMode):
 
 @pytest.mark.parametrize(("checkpointing", "products", "activations"), [("selective", 3, 4), ("full", 5, 4)])
 def test_what_checkpointing_computes_again(checkpointing: Any, products: int, activations: int) -> None:
-    """Of three matrix products and two activations; the third product's own value is not needed for its gradient."""
+    """The layer has three matrix products and two activations; the third product's own value is not needed for its gradient."""
     torch.manual_seed(0)
     layer = nn.Sequential(nn.Linear(3, 4), nn.SiLU(), nn.Linear(4, 4), nn.SiLU(), nn.Linear(4, 2))
     inputs = torch.randn(5, 3, requires_grad=True)
