@@ -30,7 +30,7 @@ from rwml_lightning.credentials import check_config
 from rwml_lightning.data.datamodule import RolloutDataModule
 from rwml_lightning.evaluation import render_episodes, render_results
 from rwml_lightning.modules.base import PolicyModule
-from rwml_lightning.preflight import look_for_all
+from rwml_lightning.preflight import check_run
 from rwml_lightning.printable import guard_terminal, printable
 from rwml_lightning.rewards import ServerError
 from rwml_lightning.rewards.controls import ControlName
@@ -152,7 +152,7 @@ class RWMLCLI(LightningCLI):
         if not takes_config(command):
             return None
         check_stage(command, self.model, self.datamodule)
-        look_for_all(command, self.config[command], self.model, self.datamodule)
+        check_run(command, self.config[command], self.model, self.datamodule)
         if command in COMMANDS:
             return None
         if command == "fit":

@@ -15,17 +15,17 @@ from rwml_lightning.printable import well_formed
 from rwml_lightning.run import CONFIG_FILE, RunFolder
 
 
-def introduce(logger: Logger, folder: RunFolder) -> None:
+def start_logger(logger: Logger, folder: RunFolder) -> None:
     """Give W&B the run folder's name, place and id, and every logger the config, before its first number.
 
     With the folder's id a run that was killed and started again is one run there too.
     """
-    settle(logger, folder.path, folder.id)
+    name_run(logger, folder.path, folder.id)
     config = yaml.safe_load((folder.path / CONFIG_FILE).read_text())
     logger.log_hyperparams({**config, "git": git_state()})
 
 
-def settle(logger: Logger, path: Path, run_id: str | None = None) -> None:
+def name_run(logger: Logger, path: Path, run_id: str | None = None) -> None:
     """Give W&B the name and place of a folder, and the id of its run, where the config leaves them out."""
     if not isinstance(logger, WandbLogger):
         return

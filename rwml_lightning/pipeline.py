@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 import lightning as L
 
 from rwml_lightning.data.datamodule import RolloutDataModule
-from rwml_lightning.loggers import introduce
+from rwml_lightning.loggers import start_logger
 from rwml_lightning.modules.base import PolicyModule
 from rwml_lightning.modules.exporting import write_export
 from rwml_lightning.run import RunFolder
@@ -53,7 +53,7 @@ def run(
         return
     data.record_collection = partial(record_collection, folder.trace)
     for logger in trainer.loggers:
-        introduce(logger, folder)
+        start_logger(logger, folder)
     try:
         if wanted is not None and (model.init_from is None or model.reads == "episodes"):
             model.init_from = str(warm_up(wanted, model, data, trainer, folder, warm_up_callbacks))

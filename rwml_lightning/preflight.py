@@ -20,7 +20,7 @@ from rwml_lightning.modules.base import PolicyModule
 from rwml_lightning.modules.loading import check_same_lora, checkpoint_policy
 
 
-def look_for_all(command: str, config: Namespace, model: PolicyModule, data: RolloutDataModule) -> None:
+def check_run(command: str, config: Namespace, model: PolicyModule, data: RolloutDataModule) -> None:
     """Look for everything that a command will need and that its config names.
 
     Args:
@@ -36,16 +36,16 @@ def look_for_all(command: str, config: Namespace, model: PolicyModule, data: Rol
         predictions = data.need_predictions()
         if predictions.path.exists():
             return
-        look_for_transitions(predictions, data)
+        check_transitions(predictions, data)
         assert predictions.collection is not None
         if predictions.collection.behaviour != "model":
             return
     if command == "fit":
-        look_for_devices(model, config.trainer)
+        check_devices(model, config.trainer)
     if command in ("fit", "validate", "test", "collect"):
-        _find_model("model.init_args.model", model.model)
+        _check_model("model.init_args.model", model.model)
         if (own := getattr(data.generator, "model", None)) is not None:
-            _find_model("data.generator.init_args.model", own)
+            _check_model("data.generator.init_args.model", own)
     if command == "collect":
         return
     parts: dict[str, Any] = {}
@@ -55,15 +55,15 @@ def look_for_all(command: str, config: Namespace, model: PolicyModule, data: Rol
         parts["trainer.callbacks"] = config.trainer.callbacks
     for key, part in parts.items():
         for path, embedder in embedders(part, key):
-            _find_model(path, embedder)
+            _check_model(path, embedder)
     if command in ("fit", "validate", "test"):
-        look_for_weights(model)
-        look_for_checkpoint(config.ckpt_path, model)
+        check_starting_weights(model)
+        check_checkpoint(config.ckpt_path, model)
     if command in ("fit", "validate", "test", "evaluate"):
-        look_for_data(model, data)
+        check_data(model, data)
 
 
-def look_for_devices(model: PolicyModule, trainer: Namespace) -> None:
+def check_devices(model: PolicyModule, trainer: Namespace) -> None:
     """See that the devices of a trainer are there, and that their precision trains: one is made of these settings alone.
 
     A strategy that the config gives as a class is left out, since it would belong to this trainer and not to the run's.
@@ -95,7 +95,7 @@ def embedders(part: Any, path: str) -> Iterator[tuple[str, str]]:
         yield from embedders(value, f"{path}.{key}")
 
 
-def look_for_checkpoint(ckpt_path: str | None, model: PolicyModule) -> None:
+def check_checkpoint(ckpt_path: str | None, model: PolicyModule) -> None:
     """Take nothing but a local checkpoint of ours with the adapters of ``model``: Lightning would fetch what an address names,
     and run the code in it."""
     if ckpt_path is None:
@@ -114,7 +114,7 @@ def look_for_checkpoint(ckpt_path: str | None, model: PolicyModule) -> None:
         check_same_lora(checkpoint_policy(path)["lora"], model.lora, f"--ckpt_path names {path}, which")
 
 
-def look_for_weights(model: PolicyModule) -> None:
+def check_starting_weights(model: PolicyModule) -> None:
     """See that what ``model.init_from`` names is a model, or a checkpoint that fits this one."""
     if model.init_from is None:
         return
@@ -122,7 +122,7 @@ def look_for_weights(model: PolicyModule) -> None:
     if not path.exists():
         raise ValueError(f"model.init_from names {path}, which does not exist")
     if path.is_dir():
-        _find_model("model.init_args.init_from", str(path))
+        _check_model("model.init_args.init_from", str(path))
         return
     check_same_lora(checkpoint_policy(path)["lora"], model.lora, f"model.init_from names {path}, which")
     state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
@@ -145,12 +145,12 @@ def weight_shapes(model: str, lora: LoRA | None) -> dict[str, torch.Size]:
     return {name: weight.shape for name, weight in policy.state_dict().items()}
 
 
-def look_for_data(model: PolicyModule, data: RolloutDataModule) -> None:
+def check_data(model: PolicyModule, data: RolloutDataModule) -> None:
     """See that what the stage reads is there, or can be made."""
     if getattr(data, model.reads) is None:
         raise ValueError(f"data.{model.reads} is not set, and {type(model).__name__} learns from it")
     if data.episodes is not None:
-        look_for_environment(data)
+        check_environment(data)
         if model.reads == "episodes" and model.learns == "labels":
             data.episodes.need_demonstrations()
         if getattr(model, "world_model_weight", 0) and data.episodes.next_state_labels is None:
@@ -160,16 +160,16 @@ def look_for_data(model: PolicyModule, data: RolloutDataModule) -> None:
     if data.predictions is not None:
         data.predictions.need_evaluator()
         if not data.predictions.path.exists():
-            look_for_transitions(data.predictions, data)
+            check_transitions(data.predictions, data)
 
 
-def look_for_transitions(predictions: Predictions, data: RolloutDataModule) -> None:
+def check_transitions(predictions: Predictions, data: RolloutDataModule) -> None:
     """See that transitions which are not there can be collected."""
     predictions.check_collectable(data.environment)
-    look_for_environment(data)
+    check_environment(data)
 
 
-def look_for_environment(data: RolloutDataModule) -> None:
+def check_environment(data: RolloutDataModule) -> None:
     """See that the environment can be made; one that plays generated games has none yet."""
     if data.environment is None:
         raise ValueError("data.environment is not set, so the policy has nothing to act in")
@@ -181,7 +181,7 @@ def look_for_environment(data: RolloutDataModule) -> None:
         raise ValueError(f"data.environment: {error}") from error
 
 
-def _find_model(key: str, name: str) -> None:
+def _check_model(key: str, name: str) -> None:
     try:
         resolve_model(name)
     except ValueError as error:

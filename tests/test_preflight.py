@@ -11,7 +11,7 @@ from jsonargparse import Namespace
 
 from rwml_lightning.modules import LoRA, WorldModelSFT
 from rwml_lightning.modules.loading import load_policy
-from rwml_lightning.preflight import embedders, look_for_checkpoint, look_for_weights
+from rwml_lightning.preflight import check_checkpoint, check_starting_weights, embedders
 from support.command_line import error_of
 from support.runs import make_config, write_config
 
@@ -182,14 +182,14 @@ def test_weights_to_start_from_are_those_of_the_model(
     torch.save(checkpoint, tmp_path / "a.ckpt")
     module = WorldModelSFT(model=str(tiny_model), lora=setting, init_from=str(tmp_path / "a.ckpt"))
     if fits:
-        look_for_weights(module)
-        look_for_checkpoint(str(tmp_path / "a.ckpt"), module)
+        check_starting_weights(module)
+        check_checkpoint(str(tmp_path / "a.ckpt"), module)
     else:
         with pytest.raises(
             ValueError,
             match=r"model\.init_from names .*a\.ckpt, which holds the weights of another model or LoRA",
         ):
-            look_for_weights(module)
+            check_starting_weights(module)
 
 
 def test_adapters_are_not_scaled_otherwise_than_they_were_trained(tiny_model: Path, tmp_path: Path) -> None:
@@ -203,9 +203,9 @@ def test_adapters_are_not_scaled_otherwise_than_they_were_trained(tiny_model: Pa
     refusal = rf"{path},? .*of another model or LoRA setting: model\.lora\.alpha was 8 and is 64"
     module = WorldModelSFT(model=str(tiny_model), lora=own, init_from=str(path))
     with pytest.raises(ValueError, match=rf"model\.init_from names {refusal}"):
-        look_for_weights(module)
+        check_starting_weights(module)
     with pytest.raises(ValueError, match=rf"--ckpt_path names {refusal}"):
-        look_for_checkpoint(str(path), module)
+        check_checkpoint(str(path), module)
     with pytest.raises(ValueError, match=refusal.replace(",?", "")):
         load_policy(str(tiny_model), lora=own, init_from=str(path))
 

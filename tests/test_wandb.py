@@ -14,7 +14,7 @@ import yaml
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
 from rwml_lightning.evaluation import Result
-from rwml_lightning.loggers import git_state, introduce, log_comparison
+from rwml_lightning.loggers import git_state, log_comparison, start_logger
 from rwml_lightning.run import Run, open_run_folder
 from support.paths import IMPORTABLE
 from support.runs import NUM_STEPS, metrics_of, write_resumable_config
@@ -116,13 +116,13 @@ class Untold(WandbLogger):
 def test_the_run_folder_fills_in_what_a_config_leaves_out(tmp_path: Path) -> None:
     folder = open_run_folder(Run("r", str(tmp_path)), "a: 1\n")
     logger = Untold(project="p", resume=None)
-    introduce(logger, folder)
+    start_logger(logger, folder)
     assert {key: logger._wandb_init[key] for key in ("name", "id", "dir", "resume")} == {
         "name": "r", "id": folder.id, "dir": str(tmp_path / "r"), "resume": "allow",
     }  # fmt: skip
     assert logger.experiment.config["a"] == 1
     given = Untold(name="mine", id="my-id", resume="must", save_dir=tmp_path)
-    introduce(given, folder)
+    start_logger(given, folder)
     assert [given._wandb_init[key] for key in ("name", "id", "dir", "resume")] == [
         "mine", "my-id", str(tmp_path), "must",
     ]  # fmt: skip
@@ -131,7 +131,7 @@ def test_the_run_folder_fills_in_what_a_config_leaves_out(tmp_path: Path) -> Non
 def test_every_logger_gets_the_config(tmp_path: Path) -> None:
     folder = open_run_folder(Run("r", str(tmp_path / "runs")), "a: 1\n")
     logger = CSVLogger(tmp_path)
-    introduce(logger, folder)
+    start_logger(logger, folder)
     assert logger.experiment.hparams["a"] == 1
     assert set(logger.experiment.hparams) == {"a", "git"}
 

@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 from typing_extensions import override
 
-from rwml_callbacks.reward_hacking import hacking_metrics
+from rwml_callbacks.hacking_signs import hacking_metrics
 from rwml_lightning.modules.base import PolicyModule
 from rwml_lightning.schema import RolloutBatch
 
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 class RewardHackingWatch(L.Callback):
     """Measures each rollout's predictions by what a reward may not see, and says in the log when something looks wrong.
 
-    It adds ``hacking/`` metrics (:func:`rwml_callbacks.reward_hacking.hacking_metrics`) to those of the step. Every ``patience`` steps it compares their means with the limits below and with the ``patience``
+    It adds ``hacking/`` metrics (:func:`rwml_callbacks.hacking_signs.hacking_metrics`) to those of the step. Every ``patience`` steps it compares their means with the limits below and with the ``patience``
     steps before.
 
     Args:

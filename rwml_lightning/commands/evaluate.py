@@ -20,7 +20,7 @@ from rwml_lightning.commands.model_evaluator import ModelEvaluator
 from rwml_lightning.data.datamodule import RolloutDataModule
 from rwml_lightning.data.transitions import read_transitions
 from rwml_lightning.evaluation import ModelResult, paired_difference, render_by_kind, render_comparison
-from rwml_lightning.loggers import log_comparison, settle
+from rwml_lightning.loggers import log_comparison, name_run
 from rwml_lightning.models import resolve_model
 from rwml_lightning.modules.base import PolicyModule
 from rwml_lightning.prompts.policy import PolicyClient
@@ -41,7 +41,7 @@ def evaluate(configured: Configured, models: list[str], output: str | None = Non
     settings = {key: config[key] for key in ("data", "seed_everything")}
     folder = Path(output or Path(configured.run.root) / f"evaluate-{configured.run.name}")
     for logger in configured.loggers:
-        settle(logger, folder)
+        name_run(logger, folder)
     compare(
         configured.make_trainer(), configured.model, configured.data, models, folder, settings, configured.loggers
     )  # fmt: skip

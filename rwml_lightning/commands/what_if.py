@@ -129,7 +129,7 @@ class WhatIf:
             )
         actions = tuple(self._recorded[name].action for name in earlier)
         place = Place(task_of(episode), episode_seed(self._collection_seed, episode), actions)
-        if self.reach(place)[0].observation != self._recorded[transition_id].observation:
+        if self.replay(place)[0].observation != self._recorded[transition_id].observation:
             raise ValueError(
                 f"the environment no longer comes to the state of {transition_id!r} by its actions"
             )
@@ -141,7 +141,7 @@ class WhatIf:
         game = games[number % len(games)] if games else ""
         return Place(game, episode_seed(self.seed, episode_name(game, number)))
 
-    def reach(self, place: Place) -> tuple[EpisodeState, bool]:
+    def replay(self, place: Place) -> tuple[EpisodeState, bool]:
         """The state at a place, and whether the episode is over there.
 
         Raises:
@@ -225,7 +225,7 @@ def respond(world: WhatIf, request: Mapping[str, Any]) -> dict[str, Any]:
             place = Place.from_json(request["place"])
         action = well_formed(str(request.get("action") or "")).strip()
         outcome = describe_group(world.ask(place, action)) if action else {}
-        state, over = world.reach(place)
+        state, over = world.replay(place)
     except (ValueError, ServerError) as error:
         return {"error": " ".join(str(error).split())}
     return {
@@ -304,24 +304,24 @@ def serve(
         answers: Gets lines of JSON.
     """
 
-    def tell(message: Mapping[str, Any]) -> None:
+    def send(message: Mapping[str, Any]) -> None:
         answers.write(json.dumps(message) + "\n")
         answers.flush()
 
-    tell({"status": f"loading {model}"})
+    send({"status": f"loading {model}"})
     try:
         module = load_module(model, dtype)
     except ValueError as error:
         raise ValueError(f"{model}: {error}") from error
     if torch.cuda.is_available():
         module.policy.cuda()
-    tell({"status": "starting the environment"})
+    send({"status": "starting the environment"})
     world = WhatIf(data, module, group_size)
     try:
-        tell({"ready": model})
+        send({"ready": model})
         for line in requests:
             request = json.loads(line)
-            tell({"id": request.get("id"), **respond(world, request)})
+            send({"id": request.get("id"), **respond(world, request)})
     finally:
         world.close()
 

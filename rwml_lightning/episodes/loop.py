@@ -151,7 +151,7 @@ def _play_once(
     turns: dict[int, list[PlayedTurn]] = {slot: [] for slot in starts}
     outcomes: dict[int, Played | Failure] = {}
 
-    def lose(slot: int, failure: Failure) -> None:
+    def drop(slot: int, failure: Failure) -> None:
         log.warning("episode %s: %s", starts[slot].episode_id, failure.error)
         live.pop(slot, None)
         outcomes[slot] = failure
@@ -168,9 +168,9 @@ def _play_once(
     for slot, answer in answers.items():
         walkthrough = walkthroughs.get(slot, ())
         if isinstance(answer, Failure):
-            lose(slot, answer)
+            drop(slot, answer)
         elif isinstance(walkthrough, Failure):
-            lose(slot, walkthrough)
+            drop(slot, walkthrough)
         else:
             live[slot] = EpisodeState.begin(starts[slot].episode_id, answer, walkthrough)
     for _ in range(max_turns):
@@ -185,7 +185,7 @@ def _play_once(
             answers = pool.step_many({slot: act.action for slot, act in acts.items()})
         for slot, answer in answers.items():
             if isinstance(answer, Failure):
-                lose(slot, answer)
+                drop(slot, answer)
                 continue
             state, act = live[slot], acts[slot]
             view = state.view

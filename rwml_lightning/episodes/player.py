@@ -91,7 +91,7 @@ class EpisodePlayer:
         groups = []
         for place, game in enumerate(games):
             members = outcome.episodes[place * group_size : (place + 1) * group_size]
-            played = tuple(self._pay(member) for member in members if isinstance(member, Played))
+            played = tuple(self._score(member) for member in members if isinstance(member, Played))
             if len(played) == group_size:
                 groups.append(EpisodeGroup(game.task, game.split, played))
         self._count(games, group_size, outcome, len(groups))
@@ -100,7 +100,7 @@ class EpisodePlayer:
             step, version, tuple(groups), sampling.temperature, len(games) - len(groups), seconds
         )
 
-    def _pay(self, played: Played) -> Playthrough:
+    def _score(self, played: Played) -> Playthrough:
         """The episode with its samples, each with what its turn is paid."""
         samples = []
         for turn, done in zip(played.turns, played.episode.turns, strict=True):

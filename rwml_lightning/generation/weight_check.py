@@ -101,7 +101,7 @@ class WeightCheck:
         ):
             return None
         else:
-            _deliver(generator, module, version)
+            _send_weights(generator, module, version)
         return self._compare(generator, module, version, list(probe_ids[: self.num_tokens]))
 
     def _compare(self, generator: Generator, module: Policy, version: int, probe: list[int]) -> float:
@@ -129,7 +129,7 @@ class WeightCheck:
         return gap
 
 
-def _deliver(generator: Generator, module: Policy, version: int) -> None:
+def _send_weights(generator: Generator, module: Policy, version: int) -> None:
     digests: list[int] = []
     tensors = digesting(module.generator_tensors(), digests)
     generator.update_weights(tensors, version)

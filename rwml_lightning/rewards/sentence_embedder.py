@@ -55,7 +55,7 @@ class SentenceEmbedder:
         self.prompt = prompt
         self.long_texts = long_texts
         self.max_pieces = _max_pieces(model)
-        self._told = False
+        self._warned = False
         if self.max_pieces is not None:
             (used,) = self._count_pieces([""])
             if used >= self.max_pieces:
@@ -76,7 +76,7 @@ class SentenceEmbedder:
                 parts[place] = self._windows(texts[place], pieces[place])
             long = [False] * len(texts)
         elif any(long):
-            self._tell(texts[long.index(True)])
+            self._warn_of_truncation(texts[long.index(True)])
         flat = [part for row in parts for part in row]
         found = self.model.encode(
             flat, prompt=self.prompt, batch_size=self.batch_size, show_progress_bar=False
@@ -106,10 +106,10 @@ class SentenceEmbedder:
             return None
         return vector if len(vectors) == 1 else vector / length
 
-    def _tell(self, text: str) -> None:
-        if self._told:
+    def _warn_of_truncation(self, text: str) -> None:
+        if self._warned:
             return
-        self._told = True
+        self._warned = True
         log.warning(
             "%s reads %d pieces of a text and drops the rest: what texts end with does not count in their similarity. The first "
             "one that is longer begins with %r. Set the reward's long_texts to windows, or take an embedder that reads more; "

@@ -37,7 +37,7 @@ from rwml_lightning.trace.records import (
     StageInfo,
     Step,
 )
-from rwml_lightning.trace.tables import TraceError, as_text, bound, check_version, explained, named_row
+from rwml_lightning.trace.tables import TraceError, as_text, bound, check_version, named_errors, named_row
 
 _SUMMARY = """
 groups.id, stage, step, source, position, transition_id, environment, game, kind, split, valid, knowable, action,
@@ -67,7 +67,7 @@ class TraceReader:
         self.path = Path(path)
         if not self.path.is_file():
             raise TraceError(f"{path}: no such file; name a run folder or its trace.db")
-        with explained(self.path):
+        with named_errors(self.path):
             self._db = self._connect()
         self._db.row_factory, self._db.text_factory = named_row, as_text
         self._db.execute(
@@ -108,18 +108,18 @@ class TraceReader:
             self._db.interrupt()
 
     def _rows(self, statement: str, values: Sequence[Any] = ()) -> list[dict[str, Any]]:
-        with explained(self.path):
+        with named_errors(self.path):
             return self._db.execute(statement, bound(values)).fetchall()
 
     def _records(self, kind: type[Record], rows: Iterable[dict[str, Any]]) -> list[Record]:
-        with explained(self.path):
+        with named_errors(self.path):
             return [record(kind, row) for row in rows]
 
     def _numbers(self, statement: str, values: Sequence[Any], *types: type | UnionType) -> list[Any]:
         """Columns of numbers, where a dict for each of a hundred thousand rows would be most of the time."""
         cursor = self._db.cursor()
         cursor.row_factory = None
-        with explained(self.path):
+        with named_errors(self.path):
             return columns(cursor.execute(statement, bound(values)), *types)
 
     def data_version(self) -> int:
@@ -206,7 +206,7 @@ class TraceReader:
             f"SELECT {_SUMMARY} FROM groups {JOIN_TRANSITIONS} {JOIN_TASK} WHERE groups.id IN (SELECT value FROM json_each(?))",
             (json.dumps(wanted),),
         )
-        with explained(self.path):
+        with named_errors(self.path):
             found = {row["id"]: _summary(row) for row in rows}
         return [found[one] for one in wanted if one in found]
 
@@ -237,7 +237,7 @@ class TraceReader:
         (row,), (summary,) = rows, summaries
         shared = ("transition_id", "environment", "game", "action", "kind", "valid", "knowable", "split")
         told = {name: row[name] for name in ("task", "observation", "next_state")}
-        with explained(self.path):
+        with named_errors(self.path):
             told |= {name: getattr(summary, name) for name in shared} | {"history": history(row["history"])}
             transition = record(Transition, told)
             return record(
@@ -247,7 +247,7 @@ class TraceReader:
     def predictions(self, group_id: int) -> list[PredictionRecord]:
         """Members of a group in order."""
         rows = self._rows("SELECT * FROM predictions WHERE group_id = ? ORDER BY member", (group_id,))
-        with explained(self.path):
+        with named_errors(self.path):
             for row in rows:
                 row["well_formed"] = bool(row["well_formed"])
                 row["parts"] = number_by_name(parsed(row["parts"], "parts"), "parts")
@@ -323,7 +323,7 @@ class TraceReader:
     def evaluations(self, stage: str | None = None) -> list[Evaluation]:
         """Held-out results in the order in which they were recorded."""
         rows = self._rows("SELECT * FROM evaluations WHERE ? IN (stage, '') ORDER BY time", (stage or "",))
-        with explained(self.path):
+        with named_errors(self.path):
             return [record(Evaluation, {**row, "result": parsed(row["result"], "result")}) for row in rows]
 
     def commands(self, limit: int = 20) -> list[Command]:
@@ -339,7 +339,7 @@ class TraceReader:
         if command not in get_args(CommandName):
             raise ValueError(f"no command {command!r}: known are {', '.join(get_args(CommandName))}")
         insert = "INSERT INTO control (time, command) VALUES (?, ?)"
-        with explained(self.path):
+        with named_errors(self.path):
             db = sqlite3.connect(f"{self.path.resolve().as_uri()}?mode=rw", uri=True, timeout=10)
             try:
                 with db:

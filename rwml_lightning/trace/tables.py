@@ -159,7 +159,7 @@ class TraceError(ValueError):
 
 
 @contextmanager
-def explained(path: Path) -> Iterator[None]:
+def named_errors(path: Path) -> Iterator[None]:
     """Turns what SQLite raises, and rows that nobody writes, into a :class:`TraceError` that names the file and what to do."""
     try:
         yield

@@ -21,8 +21,8 @@ from rwml_lightning.trace.tables import (
     bound,
     check_version,
     create_tables,
-    explained,
     has_tables,
+    named_errors,
     named_row,
 )
 
@@ -56,7 +56,7 @@ class TraceWriter:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with explained(self.path):
+        with named_errors(self.path):
             self._db = sqlite3.connect(self.path, timeout=30, isolation_level=None)
             try:
                 self._open()
@@ -104,7 +104,7 @@ class TraceWriter:
     @contextmanager
     def _transaction(self) -> Iterator[float]:
         """Everything inside is committed together or not at all; gives the time and counts as a heartbeat."""
-        with explained(self.path):
+        with named_errors(self.path):
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 now = time.time()
@@ -208,7 +208,7 @@ class TraceWriter:
 
     def take_commands(self) -> list[Command]:
         """Commands not yet acknowledged, oldest first."""
-        with explained(self.path):
+        with named_errors(self.path):
             cursor = self._db.execute("SELECT * FROM control WHERE acknowledged IS NULL ORDER BY id")
             return [Command(**named_row(cursor, row)) for row in cursor]
 

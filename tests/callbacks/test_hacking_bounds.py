@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from rwml_callbacks import RewardHackingWatch
-from rwml_callbacks.reward_hacking import hacking_metrics, is_content_free, is_copy, word_overlap
+from rwml_callbacks.hacking_signs import hacking_metrics, is_content_free, is_copy, word_overlap
 
 from rwml_lightning.schema import Turn
 from support.hacking import GOOD, make_group

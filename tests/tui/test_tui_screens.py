@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rwml_tui.app import Dashboard
-from rwml_tui.export import export
+from rwml_tui.formats import export
 from rwml_tui.panes.curves import Curves, labelled, logarithmic, smoothed, thinned
 from rwml_tui.screens.export import Export
 from textual.pilot import Pilot

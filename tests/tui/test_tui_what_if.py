@@ -10,7 +10,7 @@ import pytest
 from rwml_tui.app import Dashboard
 from rwml_tui.screens.what_if import WhatIf
 from rwml_tui.trust import named_in
-from rwml_tui.what_if import WhatIfError, WhatIfProcess
+from rwml_tui.what_if_process import WhatIfError, WhatIfProcess
 from textual.pilot import Pilot
 
 from support.dashboard import drive, idle, press, put_in_place, shown
@@ -106,7 +106,7 @@ if first:
 time.sleep(60)
 """
     put_in_place(code, tmp_path, monkeypatch)
-    monkeypatch.setattr("rwml_tui.what_if.ANSWER_SECONDS", 1.0)
+    monkeypatch.setattr("rwml_tui.what_if_process.ANSWER_SECONDS", 1.0)
 
     async def session() -> None:
         process = WhatIfProcess(run)

@@ -22,7 +22,7 @@ from rwml_tui.screens.control import Control
 from rwml_tui.screens.trust import Trust
 from rwml_tui.screens.what_if import WhatIf
 from rwml_tui.trust import named_in
-from rwml_tui.what_if import WhatIfProcess
+from rwml_tui.what_if_process import WhatIfProcess
 from rwml_tui.widgets.run_bar import RunBar
 
 REFRESH_SECONDS = 2.0
@@ -105,25 +105,25 @@ class Dashboard(App[None]):
             version = self.reader.data_version()
             if self._seen is None or (self.follow and self.moment is None and version != self._seen):
                 self._seen = version
-                await self._look()
+                await self._reload()
             self._bar.show(self.reader, self.follow, self.moment, len(self._steps))
         except TraceError as error:
-            self._bar.complain(str(error))
+            self._bar.show_error(str(error))
 
-    async def _look(self) -> None:
+    async def _reload(self) -> None:
         active = self.query_one(TabbedContent).active
         if active == "curves":
-            await self._curves.look()
+            await self._curves.reload()
         elif active == "episodes":
-            self._episodes.look()
+            self._episodes.reload()
         else:
-            self._predictions.look()
+            self._predictions.reload()
 
     @on(TabbedContent.TabActivated)
     async def show_tab(self) -> None:
         """Reads what the tab shows."""
         with reported(self):
-            await self._look()
+            await self._reload()
 
     @on(AskWhatIf)
     def show_what_if(self, asked: AskWhatIf) -> None:
@@ -146,7 +146,7 @@ class Dashboard(App[None]):
     @on(Problem)
     def show_problem(self, problem: Problem) -> None:
         """Says what went wrong, in the bar."""
-        self._bar.complain(problem.text)
+        self._bar.show_error(problem.text)
 
     def action_tab(self, name: str) -> None:
         """To a tab."""
@@ -198,7 +198,7 @@ class Dashboard(App[None]):
             self._predictions.until = None if here is None else here.last_group
             self._episodes.until = None if here is None else here.last_episode
             self._curves.until = None if here is None else here.step
-            await self._look()
+            await self._reload()
             await self.refresh_run()
 
     def action_control(self) -> None:

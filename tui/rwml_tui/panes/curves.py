@@ -123,7 +123,7 @@ class Curves(VerticalScroll):
         """Plots come as there is something to draw."""
         yield self._nothing
 
-    async def look(self) -> None:
+    async def reload(self) -> None:
         """Read the curves anew and draw them."""
         paths = {name: reader.path for name, reader in self.readers.items()}
         with reported(self):
@@ -151,12 +151,12 @@ class Curves(VerticalScroll):
     async def action_logarithm(self) -> None:
         """Logarithms or values."""
         self._logarithmic = not self._logarithmic
-        await self.look()
+        await self.reload()
 
     async def action_smooth(self) -> None:
         """Next strength of smoothing."""
         self._smoothing = (self._smoothing + 1) % len(SMOOTHING)
-        await self.look()
+        await self.reload()
 
     def on_resize(self) -> None:
         """As many columns as fit."""

@@ -85,7 +85,7 @@ class Episodes(Vertical):
         yield self.turns
 
     @work(thread=True, exclusive=True, group="episodes")
-    def look(self) -> None:
+    def reload(self) -> None:
         """Read the list anew."""
         try:
             with TraceReader(self.reader.path) as reader:

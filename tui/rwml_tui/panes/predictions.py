@@ -14,7 +14,7 @@ from textual.containers import Vertical
 from textual.widgets import Input
 
 from rwml_lightning.trace import Filter, GroupQuery, GroupSummary, TraceError, TraceReader
-from rwml_tui.export import markdown
+from rwml_tui.formats import markdown
 from rwml_tui.messages import AskWhatIf, Problem, reported
 from rwml_tui.query_line import parse_query_line
 from rwml_tui.screens.compare import Compare
@@ -67,7 +67,7 @@ class Predictions(Vertical):
         yield self.table
         yield self.view
 
-    def look(self) -> None:
+    def reload(self) -> None:
         """Read the list anew."""
         query = self.query_shown
         if self.until is not None:
@@ -119,7 +119,7 @@ class Predictions(Vertical):
             return
         self._line.remove_class("wrong")
         self.query_shown = replace(self.query_shown, filters=asked.filters, search=asked.search)
-        self.look()
+        self.reload()
 
     @on(Input.Submitted, "#find")
     def leave_line(self) -> None:
@@ -160,7 +160,7 @@ class Predictions(Vertical):
             same = name == self.query_shown.order_by
             descending = not self.query_shown.descending if same else True
         self.query_shown = replace(self.query_shown, order_by=name, descending=descending)
-        self.look()
+        self.reload()
 
     def action_training_step(self, by: int) -> None:
         """To the first group of the step after or before, among those listed."""

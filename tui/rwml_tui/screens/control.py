@@ -71,8 +71,8 @@ class Control(ModalScreen[None]):
     def on_mount(self) -> None:
         """Answers are looked for twice a second."""
         self._ask(None)
-        self._look()
-        self.set_interval(_POLL_SECONDS, self._look)
+        self._reload()
+        self.set_interval(_POLL_SECONDS, self._reload)
 
     @on(OptionList.OptionSelected)
     def choose(self, event: OptionList.OptionSelected) -> None:
@@ -86,7 +86,7 @@ class Control(ModalScreen[None]):
             self.reader.send_command(name)
         except TraceError as error:
             self._question.update(one_line(str(error), 300))
-        self._look()
+        self._reload()
 
     @on(OptionList.OptionHighlighted)
     def reconsider(self) -> None:
@@ -110,7 +110,7 @@ class Control(ModalScreen[None]):
             idle if name is None else f"Really {CHOICES[name]}? Enter again sends it, Esc takes it back."
         )
 
-    def _look(self) -> None:
+    def _reload(self) -> None:
         now = time.time()
         try:
             commands = self.reader.commands(8)

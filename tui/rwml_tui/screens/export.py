@@ -14,7 +14,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Footer, Input, RadioButton, RadioSet, Static
 
 from rwml_lightning.trace import TraceError
-from rwml_tui.export import FORMATS, export
+from rwml_tui.formats import FORMATS, export
 from rwml_tui.text import one_line
 from rwml_tui.widgets.line import Line
 

@@ -16,7 +16,7 @@ from textual.widgets.option_list import Option
 
 from rwml_lightning.printable import printable
 from rwml_tui.text import one_line
-from rwml_tui.what_if import Outcome, Scene, WhatIfError, WhatIfProcess
+from rwml_tui.what_if_process import Outcome, Scene, WhatIfError, WhatIfProcess
 from rwml_tui.widgets.group_view import GroupView
 from rwml_tui.widgets.line import Line
 
@@ -74,9 +74,9 @@ class WhatIf(ModalScreen[None]):
 
     @work(exclusive=True, group="what_if")
     async def _ask(self, question: Mapping[str, Any]) -> None:
-        self._tell("asking the model and the environment" if self.process.weights else "starting")
+        self._show_message("asking the model and the environment" if self.process.weights else "starting")
         try:
-            scene, outcome = await self.process.ask(question, self._tell)
+            scene, outcome = await self.process.ask(question, self._show_message)
         except WhatIfError as error:
             self._state.update(Text("not answered: ", "bold").append_text(one_line(str(error), 500)))
             self._state.add_class("problem")
@@ -88,7 +88,7 @@ class WhatIf(ModalScreen[None]):
         shown = scene.state if outcome is None else outcome.transition
         self._view.show(shown, [] if outcome is None else outcome.predictions)
         turns = len(scene.place["actions"])
-        self._tell(
+        self._show_message(
             f"turn {turns + 1}{', the episode is over' if scene.over else ''}  {scene.place['game']}  "
             f"weights {self.process.weights}"
         )
@@ -99,7 +99,7 @@ class WhatIf(ModalScreen[None]):
         else:
             self._view.query_one("#predicted").focus()
 
-    def _tell(self, text: str) -> None:
+    def _show_message(self, text: str) -> None:
         self._state.remove_class("problem")
         self._state.update(one_line(text, 500))
 

@@ -68,7 +68,7 @@ class RunBar(Static):
         name.truncate(max(self.app.size.width - 2 - state.cell_len, SHORTEST_NAME), overflow="ellipsis")
         self.update(name + state)
 
-    def complain(self, message: str) -> None:
+    def show_error(self, message: str) -> None:
         """Shows a problem instead of the state."""
         self.add_class("problem")
         self.update(one_line(message, limit=500))
