@@ -1,6 +1,7 @@
-"""Gymnasium environments with text observations, and the pool of processes that steps many of them.
+"""Gymnasium environments with text observations, and a pool of processes that steps many environments.
 
-Importing this registers ``rwml/ALFWorld-v0`` and ``rwml/Tau2-v0`` by name only: their engines are imported when one is made.
+Importing this package registers ``rwml/ALFWorld-v0`` and ``rwml/Tau2-v0`` by name only. The engine of an environment is imported
+when the environment is made.
 """
 
 import gymnasium

@@ -1,6 +1,7 @@
-"""What an environment may answer: checked, and put into plain types, in the process that steps it.
+"""Type checks for the answers of an environment, made in the process that steps the environment.
 
-Everything behind it relies on these types, so an answer of another type ends its episode here and says what is needed.
+The checked answer has plain Python types, and all later code relies on them. An answer of another type ends its episode with an
+error that names the type that is needed.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What an environment answered.
+    """Checked answer of an environment to a reset or a step.
 
     Args:
         obs: Text, or chat messages with ``role`` and ``content``.
         reward: Reward of the step; 0 after a reset.
         terminated: Whether the environment ended the episode.
-        truncated: Whether a limit ended it.
-        info: What the environment adds.
+        truncated: Whether a limit ended the episode.
+        info: The environment's ``info`` of this reset or step.
     """
 
     obs: str | tuple[Message, ...]
@@ -42,38 +43,39 @@ class Observation:
 
     @property
     def done(self) -> bool:
-        """Whether the episode is over."""
+        """Whether the episode has ended."""
         return self.terminated or self.truncated
 
     @property
     def messages(self) -> tuple[Message, ...]:
-        """As chat messages; none where it is empty."""
+        """The observation as chat messages; an empty tuple if the observation is empty."""
         return as_messages(self.obs) if self.obs else ()
 
     @property
     def text(self) -> str:
-        """As one text."""
+        """The observation as one text."""
         return as_text(self.messages) if self.messages else ""
 
 
 def read_reset(answer: Any) -> Observation:
-    """What ``reset`` returned.
+    """Check and convert the answer of ``reset``.
 
     Raises:
-        ValueError: It is not (observation, info) of the types that docs/environments.md names.
+        ValueError: The answer is not (observation, info) with the types that docs/environments.md names.
     """
-    obs, info = _parts(answer, ("observation", "info"))
+    obs, info = _split_answer(answer, ("observation", "info"))
     return Observation(_observation(obs), info=_info(info))
 
 
 def read_step(answer: Any) -> Observation:
-    """What ``step`` returned.
+    """Check and convert the answer of ``step``.
 
     Raises:
-        ValueError: It is not (observation, reward, terminated, truncated, info) of the types that docs/environments.md names.
+        ValueError: The answer is not (observation, reward, terminated, truncated, info) with the types that docs/environments.md
+            names.
     """
     names = ("observation", "reward", "terminated", "truncated", "info")
-    obs, reward, terminated, truncated, info = _parts(answer, names)
+    obs, reward, terminated, truncated, info = _split_answer(answer, names)
     return Observation(
         _observation(obs),
         _number("reward", reward),
@@ -84,19 +86,19 @@ def read_step(answer: Any) -> Observation:
 
 
 def read_walkthrough(answer: Any) -> tuple[str, ...]:
-    """Actions of the expert.
+    """Check and convert the answer of ``walkthrough``: the actions of the expert.
 
     Raises:
-        ValueError: They are not texts.
+        ValueError: An action is not a text.
     """
     return _texts("walkthrough()", answer)
 
 
 def read_tasks(tasks: Any) -> dict[str, list[str]]:
-    """Task ids by split; a list without splits is one of training.
+    """Return task ids by split. A list without splits becomes the split ``train``.
 
     Raises:
-        ValueError: An id is no text, is empty, or holds a lone surrogate, so that it could not be stored as it is.
+        ValueError: An id is not a text, is empty, or contains a lone surrogate and so could not be stored unchanged.
     """
     splits = tasks if isinstance(tasks, Mapping) else {"train": tasks}
     named = {
@@ -105,19 +107,21 @@ def read_tasks(tasks: Any) -> dict[str, list[str]]:
     for split, ids in named.items():
         for place, task in enumerate(ids):
             if not isinstance(task, str) or not task or well_formed(task) != task:
-                raise _refusal(f"tasks[{split!r}][{place}]", task, "a text that names a task")
+                raise _invalid_value(
+                    f"tasks[{split!r}][{place}]", task, "a non-empty text without lone surrogates"
+                )
     return {split: [str.__str__(task) for task in ids] for split, ids in named.items()}
 
 
-def _refusal(name: str, value: Any, needed: str) -> ValueError:
+def _invalid_value(name: str, value: Any, needed: str) -> ValueError:
     kind = "None" if value is None else type(value).__name__
     shown = ascii(value)[:80] if isinstance(value, str) else str(value) if isinstance(value, Real) else ""
     return ValueError(f"{name} is {f'{shown} ({kind})' if shown else kind}, not {needed}")
 
 
-def _parts(answer: Any, names: Sequence[str]) -> Any:
+def _split_answer(answer: Any, names: Sequence[str]) -> Any:
     if not isinstance(answer, tuple | list):
-        raise _refusal("the answer", answer, f"({', '.join(names)})")
+        raise _invalid_value("the answer", answer, f"({', '.join(names)})")
     if len(answer) != len(names):
         raise ValueError(f"the answer has {len(answer)} values, not {len(names)}: ({', '.join(names)})")
     return answer
@@ -127,19 +131,19 @@ def _observation(value: Any) -> str | tuple[Message, ...]:
     if isinstance(value, str):
         return _text("observation", value)
     if not isinstance(value, list | tuple):
-        raise _refusal("observation", value, "text or a list of chat messages")
+        raise _invalid_value("observation", value, "text or a list of chat messages")
     return tuple(_message(f"observation[{place}]", one) for place, one in enumerate(value))
 
 
 def _message(name: str, value: Any) -> Message:
     if not isinstance(value, Mapping):
-        raise _refusal(name, value, "a chat message with 'role' and 'content'")
+        raise _invalid_value(name, value, "a chat message with 'role' and 'content'")
     return {key: _text(f"{name}[{key!r}]", value.get(key)) for key in ("role", "content")}
 
 
 def _text(name: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise _refusal(name, value, "text")
+        raise _invalid_value(name, value, "text")
     plain = str.__str__(value)
     text = well_formed(plain)
     if text != plain:
@@ -150,13 +154,13 @@ def _text(name: str, value: Any) -> str:
 @cache
 def _report_surrogate(name: str) -> None:
     log.warning(
-        "%s holds a lone surrogate, which is replaced by U+FFFD, here and wherever it comes again", name
+        "%s contains a lone surrogate. Each one is replaced by U+FFFD; this is logged once for each key", name
     )
 
 
 def _flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool | np.bool_):
-        raise _refusal(name, value, "True or False")
+        raise _invalid_value(name, value, "True or False")
     return bool(value)
 
 
@@ -166,13 +170,13 @@ def _number(name: str, value: Any) -> float:
     except OverflowError:
         value = number = math.inf
     if not math.isfinite(number):
-        raise _refusal(name, value, "a finite number")
+        raise _invalid_value(name, value, "a finite number")
     return number
 
 
 def _items(name: str, value: Any) -> tuple[Any, ...]:
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
-        raise _refusal(name, value, "a list of texts")
+        raise _invalid_value(name, value, "a list of texts")
     return tuple(value)
 
 
@@ -182,7 +186,7 @@ def _texts(name: str, value: Any) -> tuple[str, ...]:
 
 def _numbers(name: str, value: Any) -> dict[str, float]:
     if not isinstance(value, Mapping):
-        raise _refusal(name, value, "a mapping from names to numbers")
+        raise _invalid_value(name, value, "a mapping from names to numbers")
     return {_text(f"a key of {name}", key): _number(f"{name}[{key!r}]", one) for key, one in value.items()}
 
 
@@ -192,7 +196,7 @@ def _tools(name: str, value: Any) -> tuple[Mapping[str, Any], ...]:
     except (TypeError, ValueError):
         tools = [None]
     if not all(isinstance(tool, dict) for tool in tools):
-        raise _refusal(name, value, "a list of JSON schemas")
+        raise _invalid_value(name, value, "a list of JSON schemas")
     return tuple(tools)
 
 
@@ -205,13 +209,13 @@ _READERS: Mapping[str, Callable[[str, Any], Any]] = {
     "tools": _tools,
     "measures": _numbers,
 }
-"""The keys of ``info`` that prompts, records and measures read."""
+"""Check and conversion of each key of ``info`` that prompts, records and measures read."""
 
 
 def _info(info: Any) -> dict[str, Any]:
-    """Plain types for the keys that are read; ``None`` for one of them is as if it were not there."""
+    """Convert the values of known keys to plain types. A known key with the value ``None`` is dropped."""
     if not isinstance(info, Mapping):
-        raise _refusal("info", info, "a mapping")
+        raise _invalid_value("info", info, "a mapping")
     return {
         key: _READERS[key](f"info[{key!r}]", value) if key in _READERS else value
         for key, value in info.items()

@@ -1,4 +1,4 @@
-"""How a config names an environment: by its Gymnasium id, or by the path of its class."""
+"""Specification of an environment by its Gymnasium id or by the path of its class."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ Factory = Callable[..., gymnasium.Env[Any, Any]]
 
 @dataclass(frozen=True)
 class EnvironmentSpec:
-    """An environment that is yet to be made, here or in a worker process.
+    """Specification of an environment, from which this process or a worker process makes it.
 
-    Nothing is called but what makes environments: the type is checked before the call. Importing a module runs its code, so a
-    config names modules that are trusted.
+    Only classes and functions that make environments are called: their type is checked before the call. Importing a module runs
+    its code, so a config must name trusted modules only.
 
     Args:
-        id: Gymnasium id (``rwml/ALFWorld-v0``, without its version for the newest, or ``module:id`` with a module to import
-            first), or the path of a ``gymnasium.Env`` class or of a function annotated to return one
-            (``package.module:Class`` or ``package.module.Class``).
-        kwargs: Arguments of the environment.
-        games: Games that are generated for it when they are not there; it plays them unless ``kwargs`` name other ``data``.
+        id: Gymnasium id, or path of a ``gymnasium.Env`` class or of a function annotated to return one
+            (``package.module:Class`` or ``package.module.Class``). A Gymnasium id (``rwml/ALFWorld-v0``) without a version means the
+            newest version; ``module:id`` imports the module first.
+        kwargs: Keyword arguments of the environment.
+        games: Games to generate if they do not exist. The environment plays them unless ``kwargs`` contains ``data``.
 
     Example:
         >>> EnvironmentSpec("rwml/ALFWorld-v0", {"data": "games", "max_steps": 30}).make()  # doctest: +SKIP
@@ -39,11 +39,11 @@ class EnvironmentSpec:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Arguments that it is made with."""
+        """Keyword arguments of the environment, with the folder of the generated games as default of ``data``."""
         return ({} if self.games is None else {"data": self.games.folder}) | dict(self.kwargs)
 
     def prepare(self, seed: int) -> None:
-        """Generate the games that are not there yet."""
+        """Generate the games that do not exist yet."""
         if self.games is not None:
             self.games.generate(seed)
 
@@ -51,7 +51,7 @@ class EnvironmentSpec:
         """Make the environment.
 
         Raises:
-            ValueError: There is no such environment, or it does not take these arguments; the message names it.
+            ValueError: The environment does not exist, or it does not accept these arguments. The message names the environment.
         """
         try:
             environment = _find(self.id)(**self.arguments)
@@ -64,7 +64,7 @@ class EnvironmentSpec:
 
 
 def _find(name: str) -> Factory:
-    """What makes the environment of this name; a module before the colon is imported first."""
+    """Return the class or function that makes the environment. A module before the colon is imported first."""
     module_name, colon, attribute = name.partition(":")
     registered = None if colon else _registered(name)
     if registered is not None:
@@ -98,14 +98,14 @@ def _find(name: str) -> Factory:
 
 
 def _registered(identifier: str) -> Factory | None:
-    """The factory of a registered environment, of its newest version where none is named; or ``None``."""
+    """Return the factory of a registered environment, or ``None``. An id without a version means the newest version."""
     if identifier not in gymnasium.registry and ENV_ID_RE.fullmatch(identifier):
         namespace, name, version = parse_env_id(identifier)
         newest = find_highest_version(namespace, name) if version is None else None
         identifier = identifier if newest is None else get_env_id(namespace, name, newest)
     if identifier not in gymnasium.registry:
         return None
-    # The passive checker warns of every text that its space does not list; time limits are the environment's own.
+    # Gymnasium's environment checker warns about each text outside the space. The environment applies its own step limit.
     return lambda **kwargs: gymnasium.make(identifier, disable_env_checker=True, **kwargs)
 
 
@@ -114,7 +114,7 @@ def _makes_environments(factory: Any) -> bool:
     if not isinstance(factory, type):
         try:
             made = get_type_hints(factory).get("return")
-        except (TypeError, NameError, AttributeError):  # no function, or an annotation that says nothing here
+        except (TypeError, NameError, AttributeError):  # not a function, or an unresolvable annotation
             return False
     made = get_origin(made) or made
     return isinstance(made, type) and issubclass(made, gymnasium.Env)

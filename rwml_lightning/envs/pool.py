@@ -1,6 +1,7 @@
 """A bounded pool of processes that steps many text environments at once.
 
-Failures are records, never rewards: what raised, hung or died is reported for its slots, and replaced.
+A failure is a record and never a reward. If an environment raises, or a worker hangs or dies, the pool reports the affected slots
+and replaces the worker.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ Answer = TypeVar("Answer")
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A slot whose episode is lost; it must be reset, and the episode must not be scored.
+    """A lost episode of a slot. The slot must be reset, and the episode must not be scored.
 
     Args:
-        reason: ``raised`` (also what an environment may not answer), ``timeout`` or ``died``: this environment failed.
-            ``lost``: it shared a process with one that did, and may be tried again without suspicion.
-        error: For people; what went wrong is the first line.
+        reason: ``raised`` (also an answer of a wrong type), ``timeout`` or ``died``: this environment failed. ``lost``: another
+            environment in the same process failed, so this one can safely be tried again.
+        error: Error text for people; the first line names the problem.
     """
 
     reason: Literal["raised", "timeout", "died", "lost"]
@@ -33,7 +34,7 @@ class Failure:
 
     @property
     def line(self) -> str:
-        """What went wrong, in one line."""
+        """First line of the error text."""
         return self.error.splitlines()[0]
 
 
@@ -41,26 +42,28 @@ Result = Observation | Failure
 
 
 class EnvironmentPool:
-    """Steps environments in worker processes; a context manager.
+    """Context manager that steps environments in worker processes.
 
-    A slot is a place for one running episode, numbered from 0 by the caller; slot ``i`` lives in worker ``i % num_workers``.
-    A worker that hangs or dies is killed with all its slots. One whose environment raised, or that has begun
-    ``max_episodes_per_worker`` episodes, takes no new episode: it ends when its running ones have, while a fresh one takes
-    its place. So there are at most twice ``num_workers`` processes, and as a rule ``num_workers``.
+    A slot is a place for one running episode. The caller numbers the slots from 0, and slot ``i`` belongs to worker
+    ``i % num_workers``. A worker that hangs or dies is killed, and the episodes of all its slots are lost. A worker gets no new
+    episodes after one of its environments has raised, or after ``max_episodes_per_worker`` episodes: a new worker replaces it, and
+    the old one ends when its running episodes have ended. So there are at most twice ``num_workers`` processes, and usually
+    ``num_workers``.
 
-    Not for use from several threads at once.
+    The pool is not thread-safe.
 
     Args:
-        spec: What to make; each slot has its own environment, kept from episode to episode while all goes well.
-        num_workers: Worker processes.
-        step_timeout_s: Most seconds for a step or a walkthrough.
-        reset_timeout_s: Most seconds for a reset (which may make the environment and load a game); by default
-            120, or those for a step where they are more.
-        max_episodes_per_worker: Episodes after which a worker is replaced (against leaks in native code).
-        start_timeout_s: Most seconds until a worker process is there.
+        spec: Specification of the environment. Each slot has its own environment, which is kept for the next episodes until it
+            fails.
+        num_workers: Number of worker processes.
+        step_timeout_s: Time limit of a step or a walkthrough, in seconds.
+        max_episodes_per_worker: Number of episodes after which a worker is replaced (against leaks in native code).
+        reset_timeout_s: Time limit of a reset (which may make the environment and load a game), in seconds. The default is the
+            larger of 120 and ``step_timeout_s``.
+        start_timeout_s: Time limit for the start of a worker process, in seconds.
 
     Raises:
-        ValueError: A limit that is not positive.
+        ValueError: A limit is not positive.
     """
 
     def __init__(
@@ -90,8 +93,8 @@ class EnvironmentPool:
         self.max_episodes_per_worker = max_episodes_per_worker
         self.start_timeout_s = start_timeout_s
         self.num_replaced = 0
-        """Workers replaced so far, for whatever reason."""
-        self._workers: list[Worker] = [self._start() for _ in range(num_workers)]
+        """Number of workers replaced so far, for any reason."""
+        self._workers: list[Worker] = [self._start_worker() for _ in range(num_workers)]
         self._retiring: set[Worker] = set()
         self._num_episodes: dict[Worker, int] = {}
         self._tainted: set[Worker] = set()
@@ -99,37 +102,43 @@ class EnvironmentPool:
         self._closed = False
 
     def reset_many(self, episodes: Iterable[tuple[int, int, str | None]]) -> dict[int, Result]:
-        """Begin episodes.
+        """Reset slots to begin new episodes.
 
         Args:
-            episodes: (slot, seed, task id or ``None`` for the environment's own draw).
+            episodes: (slot, seed, task id) of each episode. With ``None`` as the task id the environment draws a task.
+
+        Returns:
+            First observation, or failure, by slot.
         """
-        begun = {slot: (seed, task) for slot, seed, task in episodes}
-        for slot in begun:
-            self._release(slot)
-        for slot in begun:
-            worker = self._place(slot)
+        requested = {slot: (seed, task) for slot, seed, task in episodes}
+        for slot in requested:
+            self._forget_episode(slot)
+        for slot in requested:
+            worker = self._worker_for(slot)
             self._worker_of[slot] = worker
             self._num_episodes[worker] = self._num_episodes.get(worker, 0) + 1
-        requests = {slot: ("reset", slot, argument) for slot, argument in begun.items()}
+        requests = {slot: ("reset", slot, argument) for slot, argument in requested.items()}
         return self._exchange(requests, self.reset_timeout_s)
 
     def step_many(self, actions: Mapping[int, str]) -> dict[int, Result]:
-        """Act in several slots.
+        """Step the environments of several slots.
 
         Args:
-            actions: Action by slot. A slot whose episode is lost or was never begun is answered with a ``Failure``.
+            actions: Action by slot.
+
+        Returns:
+            Observation, or failure, by slot. A slot without a running episode gives a ``Failure``.
         """
         return self._exchange(
             {slot: ("step", slot, action) for slot, action in actions.items()}, self.step_timeout_s
         )
 
     def walkthrough_many(self, slots: Iterable[int]) -> dict[int, tuple[str, ...] | Failure]:
-        """The expert's actions by slot, from a fresh reset on."""
+        """Return the expert's actions by slot. Each slot must have been reset and not stepped."""
         return self._exchange({slot: ("walkthrough", slot, None) for slot in slots}, self.step_timeout_s)
 
     def close(self) -> None:
-        """End all processes. May be called twice."""
+        """End all worker processes. It may be called twice."""
         if not self._closed:
             self._closed = True
             for worker in [*self._workers, *self._retiring]:
@@ -142,31 +151,33 @@ class EnvironmentPool:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _start(self) -> Worker:
+    def _start_worker(self) -> Worker:
         return Worker(
             "rwml_lightning.envs.pool:EnvironmentServer", self.spec, start_timeout_s=self.start_timeout_s
         )
 
-    def _place(self, slot: int) -> Worker:
-        """The worker for a new episode in a slot, replaced first where it is worn or gone."""
-        seat = slot % len(self._workers)
-        worker = self._workers[seat]
-        worn = worker in self._tainted or self._num_episodes.get(worker, 0) >= self.max_episodes_per_worker
-        if worker.alive and not (worn and len(self._retiring) < len(self._workers)):
+    def _worker_for(self, slot: int) -> Worker:
+        """Return the worker for a new episode in a slot. A worker that has died or needs replacement is replaced first."""
+        index = slot % len(self._workers)
+        worker = self._workers[index]
+        needs_replacement = (
+            worker in self._tainted or self._num_episodes.get(worker, 0) >= self.max_episodes_per_worker
+        )
+        if worker.alive and not (needs_replacement and len(self._retiring) < len(self._workers)):
             return worker
-        self._workers[seat] = self._start()
+        self._workers[index] = self._start_worker()
         self.num_replaced += 1
         self._retiring.add(worker)
-        self._end_idle()
-        return self._workers[seat]
+        self._close_idle_workers()
+        return self._workers[index]
 
-    def _release(self, slot: int) -> None:
-        """Forget the episode of a slot."""
+    def _forget_episode(self, slot: int) -> None:
+        """Remove the episode of a slot."""
         self._worker_of.pop(slot, None)
-        self._end_idle()
+        self._close_idle_workers()
 
-    def _end_idle(self) -> None:
-        """End retiring workers that hold no running episode any more."""
+    def _close_idle_workers(self) -> None:
+        """Close the retiring workers that have no running episode."""
         for worker in self._retiring - set(self._worker_of.values()):
             worker.close()
             self._retiring.discard(worker)
@@ -191,20 +202,20 @@ class EnvironmentPool:
                 self._tainted.add(self._worker_of.pop(slot))
                 answer = Failure(answer.reason, f"slot {slot}: {answer.message}")
             results[slot] = answer
-        self._drop_dead()
+        self._forget_dead_workers()
         return {slot: results[slot] for slot in requests}
 
-    def _drop_dead(self) -> None:
-        """Forget episodes of workers that are gone, so that their slots are failures until they are reset."""
+    def _forget_dead_workers(self) -> None:
+        """Remove the episodes of dead workers. Their slots give failures until they are reset."""
         self._worker_of = {slot: worker for slot, worker in self._worker_of.items() if worker.alive}
-        self._end_idle()
+        self._close_idle_workers()
 
 
 class EnvironmentServer:
-    """Worker's side: the environments of its slots, and the check of what they answer.
+    """Request handler in a worker process, which holds the environments of the slots and checks their answers.
 
     Args:
-        spec: What to make.
+        spec: Specification of the environments.
     """
 
     def __init__(self, spec: EnvironmentSpec) -> None:
@@ -214,7 +225,7 @@ class EnvironmentServer:
         self._num_steps: dict[int, int] = {}
 
     def __call__(self, request: tuple[str, int, Any]) -> Any:
-        """Answer one request; an environment that raises is dropped, so that the next episode has a fresh one."""
+        """Answer one request. An environment that raises is dropped, so the next episode of its slot gets a new one."""
         operation, slot, argument = request
         handlers: dict[str, Callable[[int, Any], Any]] = {
             "reset": self._reset,
@@ -233,18 +244,18 @@ class EnvironmentServer:
         seed, task = argument
         self._episodes[slot], self._num_steps[slot] = (task, seed), 0
         answer = self._environments[slot].reset(seed=seed, options=None if task is None else {"task": task})
-        return self._checked(slot, "reset", read_reset, answer)
+        return self._check(slot, "reset", read_reset, answer)
 
     def _step(self, slot: int, action: str) -> Observation:
         self._num_steps[slot] += 1
         answer = self._environments[slot].step(action)
-        return self._checked(slot, f"step {self._num_steps[slot]}", read_step, answer)
+        return self._check(slot, f"step {self._num_steps[slot]}", read_step, answer)
 
     def _walkthrough(self, slot: int, _: None) -> tuple[str, ...]:
         answer = self._environments[slot].get_wrapper_attr("walkthrough")()
-        return self._checked(slot, "walkthrough", read_walkthrough, answer)
+        return self._check(slot, "walkthrough", read_walkthrough, answer)
 
-    def _checked(self, slot: int, where: str, read: Callable[[Any], Answer], answer: Any) -> Answer:
+    def _check(self, slot: int, where: str, read: Callable[[Any], Answer], answer: Any) -> Answer:
         try:
             return read(answer)
         except ValueError as error:

@@ -1,8 +1,8 @@
-"""A child process that answers requests over a pipe, and that its parent can give up on.
+"""A child process that answers requests over a pipe, with a time limit after which its parent kills it.
 
-The child is a fresh interpreter running this module, so that it inherits neither threads nor locks nor GPU state of a parent
-that has torch loaded, and never imports the parent's main module. It ends when the pipe does, when its parent is gone, or
-when it is killed.
+The child is a new interpreter that runs this module. It therefore inherits no threads, locks or GPU state from a parent that has
+torch loaded, and it never imports the parent's main module. It ends when the pipe is closed, when its parent has ended, or when it
+is killed.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from typing import Any, Literal
 from rwml_lightning.printable import guard_terminal
 
 _PARENT_CHECK_S = 1.0
-_ENVIRONMENT = {
+_ENVIRONMENT_VARIABLES = {
     "OMP_NUM_THREADS": "1",
     "PYTHONHASHSEED": "0",
-}  # no fight for cores; the same order of sets in every worker
+}  # one thread per worker, so that workers do not compete for cores; the same order of sets in every worker
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerError:
-    """Why a request has no answer.
+    """Reason why a request has no answer.
 
     Args:
-        reason: ``raised`` (the handler raised), ``timeout``, ``died`` (the process ended) or ``lost`` (the process was
-            given up for another request's sake; this one is not to blame).
-        message: For people.
+        reason: ``raised`` (the handler raised), ``timeout``, ``died`` (the process ended) or ``lost`` (the process ended because
+            of another request).
+        message: Error text for people.
     """
 
     reason: Literal["raised", "timeout", "died", "lost"]
@@ -47,13 +47,13 @@ class WorkerError:
 
 
 class Worker:
-    """One child process.
+    """Child process that answers requests.
 
     Args:
-        handler: Path ``package.module:name`` of what is called with ``arguments`` in the child and gives the function from
-            request to answer. Requests and answers are pickled.
-        arguments: Arguments of the handler.
-        start_timeout_s: Most seconds until the handler is there.
+        handler: Path ``package.module:name`` of a class or function. The child calls it with ``arguments``; the result is the
+            function from request to answer. Requests and answers are pickled.
+        arguments: Arguments of ``handler``.
+        start_timeout_s: Time limit for the start of the process and the call of ``handler``, in seconds.
     """
 
     def __init__(self, handler: str, *arguments: Any, start_timeout_s: float = 120.0) -> None:
@@ -66,7 +66,7 @@ class Worker:
                 stdin=subprocess.DEVNULL,
                 env={
                     **os.environ,
-                    **_ENVIRONMENT,
+                    **_ENVIRONMENT_VARIABLES,
                     "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
                 },
             )
@@ -85,15 +85,15 @@ class Worker:
 
     @property
     def alive(self) -> bool:
-        """Whether it can still be asked."""
+        """Whether the process is running and its pipe is open."""
         return not self._connection.closed and self._process.poll() is None
 
     def submit(self, requests: Mapping[Hashable, Any], timeout_s: float) -> None:
-        """Send requests, answered in order.
+        """Send requests, which the child answers in order.
 
         Args:
-            requests: Requests by a key of the caller's.
-            timeout_s: Most seconds for each.
+            requests: Requests by a key that the caller chooses.
+            timeout_s: Time limit of each request, in seconds.
         """
         assert not self._pending, "collect the answers before the next requests"
         self._pending = list(requests)
@@ -102,7 +102,7 @@ class Worker:
         self._send(list(requests.values()))
 
     def close(self, patience_s: float = 2.0) -> None:
-        """End the child: ask, wait a little, kill. May be called twice."""
+        """Close the pipe, wait up to ``patience_s`` seconds for the child to end, and then kill it. It may be called twice."""
         with contextlib.suppress(OSError):
             self._connection.close()
         try:
@@ -112,28 +112,30 @@ class Worker:
             self._process.wait()
 
     def kill(self) -> None:
-        """End the child at once."""
+        """Kill the child at once."""
         self._process.kill()
         self.close()
 
     def _send(self, message: Any) -> None:
-        # A dead child is noticed when its answer is read, in one place.
+        # A dead child is noticed in _receive, where its answer is read.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self._connection.send(message)
 
     def _receive(self) -> list[tuple[Hashable, Any]]:
-        """The next answer; or, when the child has ended, an error for everything that is pending."""
+        """Receive the next answer. If the child has ended, return an error for each pending request."""
         try:
             answer = self._connection.recv()
         except (EOFError, ConnectionResetError):
             self.close()
-            return self._give_up("died", f"worker process ended with exit code {self._process.returncode}")
-        except Exception as error:  # an answer that this process cannot unpickle
+            return self._fail_pending(
+                "died", f"worker process ended with exit code {self._process.returncode}"
+            )
+        except Exception as error:  # this process cannot unpickle the answer
             self.kill()
-            return self._give_up("raised", f"answer cannot be read: {error!r}")
+            return self._fail_pending("raised", f"answer cannot be read: {error!r}")
         if self._starting and isinstance(answer, WorkerError):
             self.kill()
-            return self._give_up(answer.reason, answer.message, blame_all=True)
+            return self._fail_pending(answer.reason, answer.message, blame_all=True)
         if self._starting:
             self._starting = False
             self._deadline = time.monotonic() + self._timeout_s
@@ -141,17 +143,17 @@ class Worker:
         self._deadline = time.monotonic() + self._timeout_s
         return [(self._pending.pop(0), answer)]
 
-    def _expire(self) -> list[tuple[Hashable, Any]]:
+    def _time_out(self) -> list[tuple[Hashable, Any]]:
         self.kill()
         limit = self._start_timeout_s if self._starting else self._timeout_s
-        doing = "start" if self._starting else "answer"
-        return self._give_up("timeout", f"no {doing} within {limit:g} s")
+        verb = "start" if self._starting else "answer"
+        return self._fail_pending("timeout", f"no {verb} within {limit:g} s")
 
-    def _give_up(self, reason: Any, message: str, blame_all: bool = False) -> list[tuple[Hashable, Any]]:
+    def _fail_pending(self, reason: Any, message: str, blame_all: bool = False) -> list[tuple[Hashable, Any]]:
         lost = (
             WorkerError(reason, message)
             if blame_all
-            else WorkerError("lost", f"another request ended its worker: {message}")
+            else WorkerError("lost", f"another request ended the worker process: {message}")
         )
         errors = [WorkerError(reason, message), *[lost] * (len(self._pending) - 1)]
         failed = list(zip(self._pending, errors, strict=False))
@@ -160,9 +162,10 @@ class Worker:
 
 
 def collect(workers: Sequence[Worker]) -> Iterator[tuple[Hashable, Any]]:
-    """Answers of all submitted requests as they come; a ``WorkerError`` for one that gets none. Never waits for ever.
+    """Yield the key and the answer of each submitted request, in the order of arrival.
 
-    A worker that dies or exceeds its time is killed; it is then not ``alive``.
+    A request without an answer gives a ``WorkerError``. A worker that dies or exceeds its time limit is killed and is then no longer
+    ``alive``, so the wait always ends.
     """
     busy = {worker._connection: worker for worker in workers if worker._pending}
     while busy:
@@ -173,7 +176,7 @@ def collect(workers: Sequence[Worker]) -> Iterator[tuple[Hashable, Any]]:
             if connection in ready:
                 answers = worker._receive()
             elif now >= worker._deadline:
-                answers = worker._expire()
+                answers = worker._time_out()
             else:
                 continue
             if not worker._pending:
@@ -181,8 +184,8 @@ def collect(workers: Sequence[Worker]) -> Iterator[tuple[Hashable, Any]]:
             yield from answers
 
 
-def _leave_with_parent(parent: int) -> None:
-    """End this process when its parent does, even while a handler hangs or another process holds the pipe open."""
+def _exit_with_parent(parent: int) -> None:
+    """Exit when the parent has ended, even if a handler hangs or another process keeps the pipe open."""
     while os.getppid() == parent:
         time.sleep(_PARENT_CHECK_S)
     os._exit(1)
@@ -203,7 +206,7 @@ def _load_handler(message: tuple[str, tuple[Any, ...]]) -> Callable[[Any], Any]:
 
 
 def _serve(connection: Connection) -> None:
-    """Child's side: make the handler, then answer batches of requests until the pipe ends."""
+    """Make the handler in the child, then answer batches of requests until the pipe is closed."""
     handlers: list[Callable[[Any], Any]] = []
 
     def start(message: Any) -> bool:
@@ -216,20 +219,20 @@ def _serve(connection: Connection) -> None:
             for request in connection.recv():
                 connection.send_bytes(_answer(handlers[0], request))
     except (EOFError, BrokenPipeError, ConnectionResetError):
-        return  # the parent has closed its end: done
+        return  # the parent has closed the pipe
 
 
 def main(file_descriptor: int, parent: int) -> None:
-    """Child's side.
+    """Run the child process.
 
     Args:
-        file_descriptor: This end of the pipe.
+        file_descriptor: File descriptor of the child's end of the pipe.
         parent: Process id of the parent.
     """
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C is the parent's to handle; when it goes, so does this
-    threading.Thread(target=_leave_with_parent, args=(parent,), daemon=True).start()
-    os.dup2(2, 1)  # what an environment prints is not the parent's output
+    )  # the parent handles Ctrl-C; this process ends with its parent
+    threading.Thread(target=_exit_with_parent, args=(parent,), daemon=True).start()
+    os.dup2(2, 1)  # prints of an environment go to stderr, not into the parent's output
     guard_terminal()
     _serve(Connection(file_descriptor))

@@ -138,16 +138,22 @@ def test_a_lone_surrogate_is_replaced_and_told_once(caplog: pytest.LogCaptureFix
             read = read_reset(("a\ud800b", {"background": "\udc00", "tools": [{"description": "\ud800"}]}))
     assert (read.obs, read.info["background"]) == ("a\ufffdb", "\ufffd")
     assert read.info["tools"] == ({"description": "\ufffd"},)
-    assert caplog.text.count("info['background'] holds a lone surrogate") <= 1
+    assert caplog.text.count("info['background'] contains a lone surrogate") <= 1
     assert read_walkthrough(["\udfff go"]) == ("\ufffd go",)
 
 
 @pytest.mark.parametrize(
     ("tasks", "message"),
     [
-        ({"train": ["a", 3]}, r"tasks\['train'\]\[1\] is 3 \(int\), not a text that names a task"),
-        ({"train": [""]}, r"tasks\['train'\]\[0\] is '' \(str\), not a text that names a task"),
-        ({"train": ["\ud800"]}, r"tasks\['train'\]\[0\] is '\\ud800' \(str\), not a text"),
+        (
+            {"train": ["a", 3]},
+            r"tasks\['train'\]\[1\] is 3 \(int\), not a non-empty text without lone surrogates",
+        ),
+        (
+            {"train": [""]},
+            r"tasks\['train'\]\[0\] is '' \(str\), not a non-empty text without lone surrogates",
+        ),
+        ({"train": ["\ud800"]}, r"tasks\['train'\]\[0\] is '\\ud800' \(str\), not a non-empty text"),
         ({"train": "abc"}, r"tasks\['train'\] is 'abc' \(str\), not a list of texts"),
         (3, r"tasks\['train'\] is 3 \(int\), not a list of texts"),
     ],
