@@ -54,7 +54,7 @@ class EnvironmentSpec:
             ValueError: The environment does not exist, or it does not accept these arguments. The message names the environment.
         """
         try:
-            environment = _find(self.id)(**self.arguments)
+            environment = _find_factory(self.id)(**self.arguments)
         except (TypeError, gymnasium.error.Error) as error:
             raise ValueError(f"environment {self.id!r}: {error}") from error
         if not isinstance(environment, gymnasium.Env):
@@ -63,10 +63,10 @@ class EnvironmentSpec:
         return environment
 
 
-def _find(name: str) -> Factory:
+def _find_factory(name: str) -> Factory:
     """Return the class or function that makes the environment. A module before the colon is imported first."""
     module_name, colon, attribute = name.partition(":")
-    registered = None if colon else _registered(name)
+    registered = None if colon else _registered_factory(name)
     if registered is not None:
         return registered
     if not colon:
@@ -81,7 +81,7 @@ def _find(name: str) -> Factory:
         module = importlib.import_module(module_name)
     except ImportError as error:
         raise ValueError(f"environment {name!r}: {error}") from error
-    registered = _registered(attribute) if colon else None
+    registered = _registered_factory(attribute) if colon else None
     if registered is not None:
         return registered
     factory = getattr(module, attribute, None)
@@ -97,7 +97,7 @@ def _find(name: str) -> Factory:
     return factory
 
 
-def _registered(identifier: str) -> Factory | None:
+def _registered_factory(identifier: str) -> Factory | None:
     """Return the factory of a registered environment, or ``None``. An id without a version means the newest version."""
     if identifier not in gymnasium.registry and ENV_ID_RE.fullmatch(identifier):
         namespace, name, version = parse_env_id(identifier)

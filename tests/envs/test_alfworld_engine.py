@@ -16,7 +16,7 @@ from rwml_lightning.envs.alfworld import scan_games
 from rwml_lightning.envs.alfworld.extra import import_engine
 
 NUM_STEPS = 12
-REFUSED = r"the game's grammar holds the expression .{,40}; only names, attributes of entities, texts, '\+' and 'or' are"
+REFUSED = r"the game's grammar contains the expression .{,40}; only names, attributes of entities, texts, '\+' and 'or' are"
 
 
 def _engine(fast: bool) -> Any:

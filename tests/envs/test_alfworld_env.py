@@ -107,7 +107,7 @@ def test_bad_input_is_named(games: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="task: no game"):
         environment.reset(options={"task": f"../{games.name}/{task}/../../../.."})
     with pytest.raises(
-        ValueError, match=r"split: no game of split 'valid_seen' .* there are train, validation"
+        ValueError, match=r"split: no game of split 'valid_seen' .* available: train, validation"
     ):
         ALFWorldEnv(games, split="valid_seen").reset()
     with pytest.raises(ValueError, match="max_steps: 0 is not at least 1"):

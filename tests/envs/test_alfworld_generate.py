@@ -96,8 +96,8 @@ def test_scenes_keep_their_limits_and_splits(level: Difficulty) -> None:
     ("arguments", "message"),
     [
         ({"split": "test"}, "split: 'test' is neither"),
-        ({"task_types": ("juggle",)}, "task_types: juggle; there are pick_and_place_simple"),
-        ({"difficulty": "huge"}, "difficulty: 'huge' is none of minimal, tiny, small, full"),
+        ({"task_types": ("juggle",)}, "task_types: juggle; available: pick_and_place_simple"),
+        ({"difficulty": "huge"}, "difficulty: 'huge' is not one of minimal, tiny, small, full"),
         ({"num_games": 0}, "num_games: 0 is not at least 1"),
     ],
 )
@@ -113,8 +113,6 @@ def test_difficulty_must_leave_something() -> None:
 
 def test_a_planner_that_takes_too_long_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generate, "_MAX_ATTEMPTS", 2)
-    message = (
-        r"game 0 \(pick_and_place_simple\): no playable one in 2 draws; in the last, no answer within 0.001 s"
-    )
+    message = r"game 0 \(pick_and_place_simple\): no playable game in 2 draws; last problem: no answer within 0.001 s"
     with pytest.raises(RuntimeError, match=message):
         generate_games(tmp_path, 1, difficulty="tiny", num_workers=1, timeout_s=0.001)

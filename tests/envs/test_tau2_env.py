@@ -251,7 +251,10 @@ def test_seeds_draw_tasks() -> None:
             {"domain": "airline", "splits": ["trian"]},
             r"splits: tau2-bench has no 'trian' here; nearest: 'train'",
         ),
-        ({"domain": "airline", "solo": True}, r"solo: 'airline' has no solo mode; mock, telecom"),
+        (
+            {"domain": "airline", "solo": True},
+            r"solo: 'airline' has no solo mode; domains with one: mock, telecom",
+        ),
         ({"domain": "mock", "calls": "xml"}, r"calls: 'xml' is neither 'json' nor 'python'"),
         ({"domain": "mock", "max_steps": 0}, r"max_steps: 0 is not at least 1"),
         ({"domain": "mock", "user": "bob"}, r"user: 'bob' is neither 'scripted' nor a mapping"),

@@ -1,4 +1,4 @@
-"""ALFWorld: environment, games, kinds of transitions and model-free floors. Importing this needs no ALFWorld."""
+"""ALFWorld: environment, games, kinds of transitions and model-free baselines. Importing this package does not need ALFWorld."""
 
 from rwml_lightning.envs.alfworld.difficulty import Difficulty
 from rwml_lightning.envs.alfworld.env import ALFWorldEnv

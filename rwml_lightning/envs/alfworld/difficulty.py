@@ -1,4 +1,4 @@
-"""How much there is in a generated game."""
+"""Difficulty levels of generated games: limits on furniture and objects."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Difficulty:
-    """Limits on what a room holds; what a task needs is there in any case.
+    """Limits on the contents of a room. Everything that the task needs is always in the room, whatever the limits.
 
     Args:
-        max_receptacles: Most pieces of furniture to search.
-        max_objects: Most things lying about.
-        max_copies: Most of one class.
+        max_receptacles: Maximum number of receptacles (pieces of furniture).
+        max_objects: Maximum number of objects.
+        max_copies: Maximum number of objects of one class.
     """
 
     max_receptacles: int
@@ -31,17 +31,17 @@ LEVELS = {
     "small": Difficulty(max_receptacles=10, max_objects=14, max_copies=2),
     "full": Difficulty(max_receptacles=100, max_objects=100, max_copies=3),
 }
-"""Levels by name; ``full`` has all furniture and all classes of the floor plan."""
+"""Difficulty by level name. ``full`` has all furniture and all classes of the floor plan."""
 
 
 def as_difficulty(difficulty: str | Difficulty) -> Difficulty:
-    """A level by its name.
+    """Return the difficulty of a level name. A ``Difficulty`` is returned unchanged.
 
     Raises:
-        ValueError: No such level.
+        ValueError: The level does not exist.
     """
     if isinstance(difficulty, Difficulty):
         return difficulty
     if difficulty not in LEVELS:
-        raise ValueError(f"difficulty: {difficulty!r} is none of {', '.join(LEVELS)}")
+        raise ValueError(f"difficulty: {difficulty!r} is not one of {', '.join(LEVELS)}")
     return LEVELS[difficulty]

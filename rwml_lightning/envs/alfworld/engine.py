@@ -1,11 +1,14 @@
-"""ALFWorld's engine on a fast path: the same text, admissible commands, won, score and done as TextWorld's ``PddlEnv``.
+"""Fast version of ALFWorld's engine, with the same text, admissible commands, won, score and done as TextWorld's ``PddlEnv``.
 
-What the stock engine repeats is done once: the grammar is parsed once for each game and its templates once in a process
-(``textgen``), PDDL is translated once for each game and kept (most recent games, compressed), the second translation that
-only the planner needs is made when a plan is asked for, and the command of an operator is derived once where no fact that
-an action changes can alter it. Rules, states and goals are still TextWorld's and Fast Downward's own.
+The stock engine repeats work that this engine does once:
 
-Nothing is patched: everything here is a subclass. Import it through ``extra.import_engine``.
+- The grammar is parsed once for each game, and each template once in a process (``textgen``).
+- PDDL is translated once for each game. The translations of the most recent games are kept, compressed.
+- The second translation, which only the planner needs, is made at the first request for a plan.
+- The command of an operator is derived once if no fact that an action changes can alter it.
+
+Rules, states and goals are still TextWorld's and Fast Downward's own. Nothing is patched: all classes are subclasses. Import this
+module through ``extra.import_engine``.
 """
 
 from __future__ import annotations
@@ -26,22 +29,22 @@ from textworld.logic import Placeholder, Variable
 from rwml_lightning.envs.alfworld.state import FastState, translate
 from rwml_lightning.envs.alfworld.textgen import Context, TemplateGrammar
 
-_GRAMMARS = 256
-# Each environment plays in a copy of the library of its own. A copy is never unloaded: copies share a C++ registry of
-# functions that lie in all of them, and the process would crash at exit.
+_MAX_GRAMMARS = 256
+# Each environment has its own copy of the library. A copy is never unloaded: the copies share a C++ registry with functions of
+# all copies, so the process would crash at exit.
 _idle_libraries: list[Any] = []
 
 
 class Operation(NamedTuple):
-    """A grounded action that applies now.
+    """Grounded action that can be applied in the current state.
 
     Args:
         operator_id: Fast Downward's number of the operator.
-        num_effects: How many atoms it changes at most.
-        command: What the player types.
+        num_effects: Maximum number of atoms that it changes.
+        command: Command of the player.
         feedback_rule: Template of the answer.
-        mapping: Variable behind each placeholder of the action.
-        variables: Entity behind each placeholder name.
+        mapping: Variable of each placeholder of the action.
+        variables: Entity of each placeholder name.
     """
 
     operator_id: int
@@ -52,7 +55,7 @@ class Operation(NamedTuple):
     variables: Mapping[str, Any]
 
 
-@lru_cache(maxsize=_GRAMMARS)
+@lru_cache(maxsize=_MAX_GRAMMARS)
 def _read_logic(domain: str, grammar: str) -> logic.GameLogic:
     game_logic = logic.GameLogic(domain=domain, grammar=grammar)
     game_logic.grammar = TemplateGrammar(game_logic.grammar)
@@ -60,7 +63,7 @@ def _read_logic(domain: str, grammar: str) -> logic.GameLogic:
 
 
 class FastPddlEnv(PddlEnv):
-    """Drop-in for TextWorld's ``PddlEnv`` under ALFWorld's own wrappers."""
+    """Drop-in replacement of TextWorld's ``PddlEnv`` inside ALFWorld's own wrappers."""
 
     downward_lib: Any
     state: Any
@@ -73,7 +76,7 @@ class FastPddlEnv(PddlEnv):
         self.downward_lib = _idle_libraries.pop() if _idle_libraries else fast_downward.load_lib()
 
     def load(self, filename_or_data: str | Mapping[str, Any]) -> None:
-        """Load a game file, or its content."""
+        """Load a game file or the content of a game file."""
         self._game_file = filename_or_data if isinstance(filename_or_data, str) else None
         self._game_data = filename_or_data
         if isinstance(filename_or_data, str):
@@ -87,7 +90,7 @@ class FastPddlEnv(PddlEnv):
         self._entity_infos = self._get_entity_infos()
         self._operations: dict[int, Operation] = {}
         actions = self._logic.actions.items()
-        self._steady = {
+        self._actions_with_fixed_text = {
             n for n, action in actions if not self._logic.grammar.predicates(action.template) & game.fluents
         }
 
@@ -104,7 +107,7 @@ class FastPddlEnv(PddlEnv):
         return self.state
 
     def step(self, command: str) -> tuple[GameState, int, bool]:
-        """Give a command; one that does not apply changes nothing."""
+        """Execute a command. A command that is not applicable changes nothing."""
         command = command.strip()
         self.prev_state = self.state
         self._last_action = self._applicable.get(command)
@@ -132,7 +135,7 @@ class FastPddlEnv(PddlEnv):
 
     def _gather_infos(self) -> None:
         self.state.update(raw=self.state["feedback"], won=self._pddl_state.check_goal(), lost=False)
-        self._applicable = self._applicable_operations()
+        self._applicable = self._list_applicable()
         self.state["admissible_commands"] = sorted(self._applicable)
         if self.request_infos.facts:
             self.state["facts"] = [self._get_human_readable_fact(fact) for fact in self._pddl_state.facts]
@@ -141,22 +144,22 @@ class FastPddlEnv(PddlEnv):
         if self.request_infos.policy_commands:
             self.state["policy_commands"] = self._pddl_state.replan(self._entity_infos)
 
-    def _applicable_operations(self) -> dict[str, Operation]:
-        """Operations that apply now, by command; of several with one command the first, as in the stock engine."""
+    def _list_applicable(self) -> dict[str, Operation]:
+        """Return the applicable operations by command. If several share a command, the first is used, as in the stock engine."""
         operators = (fast_downward.Operator * self.downward_lib.get_applicable_operators_count())()
         self.downward_lib.get_applicable_operators(operators)
         applicable: dict[str, Operation] = {}
         for operator in operators:
             operation = self._operations.get(operator.id)
             if operation is None:
-                operation, steady = self._ground(operator)
-                if steady:
+                operation, has_fixed_text = self._ground(operator)
+                if has_fixed_text:
                     self._operations[operator.id] = operation
             applicable.setdefault(operation.command, operation)
         return applicable
 
     def _ground(self, operator: Any) -> tuple[Operation, bool]:
-        """The operation of a Fast Downward operator, and whether it will read the same whatever happens."""
+        """Return the operation of a Fast Downward operator, and whether its command is the same in every state."""
         name, *arguments = operator.name.split()
         parameters = self._pddl_state.game.actions[name].parameters
         mapping = {
@@ -170,12 +173,12 @@ class FastPddlEnv(PddlEnv):
         }
         action = self._logic.actions[name]
         command = self._expand(action.template, mapping, variables)
-        if "{" in command:  # a template may leave ids for the formatter, as the stock engine allows
+        if "{" in command:  # a template may contain ids in braces, as in the stock engine
             command = command.format(**{key: info.name for key, info in self._entity_infos.items()})
         operation = Operation(
             operator.id, operator.nb_effect_atoms, command, action.feedback_rule, mapping, variables
         )
-        return operation, name in self._steady
+        return operation, name in self._actions_with_fixed_text
 
     def _expand(
         self, template: str, mapping: Mapping[Placeholder, Variable], variables: Mapping[str, Any]
@@ -185,11 +188,11 @@ class FastPddlEnv(PddlEnv):
         )
 
     def plan(self) -> list[str]:
-        """Commands that the planner would give from here, empty where there is no way to the goal."""
+        """Return the planner's commands from the current state to the goal. The list is empty if there is no plan."""
         return self._pddl_state.replan(self._entity_infos)
 
     def close(self) -> None:
-        """Hand this environment's copy of the library back for the next one; may be called twice."""
+        """Release this environment's copy of the library for reuse. It may be called twice."""
         library, self.downward_lib = getattr(self, "downward_lib", None), None
         if library is not None:
             library.cleanup()
@@ -197,11 +200,11 @@ class FastPddlEnv(PddlEnv):
 
 
 def make_engine(fast: bool = True, plan: bool = False) -> textworld.core.Wrapper:
-    """ALFWorld's engine for one game at a time.
+    """Make ALFWorld's engine, which plays one game at a time.
 
     Args:
-        fast: The fast path; else TextWorld's own engine.
-        plan: Have every state carry ``policy_commands`` (slow).
+        fast: Whether to use the fast engine; otherwise TextWorld's own engine is used.
+        plan: Whether every state contains ``policy_commands``, the planner's commands (slow).
     """
     infos = textworld.EnvInfos(won=True, admissible_commands=True, policy_commands=plan)
     return AlfredDemangler((FastPddlEnv if fast else PddlEnv)(infos))

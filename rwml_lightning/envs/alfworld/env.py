@@ -32,22 +32,31 @@ _TEXT = gymnasium.spaces.Text(min_length=0, max_length=1 << 16, charset=string.p
 class ALFWorldEnv(gymnasium.Env[str, str]):
     """The text games of ALFWorld (arXiv 2010.03768) on their real engine.
 
-    ``info`` after ``reset`` and ``step`` holds ``admissible_actions`` (list of texts, without the accepted but idle
-    ``help``), ``task`` (what is to be done),
-    ``game`` (task id), ``task_type`` and ``won``; after ``step`` also, of the last action, ``valid`` (it was accepted), ``kind`` and
-    ``knowable`` (see ``kinds``). The expert's solution is in neither ``obs`` nor ``info``.
+    ``info`` contains after ``reset`` and ``step``:
 
-    A step pays 1 when it wins the game, else 0. Observations are ALFWorld's sentences without banner and task.
+    - ``admissible_actions``: list of texts, without ``help``, which is accepted but changes nothing
+    - ``task``: task text
+    - ``game``: task id
+    - ``task_type``: task type
+    - ``won``: whether the game is won
+
+    and after ``step`` about the last action:
+
+    - ``valid``: whether it was accepted
+    - ``kind`` and ``knowable``: see ``kinds``
+
+    Neither ``obs`` nor ``info`` contains the expert's solution. The reward of a step is 1 if it wins the game, else 0. Observations are
+    ALFWorld's sentences without banner and task.
 
     Args:
-        data: Folder of ``game.tw-pddl`` files; ``None`` for the one that ``ALFWORLD_DATA`` names.
-        split: Split that ``reset`` draws from when it is given no task; ``None`` for all games.
-        max_steps: Actions after which an episode is truncated.
-        on_broken: Whether unreadable game files are left out or refused (``skip`` or ``raise``).
+        data: Folder of ``game.tw-pddl`` files; ``None`` for the folder in ``ALFWORLD_DATA``.
+        split: Split from which ``reset`` draws a game if it gets no task; ``None`` for all games.
+        max_steps: Number of actions after which an episode is truncated.
+        on_broken: Treatment of unreadable game files: ``skip`` leaves them out, ``raise`` raises an error.
 
     Raises:
-        ValueError: A bad argument, or no such folder.
-        ModuleNotFoundError: ALFWorld is not installed; the message says how to.
+        ValueError: An argument is invalid, or the folder does not exist.
+        ModuleNotFoundError: ALFWorld is not installed. The message contains the command that installs it.
 
     Example:
         >>> env = ALFWorldEnv("games", max_steps=30)  # doctest: +SKIP
@@ -78,7 +87,7 @@ class ALFWorldEnv(gymnasium.Env[str, str]):
 
     @cached_property
     def index(self) -> GameIndex:
-        """All games of the folder, scanned when first asked for."""
+        """Index of all games in the folder, scanned at the first access."""
         return scan_games(self.root, self.on_broken)
 
     @property
@@ -92,11 +101,11 @@ class ALFWorldEnv(gymnasium.Env[str, str]):
         """Start a game.
 
         Args:
-            seed: Draws the game where ``options`` names none; play itself has no chance in it.
-            options: ``{"task": id}`` names the game.
+            seed: Seed of the draw of a game if ``options`` has none. The game itself is deterministic.
+            options: ``{"task": id}`` chooses the game.
 
         Raises:
-            ValueError: No such task, or a game file that does not play; the message names it.
+            ValueError: The task does not exist, or its game file cannot be played. The message names the task or file.
         """
         super().reset(seed=seed)
         task = (options or {}).get("task")
@@ -105,15 +114,15 @@ class ALFWorldEnv(gymnasium.Env[str, str]):
         self._num_steps = 0
         room, mark, task_text = state["feedback"].removeprefix(_BANNER).partition(_TASK_MARK)
         if not mark:
-            raise ValueError(f"game {self._game!r} states no task ('{_TASK_MARK}...')")
+            raise ValueError(f"game {self._game!r}: its first text has no task ('{_TASK_MARK}...')")
         self._task_text, observation = task_text.strip(), room.strip()
         self._seen = revealed(observation)
         self._admissible = list(state["admissible_commands"])
         return observation, self._info(state)
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        """Act. An action that is not admissible changes nothing and is answered with "Nothing happens."."""
-        assert self._game is not None, "reset() comes before step()"
+        """Execute an action. An action that is not admissible changes nothing and is answered with "Nothing happens."."""
+        assert self._game is not None, "call reset() before step()"
         valid = action.strip() in self._admissible
         state, score, won = self._engine.step(action)
         observation = state["feedback"].strip()
@@ -126,13 +135,16 @@ class ALFWorldEnv(gymnasium.Env[str, str]):
         return observation, float(score), bool(won), not won and self._num_steps >= self.max_steps, info
 
     def walkthrough(self) -> tuple[str, ...]:
-        """An expert's solution of the current game, for collecting data, to be asked for after a reset: the stored one, or where
-        none is stored the planner's, which takes seconds; empty where there is none."""
-        assert self._game is not None, "reset() comes before walkthrough()"
+        """Return an expert's solution of the current game, for data collection. Call it directly after a reset.
+
+        It is the solution in the game file, or if the file has none the planner's, which takes seconds. It is empty if the game has no
+        solution.
+        """
+        assert self._game is not None, "call reset() before walkthrough()"
         return tuple(self._content.get("walkthrough") or self._engine.plan())
 
     def close(self) -> None:
-        """Free the engine's library."""
+        """Release the engine's library."""
         self._engine.close()
         self._game = None
 
@@ -149,7 +161,7 @@ class ALFWorldEnv(gymnasium.Env[str, str]):
         tasks = self.tasks
         if self.split is not None and self.split not in tasks:
             raise ValueError(
-                f"split: no game of split {self.split!r} in {str(self.root)!r}; there are {', '.join(tasks)}"
+                f"split: no game of split {self.split!r} in {str(self.root)!r}; available: {', '.join(tasks)}"
             )
         names = tasks[self.split] if self.split is not None else [game.task_id for game in self.index.games]
         return names[int(self.np_random.integers(len(names)))]
@@ -166,6 +178,6 @@ class ALFWorldEnv(gymnasium.Env[str, str]):
         self._content = read_game(path)
         try:
             self._engine.load(self._content)
-        except Exception as error:  # TextWorld and Fast Downward raise anything at all on a malformed game
+        except Exception as error:  # TextWorld and Fast Downward raise any exception on a malformed game
             raise ValueError(f"{path}: the game does not load: {error!r}") from error
         self._game, self._task_type = Path(task).as_posix(), task_type(path.parent)

@@ -1,4 +1,4 @@
-"""The optional dependency: one place that imports ALFWorld and TextWorld, and says what to install where they are missing."""
+"""Import of ALFWorld and TextWorld, an optional dependency. If they are missing, the error says how to install them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ INSTALL = "pip install 'rwml-lightning[alfworld]'"
 def import_engine(name: str) -> ModuleType:
     """Import a module that needs ALFWorld's packages.
 
-    Importing ``alfworld`` creates the folder that ``ALFWORLD_DATA`` names, by default a cache in the user's home. Where
-    the user named none, it is pointed at the package's own folder while the import lasts.
+    Importing ``alfworld`` creates the folder in ``ALFWORLD_DATA``, by default a cache in the user's home folder. If the variable is
+    not set, it is set to the package's own folder during the import.
 
     Args:
-        name: Module, for example ``alfworld.gen.constants`` or ``rwml_lightning.envs.alfworld.engine``.
+        name: Module name, for example ``alfworld.gen.constants`` or ``rwml_lightning.envs.alfworld.engine``.
 
     Raises:
-        ModuleNotFoundError: The extra is not installed; the message is the command that installs it.
+        ModuleNotFoundError: The extra is not installed. The message contains the command that installs it.
     """
     try:
         spec = importlib.util.find_spec("alfworld")

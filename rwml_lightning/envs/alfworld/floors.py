@@ -1,7 +1,7 @@
-"""Predictions that need no model, to report beside a model's: what a score is worth without any knowledge of the world.
+"""Baseline predictions without a model. Their scores show how much of a model's score needs no knowledge of the world.
 
-``template`` writes what ALFWorld would answer if the action were accepted and every container empty, in the wording of the
-game (older: "put X in/on Y", "You arrive at loc 10."; newer: "move X to Y", "You arrive at desk 1.").
+The baseline ``template`` writes ALFWorld's answer under the assumption that the action is accepted and every container is empty. It
+uses the wording of the game (older: "put X in/on Y", "You arrive at loc 10."; newer: "move X to Y", "You arrive at desk 1.").
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ def _appearance(receptacle: str) -> str:
 
 
 def fill_template(action: str, observation: str = "") -> str:
-    """ALFWorld's answer to an action, guessed from the action's words.
+    """Predict ALFWorld's answer to an action from the words of the action.
 
     Args:
         action: Action text.
-        observation: Current state; used for where the agent stands and for the wording, never for what is hidden.
+        observation: Current state. It gives the agent's place and the wording of the game, and no hidden contents.
 
     Returns:
-        The answer; "Nothing happens." for an action of no known form.
+        Predicted answer; "Nothing happens." for an action of unknown form.
     """
     action = action.strip()
     for pattern, answer in _ANSWERS:
@@ -85,4 +85,4 @@ FLOORS: Mapping[str, Callable[[Transition], str]] = {
     "nothing_happens": lambda transition: NOTHING_HAPPENS,
     "template": lambda transition: fill_template(transition.action, transition.observation),
 }
-"""Floors by name: from a transition (its next state unread) to a predicted next state."""
+"""Baseline by name: a function from a transition to the predicted next state. It does not read the true next state."""

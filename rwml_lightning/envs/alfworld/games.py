@@ -1,6 +1,6 @@
-"""Index of a folder of ALFWorld games: scanned once, kept in a small file, only new or changed games read again.
+"""Index of a folder of ALFWorld games. It is stored in a small file, and a scan reads only new or changed games.
 
-Any folder of ``game.tw-pddl`` files will do: what ``alfworld-download`` fetches, older releases, or generated games.
+The folder may be any folder of ``game.tw-pddl`` files: the download of ``alfworld-download``, an older release, or generated games.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ _GAME_TEXTS = ("pddl_domain", "grammar", "pddl_problem")
 
 @dataclass(frozen=True, slots=True)
 class Game:
-    """One game.
+    """Entry of one game in the index.
 
     Args:
-        task_id: Its folder, relative to the scanned one; what ``reset(options={"task": ...})`` takes.
-        split: Sub-folder such as ``valid_seen``; ``all`` where there is none.
-        task_type: One of ALFWorld's six; ``unknown`` where the game does not say.
-        num_walkthrough_steps: Length of the stored expert solution; 0 where none is stored.
+        task_id: Folder of the game, relative to the scanned folder. ``reset(options={"task": ...})`` takes it.
+        split: Name of the split folder, such as ``valid_seen``; ``all`` if there is none.
+        task_type: One of ALFWorld's six task types; ``unknown`` if the game does not name it.
+        num_walkthrough_steps: Number of actions of the stored expert solution; 0 if none is stored.
     """
 
     task_id: str
@@ -51,14 +51,14 @@ class Game:
 
 @dataclass(frozen=True, slots=True)
 class GameIndex:
-    """What a folder holds.
+    """Index of the games in a folder.
 
     Args:
         root: The folder.
-        games: Playable games in the order of their ids.
-        broken: Game files that cannot be read, with the reason.
-        num_unsolvable: Games that their file marks as unsolvable; never played.
-        num_unsupported: Games with movable receptacles or slicing, which ALFWorld's text engine leaves out too.
+        games: Playable games, sorted by task id.
+        broken: Unreadable game files, each as (file, reason).
+        num_unsolvable: Number of games that are marked as unsolvable in their file. They are never played.
+        num_unsupported: Number of games with movable receptacles or slicing, which ALFWorld's text engine leaves out too.
     """
 
     root: Path
@@ -75,13 +75,13 @@ class GameIndex:
 
 
 def games_folder(data: str | os.PathLike[str] | None) -> Path:
-    """The folder to play from.
+    """Return the resolved folder of the games.
 
     Args:
-        data: Folder of games; ``None`` for the one that ``ALFWORLD_DATA`` names.
+        data: Folder of games; ``None`` for the folder in ``ALFWORLD_DATA``.
 
     Raises:
-        ValueError: Neither is given, or there is no such folder.
+        ValueError: Neither is given, or the folder does not exist.
     """
     source = "data" if data is not None else "ALFWORLD_DATA"
     folder = data if data is not None else os.environ.get("ALFWORLD_DATA")
@@ -99,11 +99,12 @@ def scan_games(data: str | os.PathLike[str] | None = None, on_broken: OnBroken =
     """Find all games below a folder.
 
     Args:
-        data: Folder; ``None`` for the one that ``ALFWORLD_DATA`` names.
-        on_broken: ``skip`` leaves unreadable game files out, named in ``GameIndex.broken``; ``raise`` refuses the folder.
+        data: Folder; ``None`` for the folder in ``ALFWORLD_DATA``.
+        on_broken: Treatment of unreadable game files: ``skip`` leaves them out and lists them in ``GameIndex.broken``, ``raise``
+            raises an error.
 
     Raises:
-        ValueError: No such folder, no playable game in it, or a broken game file and ``on_broken="raise"``.
+        ValueError: The folder does not exist or has no playable game, or a game file is broken and ``on_broken`` is ``raise``.
     """
     if on_broken not in ("skip", "raise"):
         raise ValueError(f"on_broken: {on_broken!r} is neither 'skip' nor 'raise'")
@@ -139,10 +140,10 @@ def scan_games(data: str | os.PathLike[str] | None = None, on_broken: OnBroken =
 
 
 def read_game(path: Path) -> dict[str, Any]:
-    """Content of a game file.
+    """Read the content of a game file.
 
     Raises:
-        ValueError: It is not JSON, or lacks a part that play needs; the message names the file.
+        ValueError: The file is not JSON, or a required part is missing. The message names the file.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -157,7 +158,7 @@ def read_game(path: Path) -> dict[str, Any]:
 
 
 def _walk(root: Path) -> Iterator[tuple[str, list[int]]]:
-    """Folders below ``root`` that hold a game, with what tells whether its file changed."""
+    """Yield the folders below ``root`` with a game file, each with the file's modification time (ns) and size (bytes)."""
     for folder, _, files in os.walk(root, followlinks=True):
         if GAME_FILE in files:
             status = os.stat(os.path.join(folder, GAME_FILE))
@@ -181,16 +182,16 @@ def _read_game(root: Path, folder: str) -> dict[str, Any]:
 
 
 def task_type(folder: Path) -> str:
-    """One of ALFWorld's six, of a game's folder; ``unknown`` where it does not say."""
+    """Return the task type of a game's folder: one of ALFWorld's six, or ``unknown`` if the folder does not name it."""
     try:
         return str(json.loads((folder / "traj_data.json").read_text(encoding="utf-8"))["task_type"])
     except (OSError, ValueError, KeyError, TypeError):
-        # Games play without this file; ALFWorld names the folder above after the task type.
+        # A game can be played without this file. ALFWorld puts the task type in the name of the parent folder.
         return folder.parent.name.split("-")[0] if "-" in folder.parent.name else "unknown"
 
 
 def _index_files(root: Path) -> tuple[Path, Path]:
-    """Where the index may lie: beside the games, or in the user's cache where their folder is read-only."""
+    """Return the two paths of the index: in the folder of the games, and in the user's cache for a read-only folder."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rwml-lightning"
     return root / INDEX_FILE, cache / f"games-{hashlib.sha256(os.fsencode(root)).hexdigest()[:16]}.json"
 
@@ -200,7 +201,7 @@ def _load_index(root: Path) -> dict[str, dict[str, Any]]:
         try:
             index = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            continue  # missing, or cut off: made anew
+            continue  # missing or incomplete: the index is made again
         if isinstance(index, dict) and index.get("version") == _INDEX_VERSION:
             return index["entries"]
     return {}
@@ -208,9 +209,9 @@ def _load_index(root: Path) -> dict[str, dict[str, Any]]:
 
 def _save_index(root: Path, entries: dict[str, dict[str, Any]]) -> None:
     content = json.dumps({"version": _INDEX_VERSION, "entries": entries})
-    read_only = not root.stat().st_mode & stat.S_IWUSR  # said so even to a superuser, who could write
+    read_only = not root.stat().st_mode & stat.S_IWUSR  # also for the superuser, who could still write
     for path in _index_files(root)[read_only:]:
-        # Without an index the next scan is slow but right, so a folder that cannot be written is no error.
+        # Without an index the next scan is only slower, so an unwritable folder is not an error.
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
             unfinished = path.with_name(f"{path.name}.{os.getpid()}")

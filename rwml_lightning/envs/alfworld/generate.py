@@ -1,7 +1,7 @@
-"""Generated ALFWorld games, for machines without ALFWorld's data.
+"""Generation of ALFWorld games, for machines without ALFWorld's data.
 
-Engine, domain, grammar, goals and planner are ALFWorld's own; rooms and object positions are drawn. **Scores on generated
-games are not ALFWorld scores** and must not be compared with published ones.
+Engine, domain, grammar, goals and planner are ALFWorld's own. Rooms and object positions are random. **Scores on generated games are
+not ALFWorld scores** and must not be compared with published scores.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _JOBS_AT_ONCE = 4
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that determines a set of generated games, but for their number.
+    """Settings that determine a set of generated games, except the number of games.
 
     Args:
         root: Folder of all splits.
         seed: Seed of the set.
-        split: ``train`` or ``validation``; no floor plan is in both.
-        task_types: Task types, taken in turn.
-        difficulty: How much there is in a room.
+        split: ``train`` or ``validation``. No floor plan is in both.
+        task_types: Task types, used in turn.
+        difficulty: Limits on the contents of a room.
     """
 
     root: Path
@@ -50,11 +50,11 @@ class Recipe:
     difficulty: Difficulty
 
     def task_type(self, index: int) -> str:
-        """Task type of a game."""
+        """Return the task type of a game."""
         return self.task_types[index % len(self.task_types)]
 
     def trial(self, index: int) -> str:
-        """Name of a game's own folder."""
+        """Return the folder name of a game."""
         level = self.difficulty
         size = f"r{level.max_receptacles}o{level.max_objects}c{level.max_copies}"
         return f"trial_gen_{size}_s{self.seed}_{index:05d}"
@@ -71,51 +71,54 @@ def generate_games(
     timeout_s: float = 120.0,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[str]:
-    """Make games that the planner can win, each with its solution as ``walkthrough``.
+    """Generate games that the planner can win. Each game file contains its solution as ``walkthrough``.
 
-    The same arguments give the same games; game ``i`` does not depend on ``num_games``. Games that are there already are
-    kept, so a broken-off run is taken up where it was. A draw whose planning exceeds ``timeout_s`` or crashes is
-    drawn again, the one case in which two machines may differ.
+    The same arguments give the same games, and game ``i`` does not depend on ``num_games``. Existing games are kept, so an interrupted
+    run can be continued. If the planner crashes or exceeds ``timeout_s``, the game is drawn again. This is the only case in which two
+    machines may give different games.
 
     Scores on generated games are not ALFWorld scores.
 
     Args:
-        root: Folder; games go to ``root/split/TASK/TRIAL/game.tw-pddl``, with ``traj_data.json`` and ``initial_state.pddl``.
-        num_games: How many there shall be.
+        root: Output folder. A game is written to ``root/split/TASK/TRIAL/game.tw-pddl``, together with ``traj_data.json`` and
+            ``initial_state.pddl``.
+        num_games: Number of games in the split, including existing games.
         seed: Seed of the set.
-        split: By scene, as ALFWorld splits: ``train`` or ``validation``.
-        task_types: Which of ALFWorld's six, in turn.
-        difficulty: ``minimal``, ``tiny``, ``small``, ``full``, or limits of your own.
-        num_workers: Processes; ``None`` for as many as there are cores, at most 4.
-        timeout_s: Most seconds for one draw.
-        progress: Called with (games there, games wanted).
+        split: ``train`` or ``validation``, with different scenes as in ALFWorld.
+        task_types: Some of ALFWorld's six task types, used in turn.
+        difficulty: ``minimal``, ``tiny``, ``small``, ``full``, or custom limits.
+        num_workers: Number of processes; ``None`` for the number of cores, at most 4.
+        timeout_s: Time limit of one draw, in seconds.
+        progress: Function that is called with (number of finished games, ``num_games``).
 
     Returns:
-        Task ids, relative to ``root``, in the order of their index.
+        Task ids, relative to ``root``, in the order of the game index.
 
     Raises:
-        ValueError: A bad argument.
-        ModuleNotFoundError: ALFWorld is not installed; the message says how to.
-        RuntimeError: A game could not be made in 20 draws.
+        ValueError: An argument is invalid.
+        ModuleNotFoundError: ALFWorld is not installed. The message contains the command that installs it.
+        RuntimeError: A game could not be generated in 20 draws.
     """
     if split not in ("train", "validation"):
         raise ValueError(f"split: {split!r} is neither 'train' nor 'validation'")
     unknown = [task_type for task_type in task_types if task_type not in TASK_TYPES]
     if unknown or not task_types:
-        raise ValueError(f"task_types: {', '.join(unknown) or 'empty'}; there are {', '.join(TASK_TYPES)}")
+        raise ValueError(f"task_types: {', '.join(unknown) or 'empty'}; available: {', '.join(TASK_TYPES)}")
     if num_games < 1:
         raise ValueError(f"num_games: {num_games} is not at least 1")
     import_engine("alfworld")
     recipe = Recipe(Path(root).resolve(), seed, split, tuple(task_types), as_difficulty(difficulty))
-    made = _existing(recipe, num_games)
+    made = _find_existing(recipe, num_games)
     report = progress or (lambda done, wanted: None)
     report(len(made), num_games)
     if len(made) < num_games:
-        _make_missing(recipe, num_games, made, num_workers or min(4, os.cpu_count() or 1), timeout_s, report)
+        _generate_missing(
+            recipe, num_games, made, num_workers or min(4, os.cpu_count() or 1), timeout_s, report
+        )
     return [made[index] for index in range(num_games)]
 
 
-def _existing(recipe: Recipe, num_games: int) -> dict[int, str]:
+def _find_existing(recipe: Recipe, num_games: int) -> dict[int, str]:
     folders = {
         path.parent.name: path.parent for path in (recipe.root / recipe.split).glob(f"*/*/{GAME_FILE}")
     }
@@ -127,7 +130,7 @@ def _existing(recipe: Recipe, num_games: int) -> dict[int, str]:
     }
 
 
-def _make_missing(
+def _generate_missing(
     recipe: Recipe,
     num_games: int,
     made: dict[int, str],
@@ -135,15 +138,14 @@ def _make_missing(
     timeout_s: float,
     report: Callable[[int, int], None],
 ) -> None:
-    missing = {
-        index: 0 for index in range(num_games) if index not in made
-    }  # draws that came to nothing, by index
+    # Number of failed draws by index of the game.
+    missing = {index: 0 for index in range(num_games) if index not in made}
     workers: list[Worker] = []
     try:
         while missing:
             workers = [worker for worker in workers if worker.alive]
             jobs = list(missing.items())[: num_workers * _JOBS_AT_ONCE]
-            workers += [_start(recipe) for _ in range(min(num_workers, len(jobs)) - len(workers))]
+            workers += [_start_worker(recipe) for _ in range(min(num_workers, len(jobs)) - len(workers))]
             for place, worker in enumerate(workers):
                 worker.submit({job[0]: job for job in jobs[place :: len(workers)]}, timeout_s)
             for key, answer in collect(workers):
@@ -162,24 +164,24 @@ def _make_missing(
 
 
 def _next_draw(answer: WorkerError | None, draw: int, game: str) -> int:
-    """The draw after one that has no solution, or whose planner took too long or crashed."""
-    problem = "the planner finds no solution" if answer is None else answer.message
+    """Return the number of the next draw, after a draw without a solution or a planner that crashed or exceeded its time limit."""
+    problem = "the planner found no solution" if answer is None else answer.message
     if isinstance(answer, WorkerError) and answer.reason == "raised":
-        raise RuntimeError(f"{game} cannot be made: {problem}")
+        raise RuntimeError(f"{game} cannot be generated: {problem}")
     if draw + 1 >= _MAX_ATTEMPTS:
-        raise RuntimeError(f"{game}: no playable one in {_MAX_ATTEMPTS} draws; in the last, {problem}")
+        raise RuntimeError(f"{game}: no playable game in {_MAX_ATTEMPTS} draws; last problem: {problem}")
     return draw + 1
 
 
-def _start(recipe: Recipe) -> Worker:
+def _start_worker(recipe: Recipe) -> Worker:
     return Worker(f"{__name__}:GameBuilder", recipe)
 
 
 class GameBuilder:
-    """Worker's side: draws, solves and writes games.
+    """Request handler in a worker process, which draws, solves and writes games.
 
     Args:
-        recipe: What to draw.
+        recipe: Settings of the games.
     """
 
     def __init__(self, recipe: Recipe) -> None:
@@ -191,13 +193,13 @@ class GameBuilder:
         self._grammar = Path(info.ALFRED_TWL2_PATH).read_text(encoding="utf-8")
 
     def __call__(self, job: tuple[int, int]) -> str | None:
-        """Make a game.
+        """Generate a game.
 
         Args:
-            job: (index of the game, which draw).
+            job: (index of the game, number of the draw).
 
         Returns:
-            Its task id; ``None`` where this draw has no solution.
+            Task id of the game; ``None`` if this draw has no solution.
         """
         index, attempt = job
         recipe = self._recipe
@@ -220,13 +222,13 @@ class GameBuilder:
         (folder / "traj_data.json").write_text(
             json.dumps(_trajectory(scene, trial), indent=1), encoding="utf-8"
         )
-        unfinished = folder / f"{GAME_FILE}.part"  # a game file is whole or not there
+        unfinished = folder / f"{GAME_FILE}.part"  # a game file is never incomplete
         unfinished.write_text(json.dumps(content), encoding="utf-8")
         os.replace(unfinished, folder / GAME_FILE)
         return folder.relative_to(recipe.root).as_posix()
 
     def _solve(self, content: dict[str, Any]) -> list[str]:
-        """The planner's solution, played to check that it wins; empty where there is none or the game starts won."""
+        """Return the planner's solution, after playing it to check that it wins. It is empty without one, or if the game starts won."""
         self._engine.load(content)
         if self._engine.reset()["won"]:
             return []
@@ -238,7 +240,7 @@ class GameBuilder:
 
 
 def _trajectory(scene: Any, trial: str) -> dict[str, Any]:
-    """What ALFWorld's own loaders read beside the game."""
+    """Return the content of ``traj_data.json``, which ALFWorld's own loaders read."""
     return {
         "task_id": trial,
         "task_type": scene.task_type,

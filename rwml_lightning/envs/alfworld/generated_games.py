@@ -1,4 +1,4 @@
-"""ALFWorld games that are generated when a config asks for them."""
+"""Config of generated ALFWorld games."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GeneratedGames:
-    """ALFWorld games to generate from what its package ships; scores on them are not ALFWorld scores.
+    """ALFWorld games to generate from the files of the ``alfworld`` package. Scores on these games are not ALFWorld scores.
 
     Args:
         folder: Folder of the games.
-        num_train: Games in training scenes.
-        num_validation: Games in other scenes.
-        difficulty: ``minimal``, ``tiny``, ``small`` or ``full``: how many receptacles and objects.
-        task_types: Some of ALFWorld's six; ``null`` for all.
-        num_workers: Processes that generate.
+        num_train: Number of games in training scenes.
+        num_validation: Number of games in other scenes.
+        difficulty: ``minimal``, ``tiny``, ``small`` or ``full``: the number of receptacles and objects.
+        task_types: Some of ALFWorld's six task types; ``null`` for all.
+        num_workers: Number of processes that generate games.
     """
 
     folder: str
@@ -31,7 +31,7 @@ class GeneratedGames:
     num_workers: int = 2
 
     def generate(self, seed: int) -> None:
-        """Generate the games that are not there yet, with a progress bar."""
+        """Generate the games that do not exist yet, with a progress bar."""
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
         from rwml_lightning.envs.alfworld.generate import TASK_TYPES, generate_games
@@ -53,9 +53,9 @@ class GeneratedGames:
                     difficulty=self.difficulty,
                     task_types=self.task_types or TASK_TYPES,
                     num_workers=self.num_workers,
-                    progress=partial(_show, progress, progress.add_task("", total=count)),
+                    progress=partial(_update, progress, progress.add_task("", total=count)),
                 )
 
 
-def _show(progress: Progress, task: TaskID, done: int, total: int) -> None:
+def _update(progress: Progress, task: TaskID, done: int, total: int) -> None:
     progress.update(task, completed=done, total=total)

@@ -1,6 +1,6 @@
-"""What sort of step a transition was, and whether its outcome could have been predicted.
+"""Kind of a transition, and whether its next state could be predicted.
 
-Kinds, for evaluation by kind:
+The evaluation reports results for each of these kinds:
 
 - ``state_change``: an accepted take, put, move, close, clean, heat, cool, use or slice
 - ``navigation``: an accepted go to
@@ -9,8 +9,8 @@ Kinds, for evaluation by kind:
 - ``nothing_happens``: the environment answered "Nothing happens."
 - ``other``: anything else
 
-An outcome is *knowable* unless it shows what was never shown in the episode: the contents of a receptacle (even if there is
-nothing in it) or a thing by name, such as "apple 2", or "loc 10" in games of the older format.
+A next state is *knowable* if it shows only things that the episode has shown before. Things are the contents of a receptacle (also of
+an empty one) and names such as "apple 2", or "loc 10" in games of the older format.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ _NAMED_THING = re.compile(r"[a-z]+ \d+")
 
 
 def transition_kind(action: str, next_state: str) -> Kind:
-    """The kind of a transition.
+    """Return the kind of a transition.
 
     Args:
-        action: What the agent did.
-        next_state: What the environment answered.
+        action: Action of the agent.
+        next_state: Answer of the environment.
     """
     if next_state.strip() == NOTHING_HAPPENS:
         return "nothing_happens"
@@ -51,26 +51,26 @@ def transition_kind(action: str, next_state: str) -> Kind:
 
 
 def revealed(text: str) -> frozenset[str]:
-    """Everything a state text shows: things by name, and "contents of X" for each receptacle it looks into."""
+    """Return everything that a state text shows: names of things, and "contents of X" for each visible inside of a receptacle."""
     contents = {f"contents of {next(filter(None, groups))}" for groups in _CONTENTS.findall(text)}
     return frozenset(contents.union(_NAMED_THING.findall(text)))
 
 
 def is_knowable(seen: Set[str], next_state: str) -> bool:
-    """Whether a next state shows only what was seen before.
+    """Return whether a next state shows only things that were seen before.
 
     Args:
         seen: Union of ``revealed`` over the states of the episode so far.
-        next_state: What the environment answered.
+        next_state: Answer of the environment.
     """
     return revealed(next_state) <= seen
 
 
 def knowable_steps(states: Iterable[str]) -> list[bool]:
-    """``is_knowable`` for every state of an episode but the first.
+    """Return ``is_knowable`` for each state of an episode except the first.
 
     Args:
-        states: State texts in order, from ``reset`` on.
+        states: State texts in order, beginning with the reset.
     """
     seen: frozenset[str] = frozenset()
     result = []

@@ -1,7 +1,7 @@
-"""Drawing the scene of a generated ALFWorld game, and writing it as a PDDL problem.
+"""Random scenes of generated ALFWorld games, and their form as PDDL problems.
 
-Rooms, furniture and affordances come from what the ``alfworld`` package ships of the AI2-THOR floor plans; what lies where is
-drawn. Import it through ``extra.import_engine``.
+Rooms, furniture and affordances come from the AI2-THOR floor plans in the ``alfworld`` package. The positions of objects are random.
+Import this module through ``extra.import_engine``.
 """
 
 from __future__ import annotations
@@ -32,33 +32,33 @@ _LAMP_STANDS = (
     "TVStand",
 )
 _START_CLOSED = ("Cabinet", "Drawer", "Fridge", "Microwave", "Safe")
-_TREATMENTS = {  # task type: affordance that its object needs, furniture that it is done with
+_TREATMENTS = {  # task type: required affordance of the object, furniture that it is used with
     "pick_clean_then_place_in_recep": ("Cleanable", "SinkBasin"),
     "pick_heat_then_place_in_recep": ("Heatable", "Microwave"),
     "pick_cool_then_place_in_recep": ("Coolable", "Fridge"),
 }
 _PLACING = ("pick_and_place_simple", "pick_two_obj_and_place")
-_STOVE_BURNERS = (
-    4  # where a floor plan names furniture without its place there is one of it, but four burners
-)
-_ENTRANCE = "loc|-15|10|1|30"  # holds no furniture, so that the game starts "in the middle of a room"
-# Constants of ALFWorld's domain, which a problem must declare whether it has such things or not.
+# A class of furniture without positions in the floor plan gives one piece; stove burners are four.
+_STOVE_BURNERS = 4
+# The start location has no furniture, so that the game starts "in the middle of a room".
+_ENTRANCE = "loc|-15|10|1|30"
+# Constants of ALFWorld's domain. A problem must declare them even if the scene has no such things.
 _DECLARED_FURNITURE = {"SinkBasin", "Fridge", "Microwave"}
 _DECLARED_OBJECTS = {"Knife", "ButterKnife"}
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A room, what lies where, and what is to be done.
+    """Room with furniture, objects and a task.
 
     Args:
-        task_type: One of ALFWorld's six.
+        task_type: One of ALFWorld's six task types.
         floor_plan: Number of the AI2-THOR floor plan.
         target: Class of the object to handle.
-        goal: Class of the furniture to bring it to; empty for ``look_at_obj_in_light``.
-        lamp: Class of the lamp to use; empty otherwise.
-        furniture: Class by id.
-        objects: Class by id.
+        goal: Class of the furniture to bring the target to; empty for ``look_at_obj_in_light``.
+        lamp: Class of the lamp to use in ``look_at_obj_in_light``; empty otherwise.
+        furniture: Furniture class by furniture id.
+        objects: Object class by object id.
         place_of: Furniture id by object id.
     """
 
@@ -73,18 +73,18 @@ class Scene:
 
 
 def draw_scene(task_type: str, split: str, difficulty: Difficulty, rng: Random) -> Scene:
-    """Draw a scene in which the task can be done and is not yet.
+    """Draw a scene in which the task can be solved and is not solved yet.
 
     Args:
-        task_type: One of ALFWorld's six.
-        split: ``train`` draws from the floor plans that ALFWorld trains on, ``validation`` from those it keeps for tests.
-        difficulty: How much there is in the room.
-        rng: Source of chance.
+        task_type: One of ALFWorld's six task types.
+        split: ``train`` uses ALFWorld's floor plans for training, ``validation`` its floor plans for tests.
+        difficulty: Limits on the contents of the room.
+        rng: Random number generator.
     """
     numbers = constants.TRAIN_SCENE_NUMBERS if split == "train" else constants.TEST_SCENE_NUMBERS
     rooms = [constants.SCENE_TYPE[room] for room in sorted(constants.GOALS_VALID[task_type])]
     floor_plans = [number for number in numbers if any(number in room for room in rooms)]
-    while True:  # ends: most floor plans allow most tasks
+    while True:  # the loop ends, since most floor plans allow most tasks
         floor_plan = rng.choice(floor_plans)
         goal = _draw_goal(task_type, floor_plan, rng)
         if goal is not None:
@@ -93,7 +93,7 @@ def draw_scene(task_type: str, split: str, difficulty: Difficulty, rng: Random) 
 
 @lru_cache(maxsize=256)
 def _floor_plan(number: int) -> tuple[frozenset[str], dict[str, str]]:
-    """Classes in a floor plan, and class by id of the furniture whose place is known."""
+    """Return the classes in a floor plan, and the class by id of all furniture with a known position."""
     folder = importlib.resources.files("alfworld.gen") / "layouts"
     classes = frozenset(json.loads((folder / f"FloorPlan{number}-objects.json").read_text()))
     ids = json.loads((folder / f"FloorPlan{number}-openable.json").read_text())
@@ -108,7 +108,7 @@ def _furniture_classes(number: int) -> set[str]:
 
 
 def _draw_goal(task_type: str, number: int, rng: Random) -> tuple[str, str, str, set[str]] | None:
-    """Target, goal and lamp, and furniture that the task needs; ``None`` where the floor plan does not allow the task."""
+    """Draw target, goal, lamp and required furniture; return ``None`` if the floor plan does not allow the task."""
     classes, _ = _floor_plan(number)
     furniture = _furniture_classes(number)
     affordance, appliance = _TREATMENTS.get(task_type, ("", ""))
@@ -152,11 +152,11 @@ def _furnish(
     rng: Random,
 ) -> Scene:
     classes, placed = _floor_plan(number)
-    taken = set(placed)
+    used_ids = set(placed)
     available = dict(placed)
     for kind in sorted(_furniture_classes(number) - set(placed.values())):
         for _ in range(_STOVE_BURNERS if kind == "StoveBurner" else 1):
-            available[_new_id(kind, taken, rng)] = kind
+            available[_new_id(kind, used_ids, rng)] = kind
     order = rng.sample(sorted(available), len(available))
     first = [next(name for name in order if available[name] == kind) for kind in sorted(needed)]
     kept = (first + [name for name in order if name not in first])[
@@ -168,7 +168,7 @@ def _furnish(
     place_of: dict[str, str] = {}
 
     def put(kind: str, holders: list[str]) -> None:
-        name = _new_id(kind, taken, rng)
+        name = _new_id(kind, used_ids, rng)
         objects[name] = kind
         place_of[name] = rng.choice(holders)
 
@@ -177,8 +177,8 @@ def _furnish(
         holds = (name for name, place in furniture.items() if kind in _CAN_HOLD.get(place, ()))
         return [name for name in holds if not (away_from_goal and furniture[name] == goal)]
 
-    least = 2 if task_type == "pick_two_obj_and_place" else 1
-    for _ in range(rng.randint(least, max(least, difficulty.max_copies))):
+    min_copies = 2 if task_type == "pick_two_obj_and_place" else 1
+    for _ in range(rng.randint(min_copies, max(min_copies, difficulty.max_copies))):
         put(target, holders_of(target))
     for kind in [lamp] if lamp else sorted(classes.intersection(_LAMPS)):
         stands = [name for name, place in furniture.items() if place in _LAMP_STANDS]
@@ -192,21 +192,21 @@ def _furnish(
     return Scene(task_type, number, target, goal, lamp, furniture, objects, place_of)
 
 
-def _new_id(kind: str, taken: set[str], rng: Random) -> str:
-    """An unused id in AI2-THOR's form, with a drawn place."""
+def _new_id(kind: str, used_ids: set[str], rng: Random) -> str:
+    """Draw an unused id in AI2-THOR's form, with a random position."""
     while True:
         place = "|".join(f"{rng.choice('+-')}{rng.uniform(0, 3.5):05.2f}" for _ in range(3))
         name = f"{kind.removesuffix('Basin')}|{place}|{kind}" if kind.endswith("Basin") else f"{kind}|{place}"
-        if name not in taken:
-            taken.add(name)
+        if name not in used_ids:
+            used_ids.add(name)
             return name
 
 
 def scene_problem(scene: Scene, name: str) -> str:
-    """The scene as a PDDL problem of ALFWorld's domain.
+    """Write a scene as a PDDL problem of ALFWorld's domain.
 
     Args:
-        scene: What to write.
+        scene: Scene to write.
         name: Name of the problem.
     """
     furniture, objects = scene.furniture, scene.objects
@@ -221,7 +221,7 @@ def scene_problem(scene: Scene, name: str) -> str:
         *(f"{place} - receptacle" for place in furniture),
         *(f"{spot} - location" for spot in [*location.values(), _ENTRANCE]),
     ]
-    able = constants.VAL_ACTION_OBJECTS
+    objects_by_affordance = constants.VAL_ACTION_OBJECTS
     facts = [
         f"(atLocation agent1 {_ENTRANCE})",
         *(f"(receptacleType {place} {kind}Type)" for place, kind in furniture.items()),
@@ -235,10 +235,10 @@ def scene_problem(scene: Scene, name: str) -> str:
             if kind in constants.MOVABLE_RECEPTACLES_SET
         ),
         *(
-            f"({way.lower()} {thing})"
-            for way in sorted(able)
+            f"({affordance.lower()} {thing})"
+            for affordance in sorted(objects_by_affordance)
             for thing, kind in objects.items()
-            if kind in able[way]
+            if kind in objects_by_affordance[affordance]
         ),
         *(f"(inReceptacle {thing} {place})" for thing, place in scene.place_of.items()),
         *(f"(objectAtLocation {thing} {location[place]})" for thing, place in scene.place_of.items()),
@@ -259,7 +259,7 @@ def scene_problem(scene: Scene, name: str) -> str:
 
 
 def _mangle(match: re.Match[str]) -> str:
-    """An id in the letters that PDDL allows, as ALFWorld's demangler expects them."""
+    """Write an id in the letters that PDDL allows, in the form that ALFWorld's demangler expects."""
     name = match.group(0)
     for letter, word in (("|", "bar"), ("-", "minus"), ("+", "plus"), (".", "dot"), (",", "comma")):
         name = name.replace(letter, f"_{word}_")
@@ -267,6 +267,6 @@ def _mangle(match: re.Match[str]) -> str:
 
 
 def task_sentence(scene: Scene, rng: Random) -> str:
-    """One of ALFWorld's own phrasings of the task, without full stop."""
+    """Draw one of ALFWorld's own sentences for the task, without the full stop."""
     template = rng.choice(goal_library[scene.task_type]["templates"])
     return template.format(obj=scene.target.lower(), recep=scene.goal.lower(), toggle=scene.lamp.lower())

@@ -1,6 +1,6 @@
-"""State of an ALFWorld game: translated once, its facts kept in Python, the task itself in Fast Downward's library.
+"""State of an ALFWorld game. The PDDL is translated once; Python holds the facts, and Fast Downward's library the task.
 
-Import it through ``extra.import_engine``.
+Import this module through ``extra.import_engine``.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _translation_lock = threading.Lock()
 
 
 class Parameter(NamedTuple):
-    """One parameter of an action, under the names that TextWorld's planner output expects."""
+    """Parameter of an action, with the attribute names that TextWorld expects for planner output."""
 
     name: str
     type_name: str
 
 
 class ActionSchema(NamedTuple):
-    """An action of the PDDL domain."""
+    """Action of the PDDL domain."""
 
     name: str
     parameters: tuple[Parameter, ...]
@@ -39,15 +39,15 @@ class ActionSchema(NamedTuple):
 
 @dataclass(frozen=True)
 class TranslatedGame:
-    """What play needs of a translated PDDL problem.
+    """Parts of a translated PDDL problem that the game needs.
 
     Args:
-        sas: Task in Fast Downward's format, compressed (1 to 2 MB otherwise).
-        actions: Action schemas by name.
+        sas: Task in Fast Downward's format, compressed (uncompressed 1 to 2 MB).
+        actions: Action schema by name.
         types: Types in the order of the domain.
         type_of: Type of each object.
         facts: Initial facts of the problem.
-        fluents: Predicates that some action or axiom changes.
+        fluents: Predicates that an action or axiom can change.
     """
 
     sas: bytes
@@ -59,20 +59,23 @@ class TranslatedGame:
 
 
 def _pddl2sas(domain: str, problem: str, optimize: bool) -> tuple[Any, str]:
-    """Translate PDDL; Fast Downward's translator overwrites ``sys.argv``, swaps ``sys.stdout`` and is not thread-safe."""
+    """Translate PDDL under a lock, and restore ``sys.argv``.
+
+    Fast Downward's translator overwrites ``sys.argv``, replaces ``sys.stdout`` and is not thread-safe.
+    """
     with _translation_lock:
         arguments = sys.argv
         try:
             return fast_downward.pddl2sas(domain, problem, optimize=optimize)
-        except SystemExit as error:  # how its parser reports a mistake in the problem
-            raise ValueError(f"its PDDL does not translate: {error}") from error
+        except SystemExit as error:  # its parser reports a syntax error in this way
+            raise ValueError(f"its PDDL cannot be translated: {error}") from error
         finally:
             sys.argv = arguments
 
 
 @lru_cache(maxsize=_TRANSLATED_GAMES)
 def translate(domain: str, problem: str) -> TranslatedGame:
-    """Translate a PDDL problem; the most recent games are kept.
+    """Translate a PDDL problem. The translations of the most recent games are cached.
 
     Raises:
         ValueError: The PDDL is malformed.
@@ -97,13 +100,13 @@ def translate(domain: str, problem: str) -> TranslatedGame:
 
 
 class FastState(logic.PddlState):
-    """State of a game: facts in Python for the text, the task itself in Fast Downward's library.
+    """State of a game, with the facts in Python for the text and the task in Fast Downward's library.
 
     Args:
         downward_lib: This environment's own copy of the library.
         problem: PDDL problem.
         game_logic: Grammar and actions.
-        game: The problem, translated.
+        game: Translated problem.
     """
 
     def __init__(
@@ -150,14 +153,14 @@ class FastState(logic.PddlState):
         self._ordered.clear()
 
     def remove_fact(self, prop: Proposition) -> None:
-        """Make a fact untrue."""
+        """Make a fact false."""
         self._facts[prop.signature].discard(prop)
         self._ordered.clear()
 
     def assignments(
         self, rule: Rule, mapping: Mapping[Placeholder, Variable]
     ) -> Iterator[dict[Placeholder, Variable]]:
-        """All ways to bind the placeholders of a query, in the stock order; different placeholders, different variables."""
+        """Yield all bindings of the placeholders of a query, in the stock order. Different placeholders get different variables."""
         return self._match(rule.preconditions, 0, dict(mapping))
 
     def _match(
@@ -184,7 +187,7 @@ class FastState(logic.PddlState):
                 yield from self._match(predicates, depth + 1, extended)
 
     def _facts_matching(self, signature: Any) -> list[Proposition]:
-        """Facts with a signature or one of its subtypes', sorted within each."""
+        """Return the facts with a signature or a subtype's signature, sorted within each signature."""
         facts = self._ordered.get(signature)
         if facts is None:
             types = [self._logic.types.get(name) for name in signature.types]
@@ -196,7 +199,7 @@ class FastState(logic.PddlState):
         return facts
 
     def replan(self, infos: Mapping[str, Any]) -> list[str]:
-        """Commands that the planner would give from here; empty where there is no way to the goal. Takes a while."""
+        """Return the planner's commands to the goal. The list is empty if there is no plan. This is slow."""
         if not self._replan_loaded:
             _, sas = _pddl2sas(self._logic.domain, self.pddl_problem, optimize=True)
             self.downward_lib.load_sas_replan(sas.encode())
@@ -211,7 +214,7 @@ def _fact_order(fact: Proposition) -> tuple[Any, ...]:
 def _bind(
     placeholders: Any, variables: Any, mapping: dict[Placeholder, Variable]
 ) -> dict[Placeholder, Variable] | None:
-    """``mapping`` with the placeholders bound to the variables, or ``None`` where that contradicts it."""
+    """Return ``mapping`` with the placeholders bound to the variables, or ``None`` if they contradict it."""
     extended = dict(mapping)
     for placeholder, variable in zip(placeholders, variables, strict=True):
         known = extended.get(placeholder)

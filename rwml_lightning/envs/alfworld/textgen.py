@@ -1,10 +1,11 @@
-"""TextWorld's text grammar, expanded without re-parsing or copying: the same text as the stock class, much sooner.
+"""Fast version of TextWorld's text grammar, with the same text as the stock class.
 
-The stock grammar parses its start template with a PEG parser at every call, and deep-copies symbols and contexts at every
-expansion. Here each template is parsed once in a process and turned into a function from context to text.
+The stock grammar parses its start template with a PEG parser at every call, and copies symbols and contexts deeply at every
+expansion. This module parses each template once in a process and turns it into a function from context to text.
 
-Templates in a game file hold small expressions (``o.indefinite + ' ' + o.name``) that the stock class hands to ``eval``.
-Here the four forms that games use are computed and all else is refused: a game file from a stranger cannot run code.
+Templates in a game file contain small expressions (``o.indefinite + ' ' + o.name``), which the stock class evaluates with ``eval``.
+This module computes the forms that games use and raises an error for any other expression, so a game file from an untrusted source
+cannot run code.
 """
 
 from __future__ import annotations
@@ -22,23 +23,23 @@ from textworld.logic import Placeholder, Rule, Variable
 
 
 class FactSource(Protocol):
-    """What a grammar asks of a game state."""
+    """Protocol of a game state, as far as the grammar uses it."""
 
     def assignments(
         self, rule: Rule, mapping: Mapping[Placeholder, Variable]
     ) -> Iterator[dict[Placeholder, Variable]]:
-        """All extensions of ``mapping`` under which the preconditions of ``rule`` hold."""
+        """Yield all extensions of ``mapping`` under which the preconditions of ``rule`` hold."""
         ...
 
 
 class Context(NamedTuple):
-    """What a template is expanded in.
+    """Context in which a template is expanded.
 
     Args:
-        state: Facts that conditions are checked against.
-        mapping: Placeholders that are bound already.
-        variables: Entity behind each name that an expression may use.
-        entities: Entity of each id.
+        state: Game state that conditions are checked against.
+        mapping: Variable of each bound placeholder.
+        variables: Entity of each name that an expression may use.
+        entities: Entity by id.
     """
 
     state: FactSource
@@ -49,12 +50,12 @@ class Context(NamedTuple):
 
 Expander = Callable[[Context], list[str]]
 Value = Callable[[Mapping[str, Any]], Any]
-"""An expression's value, given the entity behind each name."""
+"""Function from the entity of each name to the value of an expression."""
 
 
 @lru_cache(maxsize=4096)
 def _parse_template(text: str) -> tuple[textgen.Symbol, ...]:
-    # Private to TextWorld, but the only way to its parser; the version is pinned by the extra.
+    # This function is private to TextWorld, but there is no public access to the parser. The extra pins the version.
     return tuple(textgen._parse_and_convert(text, rule_name="symbols"))
 
 
@@ -70,8 +71,8 @@ def _read_expression(expression: str) -> Value:
         value = _value(ast.parse(expression.strip(), mode="eval").body)
     except (SyntaxError, ValueError, RecursionError) as error:
         raise ValueError(
-            f"the game's grammar holds the expression {reprlib.repr(expression)}; only names, attributes of entities, texts, '+' and "
-            "'or' are computed"
+            f"the game's grammar contains the expression {reprlib.repr(expression)}; only names, attributes of entities, texts, '+' and "
+            "'or' are allowed"
         ) from error
 
     def text(variables: Mapping[str, Any]) -> str:
@@ -97,19 +98,19 @@ def _value(node: ast.expr) -> Value:
             left, right = _value(first), _value(second)
             return lambda variables: left(variables) + right(variables)
         case ast.BoolOp(op=ast.Or(), values=parts):
-            return reduce(_either, map(_value, parts))
-    raise ValueError(f"no form of the grammar: {type(node).__name__}")
+            return reduce(_first_true, map(_value, parts))
+    raise ValueError(f"unsupported form of expression: {type(node).__name__}")
 
 
-def _either(first: Value, second: Value) -> Value:
+def _first_true(first: Value, second: Value) -> Value:
     return lambda variables: first(variables) or second(variables)
 
 
 class TemplateGrammar(textgen.ContextSensitiveGrammar):
-    """A context-sensitive grammar with the stock class's rules and its text.
+    """Context-sensitive grammar with the same rules and text as the stock class.
 
     Args:
-        rules: Grammar whose production rules are taken over.
+        rules: Grammar from which the production rules are copied.
     """
 
     def __init__(self, rules: textgen.ContextSensitiveGrammar) -> None:
@@ -119,7 +120,7 @@ class TemplateGrammar(textgen.ContextSensitiveGrammar):
         self._productions: dict[str, list[tuple[Rule | None, list[Expander]]]] = {}
 
     def expand(self, template: str, context: Context) -> str:
-        """Text of a template such as ``#look.feedback#``."""
+        """Return the text of a template such as ``#look.feedback#``."""
         expanders = self._templates.get(template)
         if expanders is None:
             expanders = self._templates[template] = [
@@ -128,7 +129,7 @@ class TemplateGrammar(textgen.ContextSensitiveGrammar):
         return "".join(part for expander in expanders for part in expander(context))
 
     def predicates(self, template: str) -> frozenset[str]:
-        """Names of all predicates that the text of ``template`` can depend on."""
+        """Return the names of all predicates that can affect the text of ``template``."""
         names: set[str] = set()
         seen: set[str] = set()
         pending: list[textgen.Symbol] = list(_parse_template(template))
@@ -151,7 +152,7 @@ class TemplateGrammar(textgen.ContextSensitiveGrammar):
         return frozenset(names)
 
     def _expander(self, symbol: textgen.Symbol) -> Expander:
-        """The function from context to texts that stands for one parsed symbol."""
+        """Return the function from context to texts for one parsed symbol."""
         if isinstance(symbol, textgen.TerminalSymbol):
             constant = [str(symbol)]
             return lambda context: constant
@@ -166,11 +167,11 @@ class TemplateGrammar(textgen.ContextSensitiveGrammar):
                 self._expander(symbol.expression),
                 parse_query(symbol.given) if symbol.given else None,
             )
-            return lambda context: ["".join(inner(case)) for case in _cases(query, context)]
+            return lambda context: ["".join(inner(case)) for case in _matching_contexts(query, context)]
         if isinstance(symbol, textgen.ListSymbol):
             items = self._expander(symbol.symbol)
             return lambda context: self._enumerate(items(context), context)
-        raise ValueError(f"the game's grammar holds a symbol of unknown type {type(symbol).__name__}")
+        raise ValueError(f"the game's grammar contains a symbol of unknown type {type(symbol).__name__}")
 
     def _expand_production(self, name: str, context: Context) -> list[str]:
         """Expand the first production of ``name`` whose condition holds."""
@@ -189,10 +190,10 @@ class TemplateGrammar(textgen.ContextSensitiveGrammar):
                 or next(context.state.assignments(condition, context.mapping), None) is not None
             ):
                 return [part for expander in expanders for part in expander(context)]
-        raise ValueError(f"the game's grammar has no production for '#{name}#' that applies")
+        raise ValueError(f"the game's grammar has no applicable production for '#{name}#'")
 
     def _enumerate(self, items: list[str], context: Context) -> list[str]:
-        """Join the texts of a list as the grammar says: ``a, b, and c``."""
+        """Join the texts of a list with the separators of the grammar: ``a, b, and c``."""
         if not items:
             return self._expand_production("list_empty", context)
         if len(items) == 1:
@@ -202,8 +203,8 @@ class TemplateGrammar(textgen.ContextSensitiveGrammar):
         return [separator.join(items[:-1]), last_separator, items[-1]]
 
 
-def _cases(query: Rule | None, context: Context) -> Iterator[Context]:
-    """One context for each way in which the query holds."""
+def _matching_contexts(query: Rule | None, context: Context) -> Iterator[Context]:
+    """Yield one context for each binding under which the query holds."""
     if query is None:
         yield context
         return

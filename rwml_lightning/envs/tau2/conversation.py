@@ -1,4 +1,4 @@
-"""One conversation on tau2-bench's own engine, driven message by message in the caller's thread."""
+"""One conversation on tau2-bench's own engine, stepped message by message in the caller's thread."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _ENDED_WELL = (TerminationReason.AGENT_STOP, TerminationReason.USER_STOP)
 
 
 class GymAgent(LocalAgent[list[Message]]):
-    """Says what it was given; the engine lets an agent of this class name alone play without a user."""
+    """Agent that sends the message in ``next_message``. The engine checks the class name in solo mode."""
 
     def __init__(self, tools: list[Tool], domain_policy: str, solo: bool) -> None:
         super().__init__(tools, domain_policy)
@@ -43,26 +43,29 @@ class GymAgent(LocalAgent[list[Message]]):
     def generate_next_message(
         self, message: Any, state: list[Message]
     ) -> tuple[AssistantMessage, list[Message]]:
-        said, self.next_message = self.next_message, None
-        assert said is not None, "the agent has been given nothing to say"
-        return said, state
+        next_message, self.next_message = self.next_message, None
+        assert next_message is not None, "next_message is not set"
+        return next_message, state
 
     def is_stop(self, message: AssistantMessage) -> bool:
-        """With a user it is the user who ends the conversation, so that leaving at once earns nothing."""
+        """Return whether the agent ends the conversation.
+
+        Only a solo agent can end it. With a user, the user ends it, so an agent cannot earn a reward by stopping at once.
+        """
         return self.solo and STOP in (message.content or "")
 
     def set_seed(self, seed: int) -> None:
-        """Nothing here is random."""
+        """Ignore the seed: this agent is deterministic."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What the agent sees after an action.
+    """New messages for the agent after an action.
 
     Args:
-        messages: New messages, oldest first; a tool's says why a call failed.
-        num_calls: Tool calls that the action made.
-        num_errors: Those of them that failed.
+        messages: New messages, oldest first. The tool message of a failed call gives the reason.
+        num_calls: Number of tool calls of the action.
+        num_errors: Number of these calls that failed.
     """
 
     messages: tuple[dict[str, str], ...]
@@ -71,15 +74,15 @@ class Reply:
 
 
 class Conversation:
-    """One episode of one task.
+    """Conversation of one episode of a task.
 
     Args:
         domain: Name of the domain.
-        task: What is to be done.
-        user: Who the agent talks to; ``None`` for nobody (solo).
+        task: Task of the episode.
+        user: User model, any text for the scripted user, or ``None`` for no user (solo mode).
         seed: Seed of the user model.
-        max_steps: Messages after which it is cut off, as the benchmark counts them.
-        max_errors: Failed tool calls after which it is ended.
+        max_steps: Number of messages after which the episode is truncated, as the benchmark counts them.
+        max_errors: Number of failed tool calls after which the episode is terminated.
     """
 
     def __init__(
@@ -112,7 +115,7 @@ class Conversation:
 
     @property
     def policy(self) -> str:
-        """How the agent is to behave."""
+        """Rules of the domain for the agent."""
         return self.environment.get_policy()
 
     @property
@@ -122,32 +125,32 @@ class Conversation:
 
     @property
     def ended(self) -> TerminationReason | None:
-        """Why the episode is over, if it is."""
+        """Reason for the end of the episode, or ``None`` while it runs."""
         return self.orchestrator.termination_reason if self.orchestrator.done else None
 
     @property
     def was_cut_off(self) -> bool:
-        """Whether the limit of messages ended it."""
+        """Whether ``max_steps`` ended the episode."""
         return self.ended is TerminationReason.MAX_STEPS
 
     def begin(self) -> Reply:
-        """Set up the task and let the user speak first.
+        """Set up the task and get the first message of the user.
 
         Raises:
-            RuntimeError: The user or the limit ended the conversation before the agent had said anything.
+            RuntimeError: The user or the limit ended the conversation before the agent's first message.
         """
-        if self.solo:  # the engine asks for the first action while it sets up, so that waits for the action
+        if self.solo:  # the engine needs the first action for its setup, so act() initializes it
             return Reply(())
         self.orchestrator.initialize()
-        self._go_on()
+        self._run_until_agent_turn()
         if self.ended is not None:
             raise RuntimeError(
-                f"task {self.task.id!r}: over before the agent had said anything ({self.ended.value})"
+                f"task {self.task.id!r}: the conversation ended before the agent's first message ({self.ended.value})"
             )
-        return Reply(tuple(visible(self._new())))
+        return Reply(tuple(visible(self._new_messages())))
 
     def act(self, action: Action) -> Reply:
-        """Send the agent's message, and let environment and user answer until it is the agent's turn again."""
+        """Send the agent's message and run environment and user until it is the agent's turn again."""
         orchestrator = self.orchestrator
         self.agent.next_message = self._message(action)
         if not self.solo or self._seen:
@@ -155,22 +158,22 @@ class Conversation:
         else:
             orchestrator.initialize()
         self._check_limits()
-        self._go_on()
-        answers = [message for message in self._new() if not isinstance(message, AssistantMessage)]
+        self._run_until_agent_turn()
+        answers = [message for message in self._new_messages() if not isinstance(message, AssistantMessage)]
         own = [one for one in answers if isinstance(one, ToolMessage) and one.requestor == "assistant"]
         messages = visible(answers)
         for message, call in zip(messages[: len(own)], action.calls, strict=False):
-            if not call.readable:  # the engine knows only that there is no such tool
+            if not call.readable:  # the engine's own error would say only that the tool does not exist
                 message["content"] = f"Error: the call cannot be read: {call.arguments['error']}"
         return Reply(tuple(messages), len(own), sum(one.error for one in own))
 
     def fail(self) -> None:
-        """End the episode for an agent that broke the rules of conversation."""
+        """End the episode because the agent broke the rules of the conversation."""
         self.orchestrator.done = True
         self.orchestrator.termination_reason = TerminationReason.AGENT_ERROR
 
     def reward(self) -> float:
-        """The benchmark's reward; 0 for an episode that neither agent nor user has ended."""
+        """Return the benchmark's reward. It is 0 unless the agent or the user ended the episode."""
         if self.ended not in _ENDED_WELL:
             return 0.0
         return reward_of(self.domain, self.task, self.environment, self.orchestrator.trajectory)
@@ -187,14 +190,17 @@ class Conversation:
         ]
         return AssistantMessage(role="assistant", tool_calls=calls, cost=0.0)
 
-    def _go_on(self) -> None:
+    def _run_until_agent_turn(self) -> None:
         orchestrator = self.orchestrator
         while not orchestrator.done and orchestrator.to_role != Role.AGENT:
             orchestrator.step()
             self._check_limits()
 
     def _check_limits(self) -> None:
-        """The benchmark's limits, which the engine applies in a loop of its own; never between a call and its outcome."""
+        """Apply the benchmark's limits, but never between a call and its result.
+
+        The engine applies them in a loop that is not used here.
+        """
         orchestrator = self.orchestrator
         if orchestrator.done or orchestrator.to_role == Role.ENV:
             return
@@ -205,15 +211,15 @@ class Conversation:
             if count >= limit:
                 orchestrator.done, orchestrator.termination_reason = True, reason
 
-    def _new(self) -> list[Message]:
-        """What was said since this was asked last."""
+    def _new_messages(self) -> list[Message]:
+        """Return the messages since the last call of this method."""
         trajectory = self.orchestrator.trajectory
         since, self._seen = trajectory[self._seen :], len(trajectory)
         return since
 
 
 def visible(messages: Sequence[Message]) -> list[dict[str, str]]:
-    """Messages that an agent may see, as chat: not what the user does in private with tools of its own."""
+    """Return the messages that the agent may see, as chat messages. The user's own tool calls and their results are left out."""
     seen: list[dict[str, str]] = []
     for message in messages:
         if isinstance(message, MultiToolMessage):

@@ -1,7 +1,7 @@
-"""Databases of an episode, which share with all others what the episode never touches.
+"""Copy-on-access databases: an episode copies the records that it uses and shares all others with the other episodes.
 
-A domain's database has up to 7 MB, of which an episode reads a few records: copying it whole costs most of a reset, and hashing
-it most of the reward.
+A domain's database has up to 7 MB, and an episode reads a few records of it. A copy of the whole database would take most of the
+time of a reset, and a hash of it most of the time of the reward.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from pydantic import BaseModel
 
 Database = TypeVar("Database", bound=BaseModel)
 Changes = dict[str, Any]
-"""What differs from the domain's own database, by field and for tables by key; canonical JSON, or None for what is gone."""
+"""Differences from the domain's original database by field, and in tables by key: canonical JSON, or None for a deleted record."""
 
 
 class CopyOnAccess(dict[str, Any]):
-    """A table whose records are those of ``base`` until they are asked for; what is handed out is a copy of its own.
+    """Table that copies a record of ``base`` when it is first read, and returns the copy.
 
-    Membership, length and keys touch nothing; ``values`` and ``items`` copy every record that they are followed to.
+    Membership, length and keys copy nothing. ``values`` and ``items`` copy each record when the iteration reaches it.
     """
 
     def __init__(self, base: Mapping[str, Any]) -> None:
@@ -41,7 +41,7 @@ class CopyOnAccess(dict[str, Any]):
         super().__setitem__(key, value)
 
     def __iter__(self) -> Iterator[str]:
-        # With an iterator of its own, dict(table) and {**table} ask for the records too, where they would take the base's.
+        # This override makes dict(table) and {**table} call __getitem__. Otherwise they would take the records of the base.
         return iter(self.keys())
 
     def copy(self) -> dict[str, Any]:
@@ -54,13 +54,13 @@ class CopyOnAccess(dict[str, Any]):
         del self[key]
         return value
 
-    # As the abstract mapping has them, by way of those above; keys, length and membership stay the dict's own.
+    # These methods of MutableMapping use the methods above. Keys, length and membership remain those of dict.
     get, values, items = MutableMapping.get, MutableMapping.values, MutableMapping.items  # type: ignore[assignment]
     popitem = MutableMapping.popitem
     update, setdefault = MutableMapping.update, MutableMapping.setdefault
 
     def changes(self) -> Changes:
-        """Records that differ from those of ``base``."""
+        """Return the records that differ from ``base``, with None for a deleted record."""
         changed: Changes = {}
         for key in self._own & self.keys():
             now = canonical(super().__getitem__(key))
@@ -70,7 +70,7 @@ class CopyOnAccess(dict[str, Any]):
 
 
 def isolate(base: Database) -> Database:
-    """A database of its own for one episode: tables copied on access, everything else at once."""
+    """Make a separate database for one episode. Tables are copied on access, all other fields at once."""
     fields: dict[str, Any] = {
         name: CopyOnAccess(value) if isinstance(value, dict) else deepcopy(value)
         for name, value in vars(base).items()
@@ -79,7 +79,10 @@ def isolate(base: Database) -> Database:
 
 
 def changes(database: BaseModel | None, base: BaseModel | None) -> Changes:
-    """How a database differs from ``base``: two that began as ``base`` are equal if, and only if, their changes are."""
+    """Return the differences of a database from ``base``.
+
+    Two databases that began as ``base`` are equal if and only if their differences are equal.
+    """
     if database is None or base is None:
         return {}
     changed: Changes = {}
@@ -90,7 +93,7 @@ def changes(database: BaseModel | None, base: BaseModel | None) -> Changes:
             if now:
                 changed[name] = now
         elif isinstance(value, dict) and isinstance(before, dict):
-            # An engine that updates a database replaces its tables by plain ones.
+            # When the engine updates a database, it replaces the tables by plain dicts.
             table = {key: canonical(record) for key, record in value.items()}
             table = {
                 key: now for key, now in table.items() if key not in before or now != canonical(before[key])
@@ -104,7 +107,7 @@ def changes(database: BaseModel | None, base: BaseModel | None) -> Changes:
 
 
 def canonical(value: Any) -> str:
-    """JSON in which equal values are equal texts, as the engine's own hash of a database is made."""
+    """Write a value as JSON, so that equal values give equal texts. The engine's hash of a database uses the same form."""
     return json.dumps(value, sort_keys=True, default=_plain)
 
 

@@ -1,4 +1,4 @@
-"""Domains of tau2-bench: tasks, splits, tools, and environments with databases of their own."""
+"""Domains of tau2-bench: tasks, splits, tools, and environments with separate databases."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ def done() -> str:
 
 
 def domains() -> list[str]:
-    """Names of the engine's domains that have tasks."""
+    """Return the names of the engine's domains that have tasks."""
     return [name for name in registry.get_domains() if name in registry.get_task_sets()]
 
 
 @cache
 def tasks_of(domain: str) -> dict[str, Task]:
-    """All tasks of a domain by id."""
+    """Return all tasks of a domain by id."""
     return {task.id: task for task in registry.get_tasks_loader(domain)(None)}
 
 
 @cache
 def splits_of(domain: str) -> dict[str, list[str]]:
-    """Ids of tasks by the benchmark's splits; those of ``mock`` are all for training."""
+    """Return task ids by the benchmark's splits. A domain without splits (``mock``) has all its tasks in ``train``."""
     loader = registry.get_task_splits_loader(domain)
     return {"train": list(tasks_of(domain))} if loader is None else loader()
 
 
 @cache
 def databases(domain: str) -> tuple[Any, Any]:
-    """Databases of agent and user as they come from disk; never handed out."""
+    """Return the databases of agent and user as loaded from disk. Episodes must not change them."""
     environment = registry.get_env_constructor(domain)()
     tools, user_tools = environment.tools, environment.user_tools
     return getattr(tools, "db", None), getattr(user_tools, "db", None)
@@ -50,7 +50,7 @@ def databases(domain: str) -> tuple[Any, Any]:
 
 @cache
 def tool_schemas(domain: str, solo: bool) -> tuple[dict[str, Any], ...]:
-    """What the agent can call; alone also what the user could, and what ends the episode."""
+    """Return the schemas of the agent's tools. In solo mode these include the user's tools and ``done``, which ends the episode."""
     environment = make_environment(domain, solo)
     tools = environment.get_tools()
     if solo:
@@ -61,13 +61,13 @@ def tool_schemas(domain: str, solo: bool) -> tuple[dict[str, Any], ...]:
 
 @cache
 def user_tools(domain: str) -> list[Tool] | None:
-    """What the user can call, as a user model is told; calls themselves go to the episode's environment."""
+    """Return the user's tools for the prompt of a user model. The environment of the episode executes the calls."""
     environment = make_environment(domain)
     return None if environment.user_tools is None else environment.get_user_tools()
 
 
 def make_environment(domain: str, solo: bool = False) -> Environment:
-    """A domain with databases of its own."""
+    """Make the environment of a domain with separate databases."""
     constructor = registry.get_env_constructor(domain)
     accepted = inspect.signature(constructor).parameters
     given = {
@@ -77,7 +77,7 @@ def make_environment(domain: str, solo: bool = False) -> Environment:
     }
     environment = constructor(**given)
     if solo:
-        # What set_solo_mode does, without comparing the names of all tools at every reset.
+        # The same as set_solo_mode, which would also compare the names of all tools at every reset.
         environment.solo_mode = True
         environment.policy = _solo_policy(domain)
     return environment
@@ -89,7 +89,11 @@ def _solo_policy(domain: str) -> str:
 
 
 def can_play(domain: str, task_id: str, solo: bool) -> bool:
-    """Whether there is such a task, with a reward that needs no judge, and alone with a ticket and no earlier conversation."""
+    """Return whether the environment can play a task.
+
+    The task must exist, and its reward must not need a judge model. In solo mode it must also have a ticket and no earlier
+    conversation.
+    """
     task = tasks_of(domain).get(task_id)
     if task is None or (
         task.evaluation_criteria and RewardType.NL_ASSERTION in task.evaluation_criteria.reward_basis

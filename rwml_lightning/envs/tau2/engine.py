@@ -1,4 +1,4 @@
-"""Everything here that needs the engine's packages, behind one import."""
+"""One import for all names of this package that need the engine's packages."""
 
 from rwml_lightning.envs.tau2.conversation import Conversation, Reply
 from rwml_lightning.envs.tau2.domains import SOLO_DOMAINS, can_play, domains, splits_of, tasks_of

@@ -27,43 +27,60 @@ _TEXT = gymnasium.spaces.Text(min_length=0, max_length=1 << 20)
 
 
 class Tau2Env(gymnasium.Env[Messages, str]):
-    """Customer service with tools (tau2-bench, arXiv 2506.07982) on its real engine, one conversation an episode.
+    """Customer service with tools (tau2-bench, arXiv 2506.07982) on its real engine. One episode is one conversation.
 
-    An observation is what is new to the agent since its last action: chat messages ``{"role": ..., "content": ...}`` of the roles
-    ``user`` and ``tool``, at the beginning also of ``assistant``; alone it begins with the ticket. What the user does in private
-    is not among them. An action is a
-    text or a chat message (:func:`rwml_lightning.envs.tau2.messages.read_action`).
+    An observation contains the new chat messages since the agent's last action, ``{"role": ..., "content": ...}`` with the roles
+    ``user`` and ``tool``. The first observation may also contain messages of the role ``assistant``; in solo mode it is the ticket.
+    The user's own tool calls are not visible. An action is a text or a chat message
+    (:func:`rwml_lightning.envs.tau2.messages.read_action`).
 
-    ``info`` after ``reset`` holds ``task`` (the ticket of solo mode, else empty), ``instructions`` (the domain's policy), ``tools``
-    (their schemas) and ``background`` (for who predicts the user, never for the agent: domain and who the user is, not what they
-    want). After ``reset`` and ``step`` there are ``game`` (task id), ``task_type`` (domain), ``won``, ``measures`` (numbers of the
-    episode so far, see below) and, in solo mode, ``admissible_actions`` (calls that need no arguments but what their schemas
-    list). After ``step`` also, of the last action: ``action`` (its text in one fixed form), ``valid`` (it was read, and no call of it failed),
-    ``kind`` (``tool`` or ``user``: whose answer the next state is; ``end`` without one), ``knowable`` (there is an answer) and
-    ``next_state`` (the answer as a world model should predict it: tools' JSON as its schema). When the episode is over ``ended`` says why, as the benchmark names it.
+    ``info`` contains after ``reset``:
 
-    ``measures``: ``hops`` (messages, as the benchmark counts its steps), ``tool_calls`` of the agent and ``invalid_tool_calls``
-    (share of them that failed), ``user_calls`` and ``user_tokens`` (what the user model cost), ``do_nothing`` (the reward of
-    ending the episode at once).
+    - ``task``: the ticket in solo mode, else empty
+    - ``instructions``: the domain's policy for the agent
+    - ``tools``: schemas of the agent's tools
+    - ``background``: domain and description of the user, without the user's goal; for the world model, never for the agent
 
-    The reward comes at the end and is 0 or 1. ``terminated``: the user, or alone the agent, ended the conversation, the agent broke its rules (an
-    empty message; text in solo mode) or made too many failing calls. ``truncated``: ``max_steps`` was reached. A user model that is
-    down or answers nothing raises, since that is nobody's reward.
+    after ``reset`` and ``step``:
+
+    - ``game``: task id
+    - ``task_type``: domain
+    - ``won``: whether the reward is above 0
+    - ``measures``: numbers of the episode so far, see below
+    - ``admissible_actions`` (only in solo mode): calls that have no required argument, or one with the values listed in its schema
+    - ``ended`` (only after the end): reason for the end, as the benchmark names it
+
+    and after ``step`` about the last action:
+
+    - ``action``: the action as text in one fixed form
+    - ``valid``: whether the action keeps the rules and none of its calls failed (an unreadable call counts as failed)
+    - ``kind``: ``tool`` or ``user`` for the author of the next state; ``end`` if there is no answer
+    - ``knowable``: whether there is an answer
+    - ``next_state``: the answer as the world model should predict it, with the schema in place of a tool's JSON
+
+    ``measures`` contains ``hops`` (number of messages, as the benchmark counts its steps), ``tool_calls`` (number of the agent's
+    calls), ``invalid_tool_calls`` (share of these calls that failed), ``user_calls`` and ``user_tokens`` (calls and tokens of the user
+    model) and ``do_nothing`` (the reward of ending the episode at once).
+
+    The reward is 0 or 1 and comes at the end. An episode is ``terminated`` when the user (in solo mode the agent) ends the
+    conversation, when the agent breaks the rules (an empty message, or text in solo mode), and after too many failed calls. It is
+    ``truncated`` after ``max_steps`` messages. A user model that does not respond raises an error, since the agent must not be scored
+    for that.
 
     Args:
-        domain: ``airline``, ``retail``, ``telecom``, ``mock``, or several of them.
-        splits: The benchmark's splits whose tasks are played; ids are ``<domain>/<task>``.
-        solo: The agent plays alone, with the user's tools, from a ticket (``telecom`` and ``mock``).
-        user: Who plays the user: ``scripted`` (no model, deterministic), or the arguments of
+        domain: One or several of ``airline``, ``retail``, ``telecom`` and ``mock``.
+        splits: Splits of the benchmark to play. Task ids are ``<domain>/<task>``.
+        solo: Whether the agent plays without a user, from a ticket and with the user's tools (``telecom`` and ``mock``).
+        user: ``scripted`` for a deterministic user without a model, or the arguments of
             :class:`rwml_lightning.envs.tau2.users.UserModel`.
-        max_steps: Messages after which an episode is cut off (benchmark: 100, paper: 30, about 15 of the agent's).
-        max_errors: Failed calls after which an episode is ended.
-        calls: How ``walkthrough`` and ``info["action"]`` write tool calls: in the tags of chat templates, or as in Python.
-        max_reply_chars: Longer parts of ``next_state`` are cut in the middle.
+        max_steps: Number of messages after which an episode is truncated (benchmark: 100, paper: 30, about 15 of the agent).
+        max_errors: Number of failed calls after which an episode is terminated.
+        calls: Format of tool calls in ``walkthrough`` and ``info["action"]``: ``json`` in the tags of chat templates, or ``python``.
+        max_reply_chars: Maximum length of each message in ``next_state``, in characters. Longer messages are cut in the middle.
 
     Raises:
-        ValueError: No such domain, split or mode, or bad settings of the user.
-        ModuleNotFoundError: The engine is not installed; the message says how to.
+        ValueError: The domain, split or mode does not exist, or the user's settings are invalid.
+        ModuleNotFoundError: The engine is not installed. The message contains the command that installs it.
 
     Example:
         >>> env = Tau2Env("mock", user="scripted")  # doctest: +SKIP
@@ -97,7 +114,7 @@ class Tau2Env(gymnasium.Env[Messages, str]):
             _check_name("domain", name, self._engine.domains())
             if solo and name not in self._engine.SOLO_DOMAINS:
                 raise ValueError(
-                    f"solo: {name!r} has no solo mode; {', '.join(self._engine.SOLO_DOMAINS)} have"
+                    f"solo: {name!r} has no solo mode; domains with one: {', '.join(self._engine.SOLO_DOMAINS)}"
                 )
         self.splits = tuple(splits)
         self.solo = solo
@@ -122,16 +139,16 @@ class Tau2Env(gymnasium.Env[Messages, str]):
             raise ValueError(f"user: {str(error).removeprefix('UserModel.__init__() ')}") from error
 
     def _list_tasks(self) -> dict[str, tuple[str, ...]]:
-        """Task ids by split, without those that this mode cannot play."""
+        """Return the task ids by split that can be played in this mode."""
         tasks: dict[str, tuple[str, ...]] = {}
         for split in self.splits:
-            having = [name for name in self.domains if split in self._engine.splits_of(name)]
-            if not having and split not in ("train", "test"):
+            domains = [name for name in self.domains if split in self._engine.splits_of(name)]
+            if not domains and split not in ("train", "test"):
                 known = {one for name in self.domains for one in self._engine.splits_of(name)}
                 _check_name("splits", split, sorted(known))
             ids = tuple(
                 f"{name}/{task}"
-                for name in having
+                for name in domains
                 for task in self._engine.splits_of(name)[split]
                 if self._engine.can_play(name, task, self.solo)
             )
@@ -142,22 +159,22 @@ class Tau2Env(gymnasium.Env[Messages, str]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Messages, dict[str, Any]]:
-        """Begin a conversation; with a user, the user speaks first, else there is a ticket.
+        """Begin a conversation with the user's first message, or in solo mode with the ticket.
 
         Args:
-            seed: Seed of the user model, and of the draw of a task where ``options`` names none.
-            options: ``{"task": id}`` names the task.
+            seed: Seed of the user model, and of the draw of a task if ``options`` has none.
+            options: ``{"task": id}`` chooses the task.
 
         Raises:
-            ValueError: No such task.
-            UserModelError: The user model does not answer.
+            ValueError: The task does not exist.
+            UserModelError: The user model does not respond.
         """
         super().reset(seed=seed)
-        every = [task for ids in self.tasks.values() for task in ids]
-        name = (options or {}).get("task") or every[int(self.np_random.integers(len(every)))]
+        all_tasks = [task for ids in self.tasks.values() for task in ids]
+        name = (options or {}).get("task") or all_tasks[int(self.np_random.integers(len(all_tasks)))]
         domain, _, task_id = name.partition("/")
         if domain not in self.domains or not self._engine.can_play(domain, task_id, self.solo):
-            _check_name("task", name, every)
+            _check_name("task", name, all_tasks)
         self._domain, self._game = domain, name
         self._task = self._engine.tasks_of(domain)[task_id]
         user_seed = int(self.np_random.integers(1 << 31))
@@ -178,24 +195,24 @@ class Tau2Env(gymnasium.Env[Messages, str]):
         return messages, info
 
     def step(self, action: str | Mapping[str, Any]) -> tuple[Messages, float, bool, bool, dict[str, Any]]:
-        """Say something or call tools, and hear the answer."""
+        """Send a message or call tools, and return the answer."""
         conversation = self._conversation
-        assert conversation is not None, "reset() comes before step()"
-        assert conversation.ended is None, "the episode is over: reset() comes before step()"
-        meant = read_action(action)
-        if self._breaks_rules(meant):
+        assert conversation is not None, "call reset() before step()"
+        assert conversation.ended is None, "the episode is over: call reset() before step()"
+        parsed = read_action(action)
+        if self._breaks_rules(parsed):
             reply = self._engine.Reply(())
             conversation.fail()
         else:
-            reply = conversation.act(meant)
+            reply = conversation.act(parsed)
         self._num_calls += reply.num_calls
         self._num_errors += reply.num_errors
         over, truncated = conversation.ended is not None, conversation.was_cut_off
         reward = conversation.reward() if over else 0.0
         info = self._info(reward)
         info.update(
-            action=write_action(meant, self.calls),
-            valid=not (self._breaks_rules(meant) or reply.num_errors),
+            action=write_action(parsed, self.calls),
+            valid=not (self._breaks_rules(parsed) or reply.num_errors),
             kind=reply.messages[-1]["role"] if reply.messages else "end",
             knowable=bool(reply.messages),
             next_state=self._next_state(reply),
@@ -203,9 +220,12 @@ class Tau2Env(gymnasium.Env[Messages, str]):
         return reply.messages, reward, over and not truncated, truncated, info
 
     def walkthrough(self) -> tuple[str, ...]:
-        """The reference solution of the current task as actions, for collecting data: calls of the agent, requests where the user
-        is to act, at last what is to be communicated. Reward 1 with the scripted user, and alone."""
-        assert self._conversation is not None, "reset() comes before walkthrough()"
+        """Return the reference solution of the current task as actions, for data collection.
+
+        The actions are the agent's calls, requests for the user's actions, and a last message with the information to communicate.
+        They give reward 1 with the scripted user and in solo mode.
+        """
+        assert self._conversation is not None, "call reset() before walkthrough()"
         return tuple(
             write_action(action, self.calls) for action in self._engine.reference(self._task, self.solo)
         )
@@ -253,8 +273,8 @@ class Tau2Env(gymnasium.Env[Messages, str]):
 
 
 def _check_name(key: str, name: str, known: Sequence[str]) -> None:
-    """Raise a ValueError that names the nearest of the known names."""
+    """Raise a ValueError with the most similar known name if ``name`` is unknown."""
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
-        hint = f"; nearest: {near[0]!r}" if near else f"; there are {', '.join(known[:8])}"
+        hint = f"; nearest: {near[0]!r}" if near else f"; available: {', '.join(known[:8])}"
         raise ValueError(f"{key}: tau2-bench has no {name!r} here{hint}")

@@ -1,4 +1,4 @@
-"""The optional dependency: one place that imports tau2-bench's engine, and says what to install where it is missing."""
+"""Import of tau2-bench's engine, an optional dependency. If it is missing, the error says how to install it."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ INSTALL = "pip install 'rwml-lightning[tau2]' && pip install --no-deps nvidia-ta
 
 
 def import_engine(name: str) -> ModuleType:
-    """Import a module that needs the engine, without what its packages do unasked.
+    """Import a module that needs the engine, without the side effects of the engine's packages.
 
-    Its LLM client would fetch a table of prices from the net, and the engine logs every message.
+    By default the engine's LLM client (litellm) downloads a table of prices, and the engine logs every message. Both are turned off.
 
     Args:
-        name: Module, for example ``tau2.registry`` or ``rwml_lightning.envs.tau2.engine``.
+        name: Module name, for example ``tau2.registry`` or ``rwml_lightning.envs.tau2.engine``.
 
     Raises:
-        ModuleNotFoundError: The engine is not installed; the message is the command that installs it.
+        ModuleNotFoundError: The engine is not installed. The message contains the command that installs it.
     """
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     try:

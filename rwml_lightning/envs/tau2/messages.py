@@ -1,4 +1,4 @@
-"""What is said in an episode, as chat messages and as text, and actions read out of text. Needs no engine."""
+"""Reading and writing of an agent's actions as text and as chat messages. This module does not need the engine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 CallFormat = Literal["json", "python"]
 MALFORMED = "malformed_tool_call"
-"""Name of the tool that a call without a readable name and arguments asks for; there is none."""
+"""Tool name of a call whose name and arguments cannot be read. No such tool exists."""
 STOP = "###STOP###"
 _TAGGED = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
 _PYTHON_CALLS = re.compile(r"\[?\s*\w+\s*\(.*\)\s*\]?", re.DOTALL)
@@ -20,7 +20,7 @@ _BEGINS_A_CALL = re.compile(r'\[?\s*\{\s*"(name|function|tool_calls)"\s*:')
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A tool call; one that could not be read names :data:`MALFORMED` and has the reason as its argument ``error``."""
+    """Tool call. An unreadable call has the name :data:`MALFORMED` and the reason as its argument ``error``."""
 
     name: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -29,23 +29,23 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """What an agent does: it says something, or it calls tools. Both empty is an empty reply."""
+    """Action of the agent: a text to the user, or tool calls. Without text and calls it is an empty reply."""
 
     text: str = ""
     calls: tuple[Call, ...] = ()
 
 
 def read_action(action: str | Mapping[str, Any]) -> Action:
-    """Read an action.
+    """Parse an action.
 
-    A text calls tools when it holds ``<tool_call>{"name": ..., "arguments": {...}}</tool_call>`` (any number of them; what
-    stands around them is dropped, since a message of tau2-bench is either text or calls), or when the whole of it is such a
-    JSON object, a list of them, or calls as in Python, ``name(key="value"); other()``. What begins as the JSON of a call and
-    cannot be read is a call that cannot be read; any other text is said to the user.
+    A text calls tools if it contains ``<tool_call>{"name": ..., "arguments": {...}}</tool_call>``, any number of times. The text
+    around these tags is dropped, since a message of tau2-bench is either text or calls. A text also calls tools if all of it is
+    such a JSON object, a list of such objects, or Python calls such as ``name(key="value"); other()``. A text that begins like the
+    JSON of a call but cannot be parsed is an unreadable call. Any other text is a message to the user.
 
     Args:
-        action: A text, or a chat message ``{"content": text}`` or ``{"tool_calls": [{"name": ..., "arguments": ...}]}``, where a
-            call may also be wrapped in ``{"function": ...}`` as chat servers do.
+        action: A text, or a chat message ``{"content": text}`` or ``{"tool_calls": [{"name": ..., "arguments": ...}]}``. A call in
+            ``tool_calls`` may also be wrapped in ``{"function": ...}``, as chat servers send it.
     """
     if not isinstance(action, str):
         calls = action.get("tool_calls") or ()
@@ -57,8 +57,8 @@ def read_action(action: str | Mapping[str, Any]) -> Action:
     if tagged:
         return Action(calls=tuple(call for content in tagged for call in _read_calls(content.strip())))
     calls = _read_calls(text)
-    meant = all(call.readable for call in calls) or _BEGINS_A_CALL.match(text)
-    return Action(calls=calls) if meant else Action(text)
+    is_call = all(call.readable for call in calls) or _BEGINS_A_CALL.match(text)
+    return Action(calls=calls) if is_call else Action(text)
 
 
 def _read_calls(text: str) -> tuple[Call, ...]:
@@ -77,7 +77,7 @@ def _malformed(error: str) -> Call:
 
 
 def _from_json(value: Any) -> tuple[Call, ...]:
-    """One call, a list of them, or the message of a chat server that has such a list."""
+    """Read the calls of one JSON object, of a list of objects, or of a chat server's message with ``tool_calls``."""
     if isinstance(value, dict):
         value = value.get("tool_calls", [value])
     if not isinstance(value, list) or not value:
@@ -86,11 +86,11 @@ def _from_json(value: Any) -> tuple[Call, ...]:
 
 
 def _from_object(call: Any) -> Call:
-    if isinstance(call, dict) and "function" in call:  # as chat servers wrap it
+    if isinstance(call, dict) and "function" in call:  # the form of chat servers
         call = call["function"]
     name = call.get("name") if isinstance(call, dict) else None
     arguments = (call.get("arguments", call.get("parameters", {})) or {}) if name else None
-    if isinstance(arguments, str):  # chat servers send them as text
+    if isinstance(arguments, str):  # chat servers send the arguments as text
         try:
             arguments = json.loads(arguments)
         except (ValueError, RecursionError):
@@ -101,7 +101,7 @@ def _from_object(call: Any) -> Call:
 
 
 def _checked(call: Call) -> Call:
-    """The call, unless it cannot be sent: half characters, too deep, no JSON."""
+    """Return the call, or an unreadable call if it cannot be written as JSON (lone surrogates, deep nesting, other types)."""
     try:
         json.dumps((call.name, call.arguments), ensure_ascii=False).encode()
     except (ValueError, TypeError, RecursionError) as error:
@@ -128,12 +128,12 @@ def _from_node(call: ast.AST) -> Call:
 
 
 def write_action(action: Action, calls: CallFormat) -> str:
-    """The text that :func:`read_action` reads back, always the same for the same action.
+    """Write an action as the text that :func:`read_action` parses back. Equal actions give equal texts.
 
     Args:
-        action: What is done.
-        calls: ``json`` writes tool calls in the tags that chat templates use, ``python`` as ``name(key='value'); other()``, unless
-            one of them could not be read.
+        action: Action to write.
+        calls: Format of tool calls: ``json`` in the tags of chat templates, or ``python`` as ``name(key='value'); other()``. If one of
+            the calls is unreadable, the format is always ``json``.
     """
     if not action.calls:
         return action.text
@@ -153,7 +153,7 @@ def _as_json(call: Call) -> str:
 
 
 def shorten(text: str, max_chars: int) -> str:
-    """The text itself, or its head and tail around a note of how much is left out."""
+    """Return the text, or if it is longer than ``max_chars`` its head and tail with the number of dropped characters between."""
     if len(text) <= max_chars:
         return text
     head = max_chars * 2 // 3

@@ -1,4 +1,4 @@
-"""What is known about a task beside playing it: its reference solution, who its user is, calls that anyone could make."""
+"""Information about a task without playing it: reference solution, description of the user, simple calls."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from rwml_lightning.envs.tau2.users import GOODBYE
 
 
 def reference(task: Task, solo: bool) -> list[Action]:
-    """The task's reference solution as actions of the agent.
+    """Return the task's reference solution as actions of the agent.
 
-    With a user, what the user is to do is asked for in a line that :class:`ScriptedUser` understands, and the last message holds
-    what is to be communicated.
+    With a user, the agent requests each of the user's actions in a line that :class:`ScriptedUser` understands, and its last
+    message contains the information to communicate.
     """
     criteria = task.evaluation_criteria
     actions: list[Action] = []
@@ -30,30 +30,40 @@ def reference(task: Task, solo: bool) -> list[Action]:
             actions.append(call)
     if solo:
         return [*actions, Action(calls=(Call(done.__name__),))]
-    told = (criteria and criteria.communicate_info) or ()
+    information = (criteria and criteria.communicate_info) or ()
     return [
         *actions,
-        Action(" ".join(["All done.", *(f"{one}." for one in told), f"{GOODBYE.capitalize()}!"])),
+        Action(" ".join(["All done.", *(f"{one}." for one in information), f"{GOODBYE.capitalize()}!"])),
     ]
 
 
 def background(domain: str, task: Task, solo: bool) -> str:
-    """What whoever predicts the next state reads: the domain and who the user is, not what they want (arXiv 2602.05842)."""
+    """Return the context for the prediction of next states (arXiv 2602.05842).
+
+    It names the domain and describes the user, without the user's goal. In solo mode it is the domain and the ticket.
+    """
     if solo:
         return f"{domain}. {(task.ticket or '').strip()}"
-    told = task.user_scenario.instructions
-    known = (told.known_info or "").strip() if isinstance(told, StructuredUserInstructions) else ""
+    instructions = task.user_scenario.instructions
+    known = (
+        (instructions.known_info or "").strip()
+        if isinstance(instructions, StructuredUserInstructions)
+        else ""
+    )
     return f"{domain}. The user was told: {known}" if known else domain
 
 
 def predictable(message: Mapping[str, str]) -> str:
-    """What is to be predicted of a message: the schema of a tool's JSON, the text of anything else."""
+    """Return the prediction target of a message: the schema of a tool's JSON, or else the text."""
     return reply_schema(message["content"]) if message["role"] == "tool" else message["content"]
 
 
 @cache
 def simple_calls(domain: str, calls: CallFormat) -> tuple[str, ...]:
-    """Calls of solo mode that need no argument but what their schema lists, without the one that ends the episode."""
+    """Return the calls of solo mode that have no required argument, or one with the values listed in its schema.
+
+    The call that ends the episode is left out.
+    """
     return tuple(
         write_action(Action(calls=(Call(name, arguments),)), calls)
         for schema in tool_schemas(domain, True)

@@ -1,7 +1,7 @@
-"""The benchmark's reward from the state that an episode ended in, without playing it again.
+"""The benchmark's reward, computed from the final state of an episode without a replay.
 
-The benchmark's evaluator replays the whole conversation in a new environment and hashes whole databases; here the databases' changes
-are compared. ``benchmarks/tau2_engine.py`` holds both against each other.
+The benchmark's evaluator replays the whole conversation in a new environment and hashes whole databases. This module compares the
+changes of the databases. ``benchmarks/tau2_engine.py`` checks that both give the same reward.
 """
 
 from __future__ import annotations
@@ -23,17 +23,16 @@ log = logging.getLogger(__name__)
 
 
 def reward_of(domain: str, task: Task, environment: Environment, messages: Sequence[Message]) -> float:
-    """The benchmark's reward for an episode that was ended by its agent or user, from the state that it ended in.
+    """Compute the benchmark's reward of an episode that its agent or user ended.
 
-    The product over the task's reward basis, as the benchmark's evaluator has it; that one plays the whole episode again in a new
-    environment, and hashes whole databases.
+    It is the product over the task's reward basis, as in the benchmark's evaluator.
     """
     criteria = task.evaluation_criteria
     if criteria is None:
         return 1.0
     basis = set(criteria.reward_basis)
     reward = 1.0
-    # Assertions may touch the databases, so these are compared first, as there.
+    # Assertions may change the databases, so the databases are compared first, as in the evaluator.
     if RewardType.DB in basis and (criteria.actions is not None or criteria.env_assertions is not None):
         reward *= _changes(domain, environment) == _wanted_changes(domain, task.id)
     if RewardType.ENV_ASSERTION in basis:
@@ -49,13 +48,13 @@ def reward_of(domain: str, task: Task, environment: Environment, messages: Seque
 def _is_met(environment: Environment, assertion: EnvAssertion) -> bool:
     try:
         return environment.run_env_assertion(assertion, raise_assertion_error=False)
-    except ValueError:  # it asks about a record that is not there, where the benchmark's evaluator stops
+    except ValueError:  # the assertion uses a missing record; the benchmark's evaluator stops with an error
         return False
 
 
 @cache
 def do_nothing_reward(domain: str, task_id: str) -> float:
-    """What an agent earns that ends the episode at once."""
+    """Return the reward of an agent that ends the episode at once."""
     task = tasks_of(domain)[task_id]
     environment = make_environment(domain)
     _set_up(environment, task)
@@ -65,17 +64,15 @@ def do_nothing_reward(domain: str, task_id: str) -> float:
 
 @cache
 def _wanted_changes(domain: str, task_id: str) -> tuple[Changes, Changes]:
-    """What the reference solution makes of the databases of agent and user."""
+    """Return the changes that the reference solution makes in the databases of agent and user."""
     task = tasks_of(domain)[task_id]
     environment = make_environment(domain)
     _set_up(environment, task)
     for action in (task.evaluation_criteria and task.evaluation_criteria.actions) or ():
         try:
             environment.make_tool_call(action.name, action.requestor, **action.arguments)
-        except (
-            Exception
-        ) as error:  # the benchmark's own evaluator goes on too: some references hold a call that fails
-            log.debug("%s/%s: the reference's call of %s fails: %s", domain, task_id, action.name, error)
+        except Exception as error:  # a few reference calls fail, and the evaluator ignores this too
+            log.debug("%s/%s: the reference call of %s fails: %s", domain, task_id, action.name, error)
     return _changes(domain, environment)
 
 

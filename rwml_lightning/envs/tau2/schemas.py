@@ -1,4 +1,4 @@
-"""Tool replies reduced to what can be predicted of them: types without values (arXiv 2602.05842, tau2-bench)."""
+"""Reduction of tool replies to their predictable part: types without values (arXiv 2602.05842, tau2-bench)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from genson.schema.strategies import SchemaStrategy
 
 
 class _Records(SchemaStrategy):
-    """An object that maps identifiers to records of one sort; its keys are data, so they are left out."""
+    """Strategy for objects that map identifiers to records of one type. The keys are data, so the schema leaves them out."""
 
     KEYWORDS = ("type", "additionalProperties")
 
@@ -44,10 +44,10 @@ class _Builder(SchemaBuilder):
 
 
 def reply_schema(reply: str) -> str:
-    """The schema of a JSON reply as compact JSON; any other reply, such as a short status, as it stands.
+    """Return the schema of a JSON reply as compact JSON. Any other reply, such as a short status, is returned unchanged.
 
-    Objects all of whose keys hold a digit are maps from identifiers to records: they become ``additionalProperties``. What is
-    required is left out, since all that is there is. Bare numbers and texts in quotes are statuses, not JSON.
+    An object in which every key contains a digit is a map from identifiers to records, and becomes ``additionalProperties``. The
+    schema has no ``required``, since all properties are required. A single number or quoted text counts as a status, not as JSON.
     """
     try:
         value = json.loads(reply)

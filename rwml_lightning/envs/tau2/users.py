@@ -1,4 +1,4 @@
-"""Who the agent talks to: a language model behind a server, or a script without one."""
+"""Users that the agent talks to: a language model on a server, or a script without a model."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ GOODBYE = "goodbye"
 
 
 class UserModelError(RuntimeError):
-    """The user model is down, or answers nonsense: a failure of the infrastructure, never of the agent."""
+    """The user model does not respond or gives no usable answer. This is a failure of the infrastructure, never of the agent."""
 
 
 @dataclass(frozen=True)
 class UserModel:
-    """A language model that plays the user, asked through litellm.
+    """Settings of a language model that plays the user. Requests go through litellm.
 
     Args:
-        model: Name under which it is served; without a ``base_url`` with a provider in front (``openai/...``), as litellm has them.
-        base_url: Address of an OpenAI-compatible server, up to and with ``/v1``; ``None`` for a provider's own.
-        api_key_env: Name of the environment variable that holds the key; the key itself belongs in no config.
-        temperature: Temperature of sampling; tau2-bench takes 0.
-        max_tokens: Most tokens of a message.
-        timeout_s: Seconds of silence after which a request has failed.
-        retries: How often it is asked again after a request that failed, or an answer that is empty, cannot be read or ends in its
-            thinking; each time after a longer pause and with another seed.
-        extra_body: Further keys of the request, for example ``{chat_template_kwargs: {enable_thinking: false}}``.
+        model: Served name of the model. Without a ``base_url`` it needs litellm's provider prefix (``openai/...``).
+        base_url: URL of an OpenAI-compatible server, including ``/v1``; ``None`` for the provider's own server.
+        api_key_env: Name of the environment variable that holds the key. The key itself must not be in a config.
+        temperature: Sampling temperature; tau2-bench uses 0.
+        max_tokens: Maximum number of tokens of a message.
+        timeout_s: Time without a response after which a request fails, in seconds.
+        retries: Number of retries after a failed request, or after an answer that is empty, unreadable or ends inside its thinking.
+            Each retry has a longer pause before it and another seed.
+        extra_body: Additional keys of the request, for example ``{chat_template_kwargs: {enable_thinking: false}}``.
     """
 
     model: str
@@ -51,19 +51,21 @@ class UserModel:
 
     def __post_init__(self) -> None:
         if self.timeout_s <= 0 or self.retries < 0 or self.max_tokens < 1:
-            raise ValueError("user: timeout_s and max_tokens must be above 0, retries not below 0")
+            raise ValueError(
+                "user: timeout_s and max_tokens must be above 0, and retries must not be below 0"
+            )
         if self.base_url is not None:
             check_server_url(self.base_url, "user.base_url")
         read_key(self.api_key_env, "user.api_key_env")
 
     def arguments(self) -> dict[str, Any]:
-        """What litellm is called with."""
+        """Return the keyword arguments for litellm."""
         arguments: dict[str, Any] = {
             "temperature": self.temperature,
             "max_tokens": self.max_tokens,
             "timeout": self.timeout_s,
-            "num_retries": 0,  # of litellm
-            "max_retries": 0,  # of the client under it
+            "num_retries": 0,  # retries of litellm
+            "max_retries": 0,  # retries of the client that litellm uses
         }
         if self.extra_body is not None:
             arguments["extra_body"] = self.extra_body
@@ -76,12 +78,12 @@ class UserModel:
 
     @property
     def name(self) -> str:
-        """The model as litellm names it."""
+        """Name of the model in litellm's form, with the provider prefix."""
         return self.model if self.base_url is None else f"openai/{self.model.removeprefix('openai/')}"
 
 
 class ServedUser(UserSimulator):
-    """The benchmark's own simulated user on a :class:`UserModel`; counts what it costs.
+    """The benchmark's own simulated user on a :class:`UserModel`, with counts of calls and tokens.
 
     Raises:
         UserModelError: No usable answer after all retries.
@@ -95,7 +97,7 @@ class ServedUser(UserSimulator):
     def generate_next_message(
         self, message: ValidUserInputMessage, state: UserState
     ) -> tuple[UserMessage, UserState]:
-        num_heard, seed = len(state.messages), self.llm_args.get("seed")
+        num_messages, seed = len(state.messages), self.llm_args.get("seed")
         for attempt in range(self.model.retries + 1):
             if attempt:
                 time.sleep(0.5 * 2**attempt)
@@ -103,14 +105,15 @@ class ServedUser(UserSimulator):
             try:
                 answer = self._ask(message, state)
                 break
-            except Exception as error:  # litellm raises whatever its providers do
-                del state.messages[num_heard:]
+            except Exception as error:  # litellm raises the exceptions of its providers
+                del state.messages[num_messages:]
                 last = error
         else:
             where = f"user model {self.model.model!r} at {self.model.base_url or 'its provider'}"
             key = read_key(self.model.api_key_env, "user.api_key_env")
-            said = str(last) if key is None else str(last).replace(key, "***")  # some servers repeat it
-            first = (said.splitlines() or [""])[0][:300]
+            # Some servers repeat the key in their error.
+            error_text = str(last) if key is None else str(last).replace(key, "***")
+            first = (error_text.splitlines() or [""])[0][:300]
             raise UserModelError(f"{where} gave no answer: {type(last).__name__}: {first}") from None
         self.llm_args["seed"] = seed
         return answer, state
@@ -123,15 +126,16 @@ class ServedUser(UserSimulator):
         self.completion_tokens += usage.get("completion_tokens") or 0
         answer.content = well_formed(read_reply(answer.content or "").said).strip() or None
         if not answer.content and not answer.is_tool_call():
-            raise ValueError("it wrote nothing, or nothing after its thinking")
+            raise ValueError("the answer is empty, or empty after its thinking")
         return answer
 
 
 class ScriptedUser(UserSimulator):
-    """A user without a model, the same every time: says all at once what the scenario knows, does what it is told, agrees.
+    """Deterministic user without a model.
 
-    Where the agent's message has a line that is a call of one of the user's own tools, it makes the call and reports the
-    outcome. It ends the conversation when the agent says "goodbye".
+    Its first message contains all information of its scenario. If a line of the agent's message is a call of one of the user's own
+    tools, the user makes the call and reports the result. It agrees to every other message, and ends the conversation when the agent
+    says "goodbye".
     """
 
     def __init__(self, tools: list[Tool] | None, scenario: UserScenario) -> None:
@@ -139,33 +143,33 @@ class ScriptedUser(UserSimulator):
         self.calls = self.prompt_tokens = self.completion_tokens = 0
 
     def set_seed(self, seed: int) -> None:
-        """Nothing here is random."""
+        """Ignore the seed: this user is deterministic."""
 
     def generate_next_message(
         self, message: ValidUserInputMessage, state: UserState
     ) -> tuple[UserMessage, UserState]:
         self.calls += 1
-        spoken = any(isinstance(one, UserMessage) for one in state.messages)
+        has_opened = any(isinstance(one, UserMessage) for one in state.messages)
         state.messages.extend(message.tool_messages if isinstance(message, MultiToolMessage) else [message])
-        answer = self._answer(message, spoken)
+        answer = self._answer(message, has_opened)
         answer.cost = 0.0
         state.messages.append(answer)
         return answer, state
 
-    def _answer(self, message: ValidUserInputMessage, spoken: bool) -> UserMessage:
+    def _answer(self, message: ValidUserInputMessage, has_opened: bool) -> UserMessage:
         if isinstance(message, ToolMessage):
             return _say(f"Result: {message.content}")
         text = "" if isinstance(message, MultiToolMessage) else message.content or ""
-        if not spoken:
+        if not has_opened:
             return _say(opening(self.instructions))
         own = {tool.name for tool in self.tools or ()}
         for number, line in enumerate(text.splitlines()):
             for call in read_action(line).calls:
                 if call.name in own:
-                    asked = ToolCall(
+                    user_call = ToolCall(
                         id=f"user_{number}", name=call.name, arguments=dict(call.arguments), requestor="user"
                     )
-                    return UserMessage(role="user", tool_calls=[asked])
+                    return UserMessage(role="user", tool_calls=[user_call])
         return _say(STOP if GOODBYE in text.lower() else "Yes, please go ahead.")
 
 
@@ -174,9 +178,9 @@ def _say(text: str) -> UserMessage:
 
 
 def opening(scenario: UserScenario) -> str:
-    """What a user who holds nothing back says first."""
-    told = scenario.instructions
-    if not isinstance(told, StructuredUserInstructions):
-        return str(told)
-    parts = (told.reason_for_call, told.known_info, told.task_instructions)
+    """Return the first message of a user that gives all its information at once."""
+    instructions = scenario.instructions
+    if not isinstance(instructions, StructuredUserInstructions):
+        return str(instructions)
+    parts = (instructions.reason_for_call, instructions.known_info, instructions.task_instructions)
     return "\n".join(part.strip() for part in parts if part)
