@@ -82,7 +82,7 @@ def generate_games(
     Args:
         root: Output folder. A game is written to ``root/split/TASK/TRIAL/game.tw-pddl``, together with ``traj_data.json`` and
             ``initial_state.pddl``.
-        num_games: Number of games in the split, including existing games.
+        num_games: Number of games, including existing games.
         seed: Seed of the set.
         split: ``train`` or ``validation``, with different scenes as in ALFWorld.
         task_types: Some of ALFWorld's six task types, used in turn.

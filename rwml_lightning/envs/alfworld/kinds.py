@@ -51,7 +51,7 @@ def transition_kind(action: str, next_state: str) -> Kind:
 
 
 def revealed(text: str) -> frozenset[str]:
-    """Return everything that a state text shows: names of things, and "contents of X" for each visible inside of a receptacle."""
+    """Return everything that a state text shows: names of things, and "contents of X" for each receptacle with visible contents."""
     contents = {f"contents of {next(filter(None, groups))}" for groups in _CONTENTS.findall(text)}
     return frozenset(contents.union(_NAMED_THING.findall(text)))
 

@@ -174,7 +174,7 @@ class TemplateGrammar(textgen.ContextSensitiveGrammar):
         raise ValueError(f"the game's grammar contains a symbol of unknown type {type(symbol).__name__}")
 
     def _expand_production(self, name: str, context: Context) -> list[str]:
-        """Expand the first production of ``name`` whose condition holds."""
+        """Expand the first production of ``name`` with a true condition, or without a condition."""
         productions = self._productions.get(name)
         if productions is None:
             productions = self._productions[name] = [

@@ -1,4 +1,4 @@
-"""tau2-bench as a Gymnasium environment whose observations are chat messages."""
+"""tau2-bench as a Gymnasium environment with chat messages as observations."""
 
 from __future__ import annotations
 

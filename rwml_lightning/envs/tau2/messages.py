@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 CallFormat = Literal["json", "python"]
 MALFORMED = "malformed_tool_call"
-"""Tool name of a call whose name and arguments cannot be read. No such tool exists."""
+"""Tool name of an unreadable call. No such tool exists."""
 STOP = "###STOP###"
 _TAGGED = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
 _PYTHON_CALLS = re.compile(r"\[?\s*\w+\s*\(.*\)\s*\]?", re.DOTALL)
