@@ -1,4 +1,4 @@
-"""What a reward can and cannot see, told before any training."""
+"""Audit of a reward before training: how well it separates correct from wrong texts."""
 
 from rwml_lightning.audit.measure import Audit, Choice, Row, audit_reward, choose_tau
 

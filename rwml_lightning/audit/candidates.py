@@ -1,4 +1,4 @@
-"""Texts that a reward is tried on: right ones in other words, and wrong ones from near to far."""
+"""Candidate texts for an audit: correct rewordings, and wrong texts from near misses to unrelated states."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from rwml_lightning.seeds import derive_seed
 
 Group = Literal["rewording", "near miss", "other state", "floor"]
 OTHER_STATES = ("same kind of step", "any step")
-"""Where a next state of another transition is drawn from."""
+"""Sources of next states of other transitions."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A text to be scored as if it had been predicted.
+    """A text that the reward scores as a prediction.
 
     Args:
-        group: ``rewording`` is right, all else is wrong.
-        kind: What it is within its group.
-        transition: What really happened.
-        text: The text.
+        group: Group of the text: ``rewording`` is correct, all others are wrong.
+        kind: Kind of text within its group.
+        transition: Real transition.
+        text: Text to score.
     """
 
     group: Group
@@ -42,15 +42,15 @@ def make_candidates(
     floors: Mapping[str, Predictor],
     seed: int,
 ) -> list[Candidate]:
-    """Rewordings, near misses, other real next states and the floors' guesses for each transition.
+    """Make rewordings, near misses, other real next states and predictions of the floors for each transition.
 
-    A wrong text is left out where it happens to be the real next state, white space aside.
+    A wrong text that equals the real next state, apart from white space, is left out.
 
     Args:
-        transitions: Those whose next states are varied.
-        pool: Where names, answers and other next states come from.
+        transitions: Transitions to make texts for.
+        pool: Transitions from which names, answers and other next states are drawn.
         floors: Predictors without a model.
-        seed: Everything drawn is a function of it and the transition.
+        seed: Random seed; all draws depend only on it and the transition.
     """
     vocabulary = learn_vocabulary(pool)
     states: dict[str, dict[str, None]] = {}  # distinct next states by kind of step, in order
@@ -74,11 +74,11 @@ def make_candidates(
             for kind, texts in zip(OTHER_STATES, (same_kind, everything), strict=True)
         ]
         wrong += [("floor", name, predict(transition)) for name, predict in floors.items()]
-        found += [Candidate(group, kind, transition, text) for group, kind, text in _false(wrong, transition)]
+        found += [Candidate(group, kind, transition, text) for group, kind, text in _wrong(wrong, transition)]
     return found
 
 
-def _false(
+def _wrong(
     texts: Sequence[tuple[Group, str, str]], transition: Transition
 ) -> Iterator[tuple[Group, str, str]]:
     real = transition.next_state.split()

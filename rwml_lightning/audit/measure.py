@@ -1,4 +1,4 @@
-"""How a reward takes right and wrong texts, and the threshold that tells them apart best."""
+"""Measure how a reward scores correct and wrong texts, and choose the threshold that separates them best."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ TAUS = (
     *(round(m * 10.0**e, 6) for e in (-3, -2, -1) for m in (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)),
     1.0,
 )
-"""Thresholds that are tried, as cosine distances; evenly spread by ratio."""
+"""Candidate thresholds, as cosine distances; evenly spaced on a log scale."""
 SEPARATES = 0.9
-"""Least balanced accuracy at which a threshold counts as telling right from wrong."""
+"""Smallest balanced accuracy at which a threshold counts as separating correct from wrong texts."""
 MOST_FOR_NEAR_MISSES = 0.2
-"""Largest reward of near misses, as a share of that of rewordings, that passes without a warning."""
+"""Largest reward of near misses without a warning, as a share of the reward of rewordings."""
 _BATCH = 512
 
 
 @dataclass(frozen=True)
 class Example:
-    """One text beside the real next state; ``distance`` is ``None`` where the reward does not embed."""
+    """A scored text with the real next state; ``distance`` is ``None`` if the reward has no embedder."""
 
     real: str
     text: str
@@ -38,17 +38,18 @@ class Example:
 
 @dataclass(frozen=True)
 class Row:
-    """One kind of text; rewards and shares are means over its texts.
+    """Results for one kind of text; rewards and shares are means over its texts.
 
     Args:
-        group: What it belongs to.
-        kind: What was changed, or where the text is from.
-        count: Texts.
+        group: Group of the kind.
+        kind: Name of the change, or source of the text.
+        count: Number of texts.
         reward: Mean reward as configured.
-        distances: All cosine distances to the real next state, sorted; empty where the reward does not embed.
-        accepted: Share with a distance under each of :data:`TAUS` (strict, as the reward has it); empty likewise.
-        example: The worst judged text: of rewordings the one that the reward takes worst, of wrong ones the one that it
-            takes best; of several the farthest, or the nearest.
+        distances: All cosine distances to the real next state, sorted; empty if the reward has no embedder.
+        accepted: Share of texts with a distance below each of :data:`TAUS` (strict, as in the reward); empty if the reward
+            has no embedder.
+        example: Text with the worst result: the rewording with the lowest reward, or the wrong text with the highest. Ties
+            go to the largest distance for rewordings, and to the smallest for wrong texts.
     """
 
     group: Group
@@ -62,12 +63,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Choice:
-    """The best threshold.
+    """Best threshold and its accuracy.
 
     Args:
-        tau_d: Cosine distance.
-        hits: Share of rewordings accepted, mean of their kinds.
-        false_alarms: Share of near misses accepted, mean of their kinds.
+        tau_d: Threshold, as a cosine distance.
+        hits: Share of rewordings accepted, averaged over kinds.
+        false_alarms: Share of near misses accepted, averaged over kinds.
     """
 
     tau_d: float
@@ -76,7 +77,7 @@ class Choice:
 
     @property
     def balanced_accuracy(self) -> float:
-        """Mean of the share of right texts accepted and the share of near misses refused; 0.5 is chance."""
+        """Mean of the share of rewordings accepted and the share of near misses rejected; chance is 0.5."""
         return (self.hits + 1 - self.false_alarms) / 2
 
 
@@ -85,10 +86,10 @@ class Audit:
     """Result of an audit.
 
     Args:
-        num_transitions: Transitions whose next states were varied.
-        tau_d: Distance under which evaluations count a prediction as right, as configured.
-        rows: One a kind, groups together.
-        choice: Best threshold; ``None`` where the reward does not embed, or there is nothing to tell apart.
+        num_transitions: Number of audited transitions.
+        tau_d: Distance below which evaluations count a prediction as correct, as configured.
+        rows: One row per kind, ordered by group.
+        choice: Best threshold; ``None`` if the reward has no embedder, or rewordings or near misses are missing.
     """
 
     num_transitions: int
@@ -97,11 +98,11 @@ class Audit:
     choice: Choice | None
 
     def group(self, name: Group) -> list[Row]:
-        """The rows of one group."""
+        """Return the rows of a group."""
         return [row for row in self.rows if row.group == name]
 
     def mean_reward(self, name: Group) -> float | None:
-        """Mean reward of a group, each kind counting once; ``None`` without any."""
+        """Average the rewards of the kinds in a group, with equal weight; ``None`` for an empty group."""
         rewards = [row.reward for row in self.group(name)]
         return sum(rewards) / len(rewards) if rewards else None
 
@@ -114,15 +115,15 @@ def audit_reward(
     seed: int,
     track: Callable[[Sequence[int]], Iterable[int]] = iter,
 ) -> Audit:
-    """Try a reward on right and wrong texts made from real next states.
+    """Score correct and wrong texts, made from real next states, with a reward.
 
     Args:
-        reward: What is audited.
-        transitions: Those whose next states are varied; at least one.
-        pool: Where names, answers and other next states come from.
+        reward: Reward to audit.
+        transitions: Transitions to make texts for; at least one.
+        pool: Transitions from which names, answers and other next states are drawn.
         floors: Predictors without a model.
-        seed: Everything drawn is a function of it and the transition.
-        track: Wraps the starts of the batches, to show progress.
+        seed: Random seed; all draws depend only on it and the transition.
+        track: Function that wraps the start indices of the batches to show progress.
     """
     candidates = make_candidates(transitions, pool, floors, seed)
     scores: list[Score | None] = []
@@ -131,7 +132,7 @@ def audit_reward(
         scores += score_checked(reward, [c.transition for c in batch], [c.text for c in batch])
     by_kind: dict[str, list[tuple[Candidate, Score]]] = {}
     for candidate, score in zip(candidates, scores, strict=True):
-        if score is None:  # no verdict says nothing
+        if score is None:  # the judge or the embedder gave no result
             continue
         by_kind.setdefault(candidate.kind, []).append((candidate, score))
     order = [kind for kind in (*REWORDINGS, *NEAR_MISSES, *OTHER_STATES, *floors) if kind in by_kind]
@@ -140,9 +141,9 @@ def audit_reward(
 
 
 def choose_tau(rows: Sequence[Row]) -> Choice | None:
-    """The threshold of :data:`TAUS` with the best balanced accuracy of rewordings against near misses.
+    """Choose the threshold in :data:`TAUS` with the best balanced accuracy of rewordings against near misses.
 
-    Each kind counts once, however many texts it has. Of thresholds that do equally well, the middle one is chosen.
+    All kinds have equal weight, independent of their number of texts. The middle one of equally good thresholds is chosen.
     """
     hits, false_alarms = shares(rows, "rewording"), shares(rows, "near miss")
     if not hits or not false_alarms:
@@ -154,7 +155,7 @@ def choose_tau(rows: Sequence[Row]) -> Choice | None:
 
 
 def shares(rows: Sequence[Row], group: Group) -> tuple[float, ...]:
-    """Share of a group's texts accepted at each of :data:`TAUS`, mean of its kinds; empty without any."""
+    """Compute the share of texts in a group accepted at each of :data:`TAUS`, averaged over kinds; empty without texts."""
     accepted = [row.accepted for row in rows if row.group == group and row.accepted]
     return tuple(np.mean(accepted, axis=0).tolist()) if accepted else ()
 

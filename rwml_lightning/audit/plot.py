@@ -1,4 +1,4 @@
-"""An audit as a picture."""
+"""Plot of an audit."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _NEAREST_SHOWN = 1e-3
 
 
 def plot_audit(audit: Audit, file: Path, title: str) -> None:
-    """Draw distances by kind, shares accepted over tau_d, and the mean reward by kind, as PNG.
+    """Plot distances by kind, share accepted over tau_d, and mean reward by kind, as PNG.
 
-    A reward that does not embed has the last alone.
+    For a reward without an embedder, the plot shows only the mean reward.
     """
     embeds = any(row.distances for row in audit.rows)
     figure = Figure(figsize=(15 if embeds else 7, 0.3 * len(audit.rows) + 1.8), layout="constrained")
@@ -71,5 +71,5 @@ def _plot_rewards(axes: Axes, audit: Audit) -> None:
 def _mark_taus(axes: Axes, audit: Audit) -> None:
     axes.axvline(audit.tau_d, color="black", linewidth=1, label=f"tau_d as configured: {audit.tau_d:g}")
     if audit.choice is not None:
-        label = f"tau_d it would choose: {audit.choice.tau_d:g}"
+        label = f"best tau_d: {audit.choice.tau_d:g}"
         axes.axvline(audit.choice.tau_d, color="black", linewidth=1, linestyle="--", label=label)

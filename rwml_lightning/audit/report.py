@@ -1,4 +1,4 @@
-"""An audit for people: tables, JSON, and one or two plain sentences."""
+"""Report of an audit: tables, JSON and a summary in a few sentences."""
 
 from __future__ import annotations
 
@@ -23,37 +23,37 @@ GROUPS: dict[Group, str] = {
     "other state": "other states (wrong)",
     "floor": "floors, where wrong",
 }
-"""Groups in the order of a table, and what it calls them."""
+"""Labels of the groups, in the order of the table."""
 
 
 def verdict(audit: Audit) -> list[str]:
-    """What follows from an audit, in plain sentences; a line that begins with "Warning" says what to change."""
+    """Summarise an audit in a few sentences; a line that begins with "Warning" says what to change."""
     right, wrong = audit.mean_reward("rewording"), audit.mean_reward("near miss")
     if right is None or wrong is None:
-        return ["Nothing to judge by: the texts offer no near miss, or no rewording."]
+        return ["The audit has no result: it found no rewording or no near miss of these texts."]
     lines = [
-        f"As configured it pays {right:.2f} for rewordings and {wrong:.2f} for near misses (mean of kinds)."
+        f"As configured, the mean reward is {right:.2f} for rewordings and {wrong:.2f} for near misses (mean of kinds)."
     ]
     choice = audit.choice
     blind = wrong > MOST_FOR_NEAR_MISSES * right
     if choice is not None:
         lines.append(
-            f"By distance alone it would choose tau_d {choice.tau_d:g} (balanced accuracy {choice.balanced_accuracy:.2f}): "
-            f"that accepts {choice.hits:.0%} of rewordings and {choice.false_alarms:.0%} of near misses."
+            f"The best tau_d by distance alone is {choice.tau_d:g} (balanced accuracy {choice.balanced_accuracy:.2f}): "
+            f"it accepts {choice.hits:.0%} of rewordings and {choice.false_alarms:.0%} of near misses."
         )
         if choice.balanced_accuracy < SEPARATES:
-            sees_more = "" if blind else "; this reward sees more than the distance"
-            lines.append(f"{'Warning: no' if blind else 'No'} tau_d separates the two{sees_more}.")
+            detail = "" if blind else "; this reward uses more than the distance"
+            lines.append(f"{'Warning: no' if blind else 'No'} tau_d separates the two{detail}.")
     if blind:
         lines.append(
-            "Warning: what is nearly right earns too much: a model trained with this reward may drop what the reward does "
-            "not see. A lower tau_d, ContentReward or ContrastiveReward see more."
+            "Warning: near misses earn too much reward: a model trained with this reward may omit details that the reward "
+            "does not detect. Use a lower tau_d, ContentReward or ContrastiveReward."
         )
     return lines
 
 
 def print_audit(audit: Audit, console: Terminal) -> None:
-    """Print an audit as two tables and its verdict."""
+    """Print the two tables and the summary of an audit."""
     console.print(_render_rows(audit))
     console.print(_render_examples(audit))
     for line in verdict(audit):
@@ -64,9 +64,9 @@ def write_audit(audit: Audit, file: Path, settings: dict[str, Any]) -> None:
     """Write an audit as JSON.
 
     Args:
-        audit: What to write.
-        file: Replaced as a whole when it is there.
-        settings: What was audited, written beside it.
+        audit: Audit to write.
+        file: Output file; an existing file is replaced atomically.
+        settings: Settings of the audit, written to the same file.
     """
     rows = []
     for row in audit.rows:
@@ -122,9 +122,7 @@ def _render_rows(audit: Audit) -> Table:
 
 
 def _render_examples(audit: Audit) -> Table:
-    table = Table(
-        title="The near miss of each kind that it takes best", title_justify="left", show_lines=True
-    )
+    table = Table(title="Near miss with the highest reward, by kind", title_justify="left", show_lines=True)
     for column in ("kind", "real next state", "text", "distance", "reward"):
         table.add_column(
             column, justify="right" if column in ("distance", "reward") else "left", overflow="fold"

@@ -63,8 +63,8 @@ def test_nothing_to_tell_apart_chooses_nothing() -> None:
 @pytest.mark.parametrize(
     ("near", "paid", "words"),
     [
-        (0.01, 0.9, ["Warning: no tau_d separates the two.", "Warning: what is nearly right earns too much"]),
-        (0.01, 0.1, ["No tau_d separates the two; this reward sees more than the distance."]),
+        (0.01, 0.9, ["Warning: no tau_d separates the two.", "Warning: near misses earn too much reward"]),
+        (0.01, 0.1, ["No tau_d separates the two; this reward uses more than the distance."]),
         (0.50, 0.0, []),
     ],
 )
@@ -75,7 +75,7 @@ def test_a_reward_that_takes_near_misses_for_right_is_warned_of(
     lines = verdict(Audit(1, 0.2, rows, choose_tau(rows)))
     assert (
         lines[0]
-        == f"As configured it pays 1.00 for rewordings and {paid:.2f} for near misses (mean of kinds)."
+        == f"As configured, the mean reward is 1.00 for rewordings and {paid:.2f} for near misses (mean of kinds)."
     )
     assert [line[: len(word)] for line, word in zip(lines[2:], words, strict=True)] == words
 
@@ -115,8 +115,8 @@ def test_a_reward_without_embedding_is_judged_by_what_it_pays(capsys: pytest.Cap
     assert {found.distances for found in audit.rows} == {()}
     print_audit(audit, Terminal(width=100))
     printed = capsys.readouterr().out
-    assert "As configured it pays 0.00" in printed
-    assert "distance" not in printed.split("takes best")[0]
+    assert "As configured, the mean reward is 0.00" in printed
+    assert "distance" not in printed.split("highest reward")[0]
     seeing = audit_reward(ContentReward(LetterReward()), world, world, {}, seed=0)
     assert (seeing.mean_reward("near miss") or 0) < (seeing.mean_reward("rewording") or 0)
 
