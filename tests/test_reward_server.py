@@ -53,7 +53,7 @@ def test_nothing_is_lost_when_the_server_dies(
         assert stopped.value.code == 2
         errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
         assert len(errors) == 1
-        assert "the same command goes on from the last checkpoint" in errors[0]
+        assert "run the same command again to resume from the last checkpoint" in errors[0]
         assert steps() == [1, 2]
         down, fake.answer = False, answer
         main(["fit", "--config", str(file)])

@@ -1,4 +1,4 @@
-"""What every next-state reward looks like."""
+"""Interface of next-state rewards."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Protocol, runtime_checkable
 from rwml_lightning.schema import Score, Transition
 
 NO_PREDICTION = Score(reward=0.0, similarity=None, well_formed=False)
-"""What an answer without a prediction earns."""
+"""Score of a completion without a prediction."""
 
 
 @runtime_checkable
 class NextStateReward(Protocol):
-    """Scores predictions against what really happened.
+    """Scores predicted next states against the real ones.
 
-    ``success_similarity`` is the similarity above which a prediction counts as right in evaluations.
+    ``success_similarity`` is the similarity above which a prediction counts as correct in evaluations.
     """
 
     success_similarity: float
@@ -24,21 +24,21 @@ class NextStateReward(Protocol):
     def score(
         self, transitions: Sequence[Transition], predictions: Sequence[str | None]
     ) -> list[Score | None]:
-        """Score a whole step at once.
+        """Score all predictions of a step in one call.
 
         Args:
-            transitions: What really happened, one per prediction.
-            predictions: Predicted next states; ``None`` where the answer had none.
+            transitions: Real transitions, one per prediction.
+            predictions: Predicted next states; ``None`` for a completion without a prediction.
 
         Returns:
-            One score per prediction; reward 0 where there is no prediction, and ``None`` where no verdict could be got:
-            that is nobody's fault but the judge's, and must not be learnt from.
+            One score per prediction. A missing prediction gets reward 0. ``None`` means that the judge or the embedder
+            gave no result; such a prediction must not be trained on.
         """
         ...
 
 
 def success_similarity(reward: NextStateReward, transition: Transition) -> float:
-    """Similarity above which a prediction of this transition counts as right; a reward may have another for each."""
+    """Return the similarity above which a prediction of ``transition`` counts as correct; it may differ by transition."""
     choose = getattr(reward, "reward_for", None)
     return reward.success_similarity if choose is None else success_similarity(choose(transition), transition)
 
@@ -46,10 +46,11 @@ def success_similarity(reward: NextStateReward, transition: Transition) -> float
 def score_checked(
     reward: NextStateReward, transitions: Sequence[Transition], predictions: Sequence[str | None]
 ) -> list[Score | None]:
-    """What ``reward.score`` gives, once every number in it is finite, so that no NaN is trained on or averaged.
+    """Call ``reward.score`` and check that all numbers are finite, so that no NaN is trained on or averaged.
 
     Raises:
-        ValueError: More or fewer scores than predictions, or a score with NaN or infinity in it; names the transition.
+        ValueError: If the number of scores differs from the number of predictions, or a score holds NaN or infinity;
+            the message names the transition.
     """
     name = type(reward).__name__
     scores = reward.score(transitions, predictions)
@@ -62,8 +63,8 @@ def score_checked(
         for part, value in values.items():
             if not math.isfinite(value):
                 raise ValueError(
-                    f"{name} gave the {part} {value} for transition {transition.transition_id}; a prediction without a verdict "
-                    "has no score (None)"
+                    f"{name} gave the {part} {value} for transition {transition.transition_id}; return None for a prediction "
+                    "that cannot be scored"
                 )
     return scores
 
@@ -71,7 +72,7 @@ def score_checked(
 def score_each(
     transitions: Sequence[Transition], predictions: Sequence[str | None], score: Callable[[str, str], Score]
 ) -> list[Score | None]:
-    """Score predictions one by one by ``score(prediction, next_state)``."""
+    """Score each prediction with ``score(prediction, next_state)``."""
     return [
         NO_PREDICTION if prediction is None else score(prediction, transition.next_state)
         for transition, prediction in zip(transitions, predictions, strict=True)

@@ -1,4 +1,4 @@
-"""Different rewards for different kinds of next states."""
+"""A different reward for each kind of transition."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from rwml_lightning.schema import Score, Transition
 
 
 class RewardByKind:
-    """Scores each prediction by the reward of its transition's kind; a hybrid such as the one of arXiv 2602.05842 for tau2-bench.
+    """Scores each prediction with the reward for the kind of its transition.
 
-    Each reward scores its share of a step at once. ``Score.parts`` holds the parts of the reward that judged, and its own value
-    under the name of the kind.
+    An example is the hybrid reward of arXiv 2602.05842 for tau2-bench. Each reward scores all its predictions of a step in
+    one call. ``Score.parts`` holds the parts of the reward that was used, and its value under the name of the kind.
 
     Args:
         rewards: Rewards by kind, for example ``tool`` and ``user``.
 
     Raises:
-        ValueError: No rewards; when scoring, a transition of a kind that has none.
+        ValueError: If ``rewards`` is empty, or (when scoring) if a transition has a kind without a reward.
     """
 
     def __init__(self, rewards: dict[str, NextStateReward]) -> None:
@@ -30,28 +30,30 @@ class RewardByKind:
     def score(
         self, transitions: Sequence[Transition], predictions: Sequence[str | None]
     ) -> list[Score | None]:
-        """See :class:`NextStateReward`; the similarity is that of the reward that judges."""
+        """See :class:`NextStateReward`; the similarity comes from the reward of the kind."""
         scores: list[Score | None] = [None] * len(transitions)
         places: dict[str, list[int]] = {}
         for place, transition in enumerate(transitions):
             self.reward_for(transition)
             places.setdefault(transition.kind, []).append(place)
-        for kind, own in places.items():
-            judged = self.rewards[kind].score([transitions[i] for i in own], [predictions[i] for i in own])
-            for place, score in zip(own, judged, strict=True):
-                scores[place] = score if score is None else _name(score, kind)
+        for kind, indices in places.items():
+            kind_scores = self.rewards[kind].score(
+                [transitions[i] for i in indices], [predictions[i] for i in indices]
+            )
+            for place, score in zip(indices, kind_scores, strict=True):
+                scores[place] = score if score is None else _with_kind(score, kind)
         return scores
 
     def reward_for(self, transition: Transition) -> NextStateReward:
-        """The reward that judges a transition."""
+        """Return the reward for the kind of ``transition``."""
         reward = self.rewards.get(transition.kind)
         if reward is None:
             raise ValueError(
-                f"reward.rewards has none for {transition.kind!r}, the kind of transition {transition.transition_id}; it has "
-                f"{', '.join(self.rewards)}"
+                f"reward.rewards has no reward for the kind {transition.kind!r} of transition {transition.transition_id}; "
+                f"it has {', '.join(self.rewards)}"
             )
         return reward
 
 
-def _name(score: Score, kind: str) -> Score:
+def _with_kind(score: Score, kind: str) -> Score:
     return Score(score.reward, score.similarity, score.well_formed, {kind: score.reward, **score.parts})

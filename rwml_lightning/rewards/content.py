@@ -1,4 +1,4 @@
-"""A reward that reads what an embedder overlooks: the things, numbers and states that a text names."""
+"""A reward that compares what an embedder overlooks: the objects, numbers and states that a text names."""
 
 from __future__ import annotations
 
@@ -37,25 +37,25 @@ _SWITCHED = re.compile(r"\b(turn|switch)(?:ed|es|s)? (on|off)\b")
 
 
 class ContentReward:
-    """An inner reward, weighted by how far prediction and reality name the same things, numbers and states.
+    """Weights an inner reward by how well the prediction names the same objects, numbers and states as the real next state.
 
-    A sentence embedder hardly sees which mug or which shelf a text is about. The agreement is the F1 of
-    :func:`content` in both texts: 1 for the same content in any wording, 0 for none in common. It reads English; texts of other
-    languages have little content for it, or none, which leaves the inner reward as it is.
+    A sentence embedder hardly distinguishes which mug or which shelf a text describes. The agreement is the F1 score between
+    the :func:`content` of both texts: 1 for the same content in any wording, 0 for no common content. The rules are for
+    English. They find little or no content in other languages, and without content the inner reward stays unchanged.
 
     Args:
-        reward: The reward that is weighted.
-        min_agreement: ``None`` multiplies the inner reward by the agreement; a number pays it whole where the agreement
-            reaches that number, and 0 elsewhere (1: all must be named and nothing else).
+        reward: Inner reward.
+        min_agreement: ``None`` multiplies the inner reward by the agreement. A number keeps the full inner reward where the
+            agreement is at least this number and gives 0 elsewhere (1: the prediction names everything and nothing else).
 
     Raises:
-        ValueError: ``min_agreement`` outside (0, 1].
+        ValueError: If ``min_agreement`` is outside (0, 1].
     """
 
     def __init__(self, reward: NextStateReward, min_agreement: float | None = None) -> None:
         if min_agreement is not None and not 0 < min_agreement <= 1:
             raise ValueError(
-                f"reward.min_agreement is {min_agreement}; an F1 lies between 0 and 1, and null multiplies by it"
+                f"reward.min_agreement is {min_agreement}; it must be above 0 and at most 1, or null to multiply by the F1"
             )
         self.inner = reward
         self.min_agreement = min_agreement
@@ -64,7 +64,7 @@ class ContentReward:
     def score(
         self, transitions: Sequence[Transition], predictions: Sequence[str | None]
     ) -> list[Score | None]:
-        """See :class:`NextStateReward`; the parts hold the inner ones, ``inner_reward`` and ``agreement``."""
+        """See :class:`NextStateReward`; the parts hold those of the inner reward, ``inner_reward`` and ``agreement``."""
         scores = self.inner.score(transitions, predictions)
         vocabularies = {t: learn_vocabulary([t]) for t in dict.fromkeys(transitions)}
         for i, (transition, prediction) in enumerate(zip(transitions, predictions, strict=True)):
@@ -82,11 +82,11 @@ class ContentReward:
 
 
 def content(text: str, vocabulary: Vocabulary) -> frozenset[str]:
-    """What a text names: things with their numbers, and states, in normal form ("shut" is "closed").
+    """Extract the objects with their numbers and the states that a text names, in normal form ("shut" is "closed").
 
     Args:
         text: Predicted or real next state.
-        vocabulary: Names that need no number to be told, such as those of the transition's own texts.
+        vocabulary: Names that are recognised without a number, for example the names in the transition's texts.
     """
     things = {str(thing) for thing in (*vocabulary.things(text), *plain_things(text))}
     plain = re.sub(r"n't\b", " not", text.lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'"))
@@ -95,6 +95,6 @@ def content(text: str, vocabulary: Vocabulary) -> frozenset[str]:
 
 
 def f1(predicted: frozenset[str], real: frozenset[str]) -> float:
-    """Harmonic mean of precision and recall of two sets; 1 where both are empty, since there is nothing to disagree on."""
+    """Compute the harmonic mean of precision and recall of two sets; 1 if both are empty, because nothing differs."""
     total = len(predicted) + len(real)
     return 2 * len(predicted & real) / total if total else 1.0

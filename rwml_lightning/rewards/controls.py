@@ -1,13 +1,13 @@
-"""Controls: training on a reward that knows nothing, so that what the true one teaches can be told from the rest.
+"""Control runs: training on an uninformative reward, to separate the effect of the true reward from other effects.
 
-With a control everything is as it would be without, but for the reward that training sees (arXiv 2609.33335):
+A control replaces only the reward used for training; everything else stays the same (arXiv 2609.33335):
 
-- ``mismatched``: the true reward against another sample's next state;
-- ``coin``: 1 or 0 with equal chance, whatever was predicted;
-- ``permuted``: the true rewards, shuffled within the group. It is the same as shuffling advantages: a member's advantage
-  is its own reward, normalised by mean and standard deviation of the group's rewards, which no shuffling changes.
+- ``mismatched``: the true reward, computed against the next state of another sample;
+- ``coin``: 1 or 0 with equal probability, independent of the prediction;
+- ``permuted``: the true rewards, shuffled within the group. This equals shuffling the advantages: the advantage of a
+  member is its reward, normalised by the mean and standard deviation of the group, which shuffling does not change.
 
-Each draw follows from its position in the run. The true reward stays visible as the part ``true_reward``.
+Every random draw is determined by its position in the run. The part ``true_reward`` of a score keeps the true reward.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from rwml_lightning.seeds import derive_seed
 
 ControlName = Literal["none", "mismatched", "coin", "permuted"]
 TRUE_REWARD = "true_reward"
-"""Part of a score that holds what the prediction would have earned without the control."""
+"""Part of a score that holds the reward without the control."""
 
 
 class Control:
-    """Puts a reward that knows nothing in place of the true one.
+    """Replaces the true reward with an uninformative one.
 
     Args:
-        name: Which one; not ``none``.
-        seed: The run's seed.
-        transitions: All training transitions, among which targets are exchanged.
+        name: Name of the control; not ``none``.
+        seed: Seed of the run.
+        transitions: All training transitions; ``mismatched`` exchanges their next states.
 
     Raises:
-        ValueError: ``mismatched`` with fewer than two transitions.
+        ValueError: If ``mismatched`` gets fewer than two transitions.
     """
 
     def __init__(self, name: ControlName, seed: int, transitions: Sequence[Transition]) -> None:
@@ -54,14 +54,14 @@ class Control:
         predictions: Sequence[Sequence[str | None]],
         scores: Sequence[Sequence[Score | None]],
     ) -> list[list[Score | None]]:
-        """Scores to train on, shaped as ``scores``.
+        """Compute the scores for training, with the shape of ``scores``.
 
         Args:
-            reward: The true reward.
-            position: Where the step stands in the run.
-            transitions: One a group.
-            predictions: Predicted next states, one row a group.
-            scores: Their true scores.
+            reward: True reward.
+            position: Position of the step in the run.
+            transitions: One transition per group.
+            predictions: Predicted next states, one row per group.
+            scores: True scores of the predictions.
         """
         if self.name == "mismatched":
             owners = [
@@ -70,37 +70,35 @@ class Control:
                 for _ in row
             ]
             flat = iter(score_checked(reward, owners, [text for row in predictions for text in row]))
-            told = [[next(flat) for _ in row] for row in predictions]
+            control_scores = [[next(flat) for _ in row] for row in predictions]
         else:
             draw = {"coin": coin, "permuted": permuted}[self.name]
-            told = [
+            control_scores = [
                 draw(row, derive_seed(self.seed, "control", *position, transition.transition_id))
                 for transition, row in zip(transitions, scores, strict=True)
             ]
         return [
             [_with_reward(*pair) for pair in zip(*rows, strict=True)]
-            for rows in zip(scores, told, strict=True)
+            for rows in zip(scores, control_scores, strict=True)
         ]
 
 
 def derangement(texts: Sequence[str], seed: int) -> list[int]:
-    """A random place for every place, each taken once: never its own, nor one with the same text where that can be.
+    """Draw a random permutation that maps no index to itself and, if possible, none to an equal text.
 
-    Starts from a random permutation and exchanges places that clash; while no text makes up more than half, there is
-    always a place to exchange with that leaves neither clashing.
+    The search starts from a random permutation and swaps entries that violate this. If no text makes up more than half of
+    ``texts``, there is always a swap that resolves both entries.
 
     Args:
-        texts: At least two.
+        texts: At least two texts.
         seed: Seed of the permutation.
 
     Raises:
-        ValueError: Fewer than two texts.
+        ValueError: If there are fewer than two texts.
     """
     count = len(texts)
     if count < 2:
-        raise ValueError(
-            f"control is 'mismatched', which takes two transitions or more to exchange; there are {count}"
-        )
+        raise ValueError(f"control is 'mismatched', which needs at least two transitions; there are {count}")
     places = sorted(range(count), key=lambda i: derive_seed(seed, i))
     for i in range(count):
         if texts[places[i]] != texts[i]:
@@ -113,16 +111,16 @@ def derangement(texts: Sequence[str], seed: int) -> list[int]:
 
 
 def coin(scores: Sequence[Score | None], seed: int) -> list[Score | None]:
-    """A fair coin's rewards, one a member."""
+    """Draw reward 1 or 0 with equal probability for each member."""
     return [Score(float(derive_seed(seed, member) % 2), None, False) for member in range(len(scores))]
 
 
 def permuted(scores: Sequence[Score | None], seed: int) -> list[Score | None]:
-    """The same scores in a random order."""
+    """Shuffle the scores."""
     return [scores[i] for i in sorted(range(len(scores)), key=lambda member: derive_seed(seed, member))]
 
 
-def _with_reward(true: Score | None, told: Score | None) -> Score | None:
-    if true is None or told is None:
+def _with_reward(true: Score | None, control: Score | None) -> Score | None:
+    if true is None or control is None:
         return None
-    return replace(true, reward=told.reward, parts={**true.parts, TRUE_REWARD: true.reward})
+    return replace(true, reward=control.reward, parts={**true.parts, TRUE_REWARD: true.reward})

@@ -1,4 +1,4 @@
-"""The reward of RWML: how close prediction and reality lie for a frozen sentence embedder."""
+"""The reward of RWML: similarity of predicted and real next state under a frozen sentence embedder."""
 
 from __future__ import annotations
 
@@ -24,26 +24,27 @@ class EmbeddingReward:
     """Embedding cosine distance with a threshold (arXiv 2602.05842, section 3, the reward r^WM).
 
     With d = 1 - cos(E(prediction), E(real next state)), the reward is 1 if d < ``tau_d`` (strict) and 0 otherwise;
-    in ``cosine`` mode it is the cosine itself, not below 0. The embedder is loaded at the first use, and every text
-    is embedded once: real next states return at every step, predictions often repeat.
+    in ``cosine`` mode it is the cosine, clamped to at least 0. The embedder is loaded at the first use. Embeddings are
+    cached, because real next states return at every step and predictions often repeat.
 
     Args:
         embedder: Sentence-transformers model: a folder, a hub id, or ``package:all-minilm-l6-v2``.
-        tau_d: Largest distance (exclusive) that earns the reward. Paper: 0.2 on ALFWorld.
-        mode: ``threshold`` (the paper's) or ``cosine``.
-        batch_size: Texts embedded at once.
-        device: Where the embedder runs, for example ``cpu`` or ``cuda``; ``None`` lets sentence-transformers choose.
-        cache_size: Most embeddings kept.
-        server: Embeds by an OpenAI-compatible server in place of ``embedder``, for example vLLM's. A text that it refuses
-            leaves its prediction without a score.
-        prompt: Stands before every text, for an embedder that was trained with one; a default prompt that the embedder's own
-            folder names is not used.
-        long_texts: A text of more pieces than the embedder reads (``max_seq_length``: 256 for the packaged one) is embedded by
-            its beginning alone with ``truncate``. ``windows`` splits it into parts of about equal length that fit and takes the
-            mean of their unit vectors. A server has its own way, such as vLLM's ``truncate_prompt_tokens``.
+        tau_d: Cosine distance below which a prediction earns the reward. Paper: 0.2 on ALFWorld.
+        mode: ``threshold`` (as in the paper) or ``cosine``.
+        batch_size: Number of texts per batch of the embedder.
+        device: Device of the embedder, for example ``cpu`` or ``cuda``; ``None`` lets sentence-transformers choose.
+        cache_size: Maximum number of embeddings in the cache.
+        server: OpenAI-compatible server (for example vLLM) that embeds in place of ``embedder``. If it refuses a text, the
+            prediction has no score.
+        prompt: Prefix of every text, for an embedder that was trained with a prompt; the default prompt in the embedder's
+            folder is not used.
+        long_texts: Treatment of texts with more tokens than the embedder reads (``max_seq_length``: 256 for the packaged
+            one). ``truncate`` embeds only the beginning. ``windows`` splits the text into parts of about equal length that
+            fit and averages their unit vectors. A server has its own setting, such as vLLM's ``truncate_prompt_tokens``.
 
     Raises:
-        ValueError: ``tau_d`` outside (0, 2], an unknown ``mode`` or ``long_texts``, or ``windows`` with a server.
+        ValueError: If ``tau_d`` is outside (0, 2], ``mode`` or ``long_texts`` is unknown, or ``windows`` is used with a
+            server.
     """
 
     def __init__(
@@ -59,16 +60,15 @@ class EmbeddingReward:
         long_texts: LongTexts = "truncate",
     ) -> None:
         if not 0 < tau_d <= 2:
-            raise ValueError(
-                f"reward.tau_d is {tau_d}; a cosine distance lies between 0 and 2, and 0.2 is usual"
-            )
+            raise ValueError(f"reward.tau_d is {tau_d}; it must be above 0 and at most 2, for example 0.2")
         if mode not in ("threshold", "cosine"):
-            raise ValueError(f"reward.mode is {mode!r}; it takes 'threshold' or 'cosine'")
+            raise ValueError(f"reward.mode is {mode!r}; it must be 'threshold' or 'cosine'")
         if long_texts not in ("truncate", "windows"):
-            raise ValueError(f"reward.long_texts is {long_texts!r}; it takes 'truncate' or 'windows'")
+            raise ValueError(f"reward.long_texts is {long_texts!r}; it must be 'truncate' or 'windows'")
         if server is not None and long_texts == "windows":
             raise ValueError(
-                "reward.long_texts is 'windows', but a server splits no texts; give reward.embedder in place of reward.server"
+                "reward.long_texts is 'windows', but a server does not split texts; "
+                "use reward.embedder instead of reward.server"
             )
         self.embedder = embedder
         self.tau_d = tau_d
@@ -84,15 +84,15 @@ class EmbeddingReward:
         self._cache: dict[str, Embedding] = {}
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """Unit vectors of the texts, shape [texts, width]; each distinct text is embedded once and kept.
+        """Compute unit vectors of the texts, shape [texts, width]; each distinct text is embedded once and cached.
 
         Raises:
-            RefusedError: One of the texts gets no vector.
+            RefusedError: If a text gets no vector.
         """
         vectors = [one.vector for one in self._embeddings(texts) if one.vector is not None]
         if len(vectors) < len(texts):
             raise RefusedError(
-                f"the embedder gives {len(texts) - len(vectors)} of {len(texts)} texts no vector"
+                f"the embedder gives no vector for {len(texts) - len(vectors)} of {len(texts)} texts"
             )
         return np.stack(vectors)
 
@@ -109,8 +109,8 @@ class EmbeddingReward:
     ) -> list[Score | None]:
         """See :class:`NextStateReward`; the parts hold ``distance`` and ``truncated_texts``.
 
-        ``truncated_texts`` says how many of the two texts, prediction and real next state, the embedder could not read to
-        their end. It is missing where a server embeds, which does not say.
+        ``truncated_texts`` counts how many of the two texts (prediction and real next state) were too long for the embedder.
+        It is missing with a server, which does not report truncation.
         """
         answered = [i for i, prediction in enumerate(predictions) if prediction is not None]
         scores: list[Score | None] = [NO_PREDICTION] * len(predictions)
@@ -128,10 +128,10 @@ class EmbeddingReward:
         return scores
 
     def reward(self, cosine: float) -> float:
-        """Reward of one cosine similarity."""
+        """Compute the reward of a cosine similarity."""
         if self.mode == "cosine":
             return max(cosine, 0.0)
-        return float(cosine > self.success_similarity)  # as evaluations have it, to the last bit
+        return float(cosine > self.success_similarity)  # the same comparison as in evaluations, bit for bit
 
     def _encode(self, texts: list[str]) -> list[Embedding]:
         if self._server is None:

@@ -1,4 +1,4 @@
-"""An embedder behind an OpenAI-compatible server, for example ``vllm serve MODEL --runner pooling``."""
+"""An embedder on an OpenAI-compatible server, for example ``vllm serve MODEL --runner pooling``."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ log = logging.getLogger(__name__)
 
 
 class EmbeddingServer:
-    """Embeds texts by ``/v1/embeddings``.
+    """Embeds texts with the endpoint ``/v1/embeddings``.
 
     Args:
-        server: Where it is.
-        batch_size: Texts a request.
+        server: Server of the embedder.
+        batch_size: Number of texts per request.
     """
 
     def __init__(self, server: Server, batch_size: int) -> None:
@@ -28,10 +28,10 @@ class EmbeddingServer:
         self._width: int | None = None
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray | None]:
-        """Unit vectors of the texts; ``None`` for a text that the server refuses.
+        """Compute unit vectors of the texts; ``None`` for a text that the server refuses.
 
         Raises:
-            ServerError: The server is down for too long, or answers nonsense however often it is asked.
+            ServerError: If the server is down for too long, or gives no usable response after all retries.
         """
         return self._encode(texts, self.batch_size)
 
@@ -41,7 +41,7 @@ class EmbeddingServer:
         vectors: list[np.ndarray | None] = []
         for batch, answer in zip(batches, self._client.ask("embeddings", requests), strict=True):
             match answer:
-                case RefusedError() if len(batch) > 1:  # one text of them will be the reason
+                case RefusedError() if len(batch) > 1:  # probably because of one text: send each alone
                     vectors += self._encode(batch, 1)
                 case RefusedError():
                     log.warning("%s; the text begins with %r", answer, batch[0][:80])
@@ -55,7 +55,7 @@ class EmbeddingServer:
     def _read(self, count: int, body: Any) -> np.ndarray:
         vectors = read_embeddings(body, count)
         if self._width not in (None, vectors.shape[1]):
-            raise ValueError(f"vectors of {vectors.shape[1]} numbers, where those before had {self._width}")
+            raise ValueError(f"vectors of {vectors.shape[1]} numbers, but earlier vectors had {self._width}")
         self._width = vectors.shape[1]
         return vectors
 
@@ -65,14 +65,14 @@ def _body(texts: Sequence[str], failures: int) -> dict[str, list[str]]:
 
 
 def read_embeddings(body: Any, count: int) -> np.ndarray:
-    """Unit vectors, shape [count, width], float32, in the order of the request.
+    """Read unit vectors from a response, shape [count, width], float32, in the order of the request.
 
     Args:
-        body: JSON of the answer.
-        count: Texts of the request.
+        body: JSON of the response.
+        count: Number of texts in the request.
 
     Raises:
-        ValueError: There are more or fewer vectors, or something that is none.
+        ValueError: If the number of vectors is not ``count``, or an entry is not a vector.
     """
     match body:
         case {"data": [*rows]} if all(
@@ -86,9 +86,9 @@ def read_embeddings(body: Any, count: int) -> np.ndarray:
     try:
         vectors = np.asarray([by_index[place] for place in range(count)], dtype=np.float32)
     except (TypeError, ValueError):
-        raise ValueError("vectors of different lengths, or of something else than numbers") from None
+        raise ValueError("vectors of different lengths, or with entries that are not numbers") from None
     if vectors.ndim != 2:
-        raise ValueError("an embedding that is no list of numbers")
+        raise ValueError("an embedding that is not a list of numbers")
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     if not (np.isfinite(lengths).all() and (lengths > 0).all()):
         raise ValueError("a vector of NaN, infinity or zeros")

@@ -1,4 +1,4 @@
-"""A language model as the judge of predictions (arXiv 2602.05842, the ablation of the reward)."""
+"""A language model that judges predictions (LLM as a judge; arXiv 2602.05842, reward ablation)."""
 
 from __future__ import annotations
 
@@ -42,15 +42,16 @@ _RETRY_TEMPERATURE = 0.7
 
 
 class JudgeReward:
-    """Asks a chat model on an OpenAI-compatible server whether the prediction says what really happened.
+    """Lets a chat model on an OpenAI-compatible server judge whether the prediction matches the real next state.
 
-    Equal pairs of a step are judged once. A prediction whose verdict cannot be got has no score, not a reward of 0.
+    Equal pairs within a step are judged once. If the judge gives no verdict, the prediction has no score (it does not get
+    reward 0).
 
     Args:
-        server: Where the judge is.
+        server: Server of the judge.
         scale: ``binary`` (1 or 0) or ``real`` (from 0 to 1).
-        max_tokens: Longest answer of the judge, its thinking included.
-        success_similarity: Verdict above which a prediction counts as right in evaluations.
+        max_tokens: Maximum number of tokens in the judge's reply, thinking included.
+        success_similarity: Verdict above which a prediction counts as correct in evaluations.
     """
 
     def __init__(
@@ -87,21 +88,23 @@ class JudgeReward:
         ]
 
         def body(failures: int) -> dict[str, Any]:
-            temperature = _RETRY_TEMPERATURE if failures else 0.0  # greedily it would say the same again
+            temperature = (
+                _RETRY_TEMPERATURE if failures else 0.0
+            )  # greedy decoding would repeat the same reply
             return {"messages": messages, "max_tokens": self.max_tokens, "temperature": temperature}
 
         return Request(body, lambda answer: read_verdict(answer, self.scale))
 
 
 def read_verdict(body: Any, scale: Literal["binary", "real"]) -> float:
-    """The last verdict in what a chat completion says after its thinking, from 0 to 1.
+    """Read the last verdict after the thinking part of a chat completion, from 0 to 1.
 
     Args:
-        body: JSON of the answer.
-        scale: Which verdicts there are.
+        body: JSON of the response.
+        scale: Scale of the verdict, ``binary`` or ``real``.
 
     Raises:
-        ValueError: There is none that can be read.
+        ValueError: If there is no valid verdict.
     """
     match body:
         case {"choices": [{"message": {"content": str(text)}}, *_]}:
@@ -115,7 +118,7 @@ def read_verdict(body: Any, scale: Literal["binary", "real"]) -> float:
     except (KeyError, ValueError):
         raise ValueError(f"the verdict is {found[-1][:80]!r}") from None
     if not 0 <= verdict <= 1:
-        raise ValueError(f"the verdict is {verdict}, not from 0 to 1")
+        raise ValueError(f"the verdict is {verdict}; it must lie between 0 and 1")
     return verdict
 
 

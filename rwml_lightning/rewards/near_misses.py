@@ -1,7 +1,7 @@
-"""Near misses: texts close to a real next state that are wrong in one respect.
+"""Near misses: texts that differ from a real next state in one detail, which makes them wrong.
 
-They are the mistakes that a world model makes (another object, another number, an item left out), made from the text by
-small rules, so that no second model has to be trusted; where a text offers nothing to change, none is made.
+They are typical mistakes of a world model (another object, another number, a missing item). Small rules make them from the
+text, so no second model is needed. A rule that finds nothing to change makes no near miss.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ _OPPOSITES = (
 def near_misses(
     transition: Transition, vocabulary: Vocabulary, seed: int, per_kind: int = 1
 ) -> list[Variant]:
-    """Wrong next states that differ in one respect from the real one.
+    """Make wrong next states that differ from the real one in one detail.
 
     Args:
-        transition: What really happened.
-        vocabulary: The world's names and answers, from which others are drawn.
-        seed: Everything drawn is a function of it, the transition and the kind.
-        per_kind: Most texts of a kind; equal ones count once.
+        transition: Real transition.
+        vocabulary: Names and answers of the environment, from which replacements are drawn.
+        seed: Random seed; all draws depend only on it, the transition and the kind.
+        per_kind: Number of draws per kind; equal texts count once.
 
     Returns:
-        Distinct texts in the order of :data:`NEAR_MISSES`, none of them the real next state.
+        Distinct texts in the order of :data:`NEAR_MISSES`; none equals the real next state.
     """
     return variants_of(NEAR_MISSES, transition, vocabulary, seed, per_kind)
 

@@ -1,4 +1,4 @@
-"""The small grammar by which texts are changed: lists of items, and phrases exchanged for others."""
+"""Small grammar for changing texts: it edits lists of items and replaces phrases."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ITEM = rf"\b(?:an?|some) {_WORD}(?: (?!(?:and|is|are|on|in|from|to)\b){_WORD}){
 _SEPARATOR = re.compile(r", and |, | and ")
 _LIST = re.compile(rf"{_ITEM}(?:(?:{_SEPARATOR.pattern}){_ITEM})*|\bnothing(?=[.,;!?]|$)")
 Change = Callable[[Transition, Vocabulary, random.Random], str | None]
-"""Makes a text from a transition's next state; ``None``, or the text itself, where it offers nothing to change."""
+"""Function that changes the next state of a transition; it returns ``None`` or the same text if it finds nothing to change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +24,8 @@ class Variant:
     """A text made from a real next state.
 
     Args:
-        kind: What was changed; the name of the change.
-        text: The whole text.
+        kind: Name of the change.
+        text: Full text after the change.
     """
 
     kind: str
@@ -35,7 +35,7 @@ class Variant:
 def variants_of(
     changes: Mapping[str, Change], transition: Transition, vocabulary: Vocabulary, seed: int, per_kind: int
 ) -> list[Variant]:
-    """At most ``per_kind`` distinct texts of each change, none of them the real next state."""
+    """Apply each change at most ``per_kind`` times; return distinct texts other than the real next state."""
     seen = {transition.next_state}
     variants: list[Variant] = []
     for kind, change in changes.items():
@@ -49,12 +49,12 @@ def variants_of(
 
 
 def both_ways(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """Each of a pair for the other."""
+    """Map each phrase of a pair to the other one."""
     return dict(pairs) | {right: left for left, right in pairs}
 
 
 def exchange(text: str, phrases: Mapping[str, str]) -> str:
-    """``text`` with each phrase exchanged once, the longest first, a capital kept."""
+    """Replace the phrases in ``text`` in a single pass; longer phrases match first, a leading capital is kept."""
     longest_first = sorted(phrases, key=len, reverse=True)
     pattern = rf"\b(?:{'|'.join(map(re.escape, longest_first))})\b"
 
@@ -66,7 +66,7 @@ def exchange(text: str, phrases: Mapping[str, str]) -> str:
 
 
 def pick_list(text: str, rng: random.Random) -> tuple[re.Match[str] | None, list[str]]:
-    """One of the lists that a text holds ("a mug 1, and a pen 2", or "nothing"), and its items."""
+    """Pick a random list in a text ("a mug 1, and a pen 2", or "nothing"); return its match and its items."""
     found = list(_LIST.finditer(text))
     if not found:
         return None, []
@@ -75,12 +75,12 @@ def pick_list(text: str, rng: random.Random) -> tuple[re.Match[str] | None, list
 
 
 def with_list(found: re.Match[str], items: Sequence[str]) -> str:
-    """The text of ``found`` with other items in the place of its list, joined as they were."""
+    """Replace the items of the list ``found`` in its text; the style of the separators is kept."""
     last = " and " if " and " in found[0] and ", and " not in found[0] else ", and "
     joined = last.join([", ".join(items[:-1]), items[-1]]) if len(items) > 1 else "".join(items) or "nothing"
     return found.string[: found.start()] + joined + found.string[found.end() :]
 
 
 def listed(text: str) -> str:
-    """What of a text stands in lists."""
+    """Return the lists in a text, joined by spaces."""
     return " ".join(found[0] for found in _LIST.finditer(text))

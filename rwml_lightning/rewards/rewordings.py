@@ -1,4 +1,4 @@
-"""Rewordings of a real next state: the freedom of wording that a reward should grant."""
+"""Rewordings of a real next state; a good reward accepts them."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ _CONTRACTIONS = (
 
 
 def rewordings(transition: Transition, vocabulary: Vocabulary, seed: int) -> list[Variant]:
-    """The same next state in other words, at most one a kind of :data:`REWORDINGS`.
+    """Express the same next state in other words, at most once per kind of :data:`REWORDINGS`.
 
     Args:
-        transition: What really happened.
-        vocabulary: The world's names and answers.
-        seed: Everything drawn is a function of it, the transition and the kind.
+        transition: Real transition.
+        vocabulary: Names and answers of the environment.
+        seed: Random seed; all draws depend only on it, the transition and the kind.
     """
     return variants_of(REWORDINGS, transition, vocabulary, seed, 1)
 

@@ -1,4 +1,4 @@
-"""ROUGE for texts in any script; rouge-score's own words are runs of a-z and 0-9, so that a Russian text has none."""
+"""ROUGE for texts in any script; the default tokenizer of rouge-score keeps only a-z and 0-9, so Russian text has no words."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ _UNSPACED = "".join(
 )
 _WORD = regex.compile(
     rf"""
-    [{_UNSPACED}] \p{{M}}*                              # a character of a script that puts no space between words
+    [{_UNSPACED}] \p{{M}}*                              # a character of a script without spaces between words
     | [[\p{{L}}\p{{N}}\p{{M}}] -- [{_UNSPACED}]]+       # letters, digits and the marks on them
-    | [\p{{S}} -- [\x00-\x7F]]                          # a symbol such as an emoji; those of ASCII do not count
+    | [\p{{S}} -- [\x00-\x7F]]                          # a symbol outside ASCII, such as an emoji
     """,
     regex.VERSION1 | regex.VERBOSE,
 )
 
 
 def words(text: str) -> list[str]:
-    """Words of a text, in lower case and in Unicode's compatible composed form.
+    """Split a text into words, in lower case and in Unicode normalization form NFKC.
 
     A word is a run of letters and digits. In scripts without spaces between words (Chinese, Japanese, Thai, Lao, Khmer,
-    Burmese) it is one character with its marks, as is usual there. A symbol outside ASCII, such as an emoji, is a word too.
-    Of an ASCII text these are the words of rouge-score.
+    Burmese) a word is one character with its marks, as is usual in these languages. A symbol outside ASCII, such
+    as an emoji, is a word too. For ASCII text the words equal those of rouge-score.
     """
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     return _WORD.findall(folded)
 
 
 def rouge(prediction: str, real: str, variant: RougeVariant = "rougeL") -> float:
-    """F-measure of ROUGE (Lin 2004) over :func:`words`, not stemmed, from 0 to 1.
+    """Compute the F-measure of ROUGE (Lin 2004) over :func:`words`, without stemming, from 0 to 1.
 
-    Texts with the same words get 1, also where they have too few for a pair (``rouge2``). Of two texts without any word,
-    such as "..." and "!", equal ones get 1 and others 0.
+    Texts with the same words get 1, even if they are too short for a pair of words (``rouge2``). Two texts without words,
+    such as "..." and "!", get 1 if they are equal and 0 otherwise.
 
     Args:
         prediction: Predicted text.
-        real: What it should be.
+        real: Real text.
         variant: ``rouge1`` and ``rouge2`` count common words and pairs of words, ``rougeL`` the longest common subsequence.
     """
     predicted, expected = words(prediction), words(real)
@@ -52,13 +52,13 @@ def rouge(prediction: str, real: str, variant: RougeVariant = "rougeL") -> float
 
 
 class _Words:
-    """:func:`words` as rouge-score wants a tokenizer."""
+    """Adapter of :func:`words` to the tokenizer interface of rouge-score."""
 
     tokenize = staticmethod(words)
 
 
 @cache
 def _scorer(variant: RougeVariant) -> Any:
-    from rouge_score.rouge_scorer import RougeScorer  # brings nltk: half a second that only its users pay
+    from rouge_score.rouge_scorer import RougeScorer  # here because it imports nltk, which takes 0.5 s
 
     return RougeScorer([variant], tokenizer=_Words())

@@ -1,4 +1,4 @@
-"""A sentence-transformers model as a reward uses it: no hidden prompt, unit vectors, and a word about texts too long for it."""
+"""A sentence-transformers model for rewards: no hidden prompt, unit vectors, and a warning about texts that are too long."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _LAST_SPACE = re.compile(r"\s\S*\Z")
 
 
 class Embedding(NamedTuple):
-    """What an embedder makes of one text.
+    """Embedding of one text.
 
     Args:
-        vector: Unit vector, float32; ``None`` where the embedder gives none that can be used.
-        truncated: Whether the embedder read a part of the text only; ``None`` where nobody says.
+        vector: Unit vector, float32; ``None`` if the embedder gives no usable vector.
+        truncated: Whether the embedder read only a part of the text; ``None`` if unknown.
     """
 
     vector: np.ndarray | None
@@ -34,16 +34,16 @@ class SentenceEmbedder:
     """Embeds texts.
 
     Args:
-        model: The embedder.
-        name: Its name, for messages.
-        batch_size: Texts embedded at once.
-        prompt: Stands before every text; the model's own default prompt is never used.
-        long_texts: What is done with a text of more pieces than the model reads. ``truncate`` drops the rest, as
-            sentence-transformers does. ``windows`` splits the text into the fewest parts of about equal length that the model
-            can read, and takes the mean of their unit vectors.
+        model: Sentence-transformers model.
+        name: Name of the model for messages.
+        batch_size: Number of texts per batch.
+        prompt: Prefix of every text; the default prompt of the model is never used.
+        long_texts: Treatment of a text with more tokens than the model reads. ``truncate`` drops the rest, as
+            sentence-transformers does. ``windows`` splits the text into the smallest number of parts of about equal length
+            that the model can read, and averages their unit vectors.
 
     Raises:
-        ValueError: The prompt leaves no room for a text.
+        ValueError: If the prompt leaves no room for a text.
     """
 
     def __init__(
@@ -54,26 +54,26 @@ class SentenceEmbedder:
         self.batch_size = batch_size
         self.prompt = prompt
         self.long_texts = long_texts
-        self.max_pieces = _max_pieces(model)
+        self.max_tokens = _max_tokens(model)
         self._warned = False
-        if self.max_pieces is not None:
-            (used,) = self._count_pieces([""])
-            if used >= self.max_pieces:
+        if self.max_tokens is not None:
+            (used,) = self._count_tokens([""])
+            if used >= self.max_tokens:
                 raise ValueError(
-                    f"reward.prompt takes {used} pieces, but {name} reads {self.max_pieces}; shorten the prompt"
+                    f"reward.prompt takes {used} tokens, but {name} reads {self.max_tokens}; shorten the prompt"
                 )
 
     def encode(self, texts: Sequence[str]) -> list[Embedding]:
-        """Embed texts; one that gives NaN, infinity or zeros has no vector."""
+        """Embed texts; a text whose embedding is NaN, infinite or zero has no vector."""
         import torch
         from torch.nn.functional import normalize
 
-        pieces = [0] * len(texts) if self.max_pieces is None else self._count_pieces(texts)
-        long = [self.max_pieces is not None and count > self.max_pieces for count in pieces]
+        counts = [0] * len(texts) if self.max_tokens is None else self._count_tokens(texts)
+        long = [self.max_tokens is not None and count > self.max_tokens for count in counts]
         parts = [[text] for text in texts]
         if self.long_texts == "windows":
             for place in [place for place, is_long in enumerate(long) if is_long]:
-                parts[place] = self._windows(texts[place], pieces[place])
+                parts[place] = self._windows(texts[place], counts[place])
             long = [False] * len(texts)
         elif any(long):
             self._warn_of_truncation(texts[long.index(True)])
@@ -81,22 +81,22 @@ class SentenceEmbedder:
         found = self.model.encode(
             flat, prompt=self.prompt, batch_size=self.batch_size, show_progress_bar=False
         )
-        # In float32, whatever the model computes in: bfloat16 leaves a unit vector's length off by 0.2 %.
+        # In float32, whatever the dtype of the model: in bfloat16 the length of a unit vector is off by 0.2 %.
         vectors = iter(normalize(torch.as_tensor(np.asarray(found, dtype=np.float32)), dim=1).numpy())
         return [
             Embedding(self._usable(text, [next(vectors) for _ in row]), is_long)
             for text, row, is_long in zip(texts, parts, long, strict=True)
         ]
 
-    def _count_pieces(self, texts: Sequence[str]) -> list[int]:
-        """Pieces of each text with the prompt and the tokenizer's special tokens, none dropped."""
+    def _count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Count the tokens of each text without truncation, including the prompt and special tokens."""
         whole = [self.prompt + text for text in texts]
         return [len(ids) for ids in self.model.tokenizer(whole, truncation=False, verbose=False)["input_ids"]]
 
-    def _windows(self, text: str, pieces: int) -> list[str]:
-        assert self.max_pieces is not None
-        most = self.max_pieces
-        return split_evenly(text, -(-pieces // most), lambda parts: max(self._count_pieces(parts)) <= most)
+    def _windows(self, text: str, tokens: int) -> list[str]:
+        assert self.max_tokens is not None
+        limit = self.max_tokens
+        return split_evenly(text, -(-tokens // limit), lambda parts: max(self._count_tokens(parts)) <= limit)
 
     def _usable(self, text: str, vectors: Sequence[np.ndarray]) -> np.ndarray | None:
         vector = vectors[0] if len(vectors) == 1 else np.sum(vectors, axis=0)
@@ -111,20 +111,20 @@ class SentenceEmbedder:
             return
         self._warned = True
         log.warning(
-            "%s reads %d pieces of a text and drops the rest: what texts end with does not count in their similarity. The first "
-            "one that is longer begins with %r. Set the reward's long_texts to windows, or take an embedder that reads more; "
-            "wm/truncated_texts counts them",
-            self.name, self.max_pieces, text[:80],
+            "%s reads only the first %d tokens of a text, so the similarity ignores the rest. The first text that is longer "
+            "begins with %r. Set the reward's long_texts to windows, or use an embedder with a longer context; "
+            "wm/truncated_texts counts these texts",
+            self.name, self.max_tokens, text[:80],
         )  # fmt: skip
 
 
 def split_evenly(text: str, number: int, fit: Callable[[Sequence[str]], bool]) -> list[str]:
-    """The fewest parts of about equal length that all fit, cut at white space where there is some.
+    """Split a text into the smallest number of parts of about equal length that all fit, at white space if possible.
 
     Args:
-        text: Longer than one part.
-        number: Parts to begin with; more are tried until they fit.
-        fit: Whether all of some parts fit; single characters do.
+        text: Text that is longer than one part.
+        number: Initial number of parts; it grows until all parts fit.
+        fit: Function that returns whether all given parts fit; single characters must fit.
     """
     while not fit(parts := _cut(text, number)):
         number += 1
@@ -139,12 +139,12 @@ def _cut(text: str, number: int) -> list[str]:
     return [text[start:end] for start, end in zip(starts, [*starts[1:], len(text)], strict=True)]
 
 
-def _max_pieces(model: SentenceTransformer) -> int | None:
-    """Most pieces that the model reads; ``None`` where there is no limit, or none that is ever reached."""
+def _max_tokens(model: SentenceTransformer) -> int | None:
+    """Return the maximum number of tokens that the model reads; ``None`` without a limit that texts can reach."""
     from transformers import PreTrainedTokenizerBase
 
     limit = model.max_seq_length
     limited = (
         limit is not None and limit < 10**9
-    )  # tokenizers without a limit say 1e30, static embedders infinity
+    )  # the limit is 1e30 for tokenizers without a limit and infinity for static embedders
     return limit if limited and isinstance(model.tokenizer, PreTrainedTokenizerBase) else None

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server as rewards use it: waited for when it is down, asked again when it answers nonsense."""
+"""Client for an OpenAI-compatible server. It waits for a server that is down and retries after unusable responses."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from rwml_lightning.credentials import check_server_url, read_key
 log = logging.getLogger(__name__)
 
 FIRST_PAUSE_S = 0.5
-"""Before the second attempt; each further pause is twice as long, up to :data:`LONGEST_PAUSE_S`."""
+"""Pause before the second attempt, in seconds; each further pause is twice as long, up to :data:`LONGEST_PAUSE_S`."""
 LONGEST_PAUSE_S = 30.0
 _BUSY = (429, 502, 503, 504)
-_OWN_FAULT = (400, 413, 422)
+_REFUSED = (400, 413, 422)
 Answer = TypeVar("Answer", covariant=True)
 
 
 class ServerError(ConnectionError):
-    """A server without which the run cannot go on: down for too long, or not the one that the config means."""
+    """The run cannot continue: the server is down for too long, or the config points to a wrong server, model or key."""
 
 
 class NoAnswerError(ServerError):
-    """One request got no usable answer, however often it was sent."""
+    """A request got no usable response after all retries."""
 
 
 class RefusedError(NoAnswerError):
-    """The server will not answer this one request, for example because its text is too long."""
+    """The server refuses a request, for example because its text is too long."""
 
 
 @dataclass(frozen=True)
 class Request(Generic[Answer]):
-    """One question to a server.
+    """A request to a server.
 
     Args:
-        body: JSON to send, given how often it was answered badly before; ``model`` is added.
-        read: Makes an answer of the JSON that comes back; a ValueError says why it is none.
+        body: Function from the number of failed attempts to the JSON body; ``model`` is added.
+        read: Function from the response JSON to the answer; it raises ValueError with the reason if there is none.
     """
 
     body: Callable[[int], Mapping[str, Any]]
@@ -51,17 +51,17 @@ class Request(Generic[Answer]):
 
 @dataclass(frozen=True)
 class Server:
-    """Where an OpenAI-compatible server is (vLLM, for example), and how much patience it deserves.
+    """Address, time limits and retries of an OpenAI-compatible server, for example vLLM.
 
     Args:
-        model: Name under which it serves the model.
-        base_url: Address up to and with ``/v1``.
-        api_key_env: Name of the environment variable that holds the key; the key itself belongs in no config.
-        timeout_s: Most seconds that one answer may take.
-        max_wait_s: Most seconds to wait for a server that is down or too busy, before the run stops.
-        retries: How often a request is sent again that was answered with nonsense or too late.
-        concurrency: Most requests under way at once.
-        extra_body: What every request carries besides, for example ``{truncate_prompt_tokens: -1}`` for vLLM.
+        model: Name of the model on the server.
+        base_url: Address, including ``/v1``.
+        api_key_env: Name of the environment variable that holds the key; never write the key itself in a config.
+        timeout_s: Maximum time for one response, in seconds.
+        max_wait_s: Maximum time to wait for a server that is down or too busy before the run stops, in seconds.
+        retries: Maximum number of retries of a request after an unusable or late response.
+        concurrency: Maximum number of concurrent requests.
+        extra_body: Additional fields of every request, for example ``{truncate_prompt_tokens: -1}`` for vLLM.
     """
 
     model: str
@@ -75,15 +75,15 @@ class Server:
 
 
 class ServerClient:
-    """Sends a step's requests to a server, several at once.
+    """Sends the requests of a step to a server concurrently.
 
     Args:
-        server: Where it is.
-        key: Name of the setting, for errors.
+        server: Settings of the server.
+        key: Config key of the server, for error messages.
 
     Raises:
-        ValueError: A limit that makes no sense, an address that is none, a key where a name belongs, or an environment
-            variable that is not set.
+        ValueError: If a limit is out of range, the address is invalid, ``api_key_env`` holds a key instead of the name of a
+            variable, or the environment variable is not set.
     """
 
     def __init__(self, server: Server, key: str = "reward.server") -> None:
@@ -94,18 +94,18 @@ class ServerClient:
         self._down = False
 
     def ask(self, path: str, requests: Sequence[Request[Answer]]) -> list[Answer | NoAnswerError]:
-        """Answers in the order of the requests, and errors where one got none.
+        """Send requests and return their answers in order; an error stands in for a missing answer.
 
         Args:
-            path: Below ``base_url``, for example ``embeddings``.
-            requests: What to ask.
+            path: Path below ``base_url``, for example ``embeddings``.
+            requests: Requests to send.
 
         Raises:
-            ServerError: Down for longer than ``max_wait_s``, or the address, the model or the key is wrong.
+            ServerError: If the server is down for longer than ``max_wait_s``, or the address, the model or the key is wrong.
         """
         if not requests:
             return []
-        # In a thread of its own, so that it works under a notebook's event loop, and Ctrl-C ends it at once.
+        # Runs in a separate thread, so that it works inside the event loop of a notebook and Ctrl-C stops it at once.
         with start_blocking_portal() as portal:
             return portal.call(self._ask_all, path, requests)
 
@@ -129,7 +129,7 @@ class ServerClient:
                 for number in range(len(requests)):
                     tasks.start_soon(work, number)
         except ExceptionGroup as group:
-            raise group.exceptions[0] from None  # all of them say the same
+            raise group.exceptions[0] from None  # all exceptions have the same cause
         return [answers[number] for number in range(len(requests))]
 
     async def _ask(
@@ -150,13 +150,13 @@ class ServerClient:
                 failures, down_since = failures + 1, None
                 late = isinstance(error, TimeoutError | httpx.ReadTimeout)
                 why = (
-                    f"nothing within {server.timeout_s:g} s ({self.setting}.timeout_s)"
+                    f"no response within {server.timeout_s:g} s ({self.setting}.timeout_s)"
                     if late
                     else str(error)
                 )
                 if failures > server.retries:
                     return NoAnswerError(
-                        f"{url} gave no usable answer in {failures} attempts; the last: {why}"
+                        f"{url} gave no usable response in {failures} attempts; last error: {why}"
                     )
             except httpx.TransportError as error:
                 down_since = down_since or time.monotonic()
@@ -164,39 +164,39 @@ class ServerClient:
                 why = str(error) or type(error).__name__
                 if left <= 0:
                     raise ServerError(
-                        f"{url} does not answer ({why}) and has not for {server.max_wait_s:g} s "
-                        f"({self.setting}.max_wait_s). Start it, or name another in {self.setting}.base_url; the same command "
-                        "goes on from the last checkpoint"
+                        f"{url} has not responded for {server.max_wait_s:g} s ({self.setting}.max_wait_s): {why}. Start the "
+                        f"server or set {self.setting}.base_url, then run the same command again to resume from the last "
+                        "checkpoint"
                     ) from None
                 if not self._down:
-                    log.warning("%s does not answer (%s); waiting for it, at most %.0f s", url, why, left)
+                    log.warning("%s does not respond (%s); waiting up to %.0f s", url, why, left)
                 self._down = True
                 pause = min(pause, left)
             else:
                 if self._down:
-                    log.warning("%s answers again", url)
+                    log.warning("%s responds again", url)
                 self._down = False
                 return answer
             await anyio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_S)
 
     def _json(self, response: httpx.Response) -> Any:
-        """Body of a good answer; of another an error that says what to do about it."""
-        said = f"{response.url} answered {self._describe(response)}"
+        """Return the JSON body of a successful response; raise an error that says what to do otherwise."""
+        message = f"{response.url} responded {self._describe(response)}"
         if response.status_code in _BUSY:
             raise httpx.NetworkError(self._describe(response))
-        if response.status_code in _OWN_FAULT:
-            raise RefusedError(said)
+        if response.status_code in _REFUSED:
+            raise RefusedError(message)
         if response.is_redirect or response.is_client_error:
             raise ServerError(
-                f"{said}. Are {self.setting}.base_url, {self.setting}.model and {self.setting}.api_key_env right?"
+                f"{message}. Check {self.setting}.base_url, {self.setting}.model and {self.setting}.api_key_env"
             )
         if not response.is_success:
             raise ValueError(self._describe(response))
         return response.json()
 
     def _describe(self, response: httpx.Response) -> str:
-        """Status and the beginning of the text, without the key that some servers repeat."""
+        """Return the status and the beginning of the text, with the API key masked, because some servers repeat it."""
         text = " ".join(response.text.split())
         if self._key:
             text = text.replace(self._key, "***")

@@ -1,4 +1,4 @@
-"""Rewards that compare texts without a model: n-gram overlap and equality."""
+"""Rewards that compare texts without a model: ROUGE and exact match."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from rwml_lightning.schema import Score, Transition
 
 
 class RougeReward:
-    """F-measure of ROUGE between prediction and real next state; for tool replies (arXiv 2602.05842, section 4).
+    """F-measure of ROUGE between prediction and real next state, for tool replies (arXiv 2602.05842, section 4).
 
-    Words are runs of letters and digits of any script, in lower case and not stemmed; punctuation does not count. See
+    Words are runs of letters and digits of any script, in lower case and without stemming; punctuation does not count. See
     :func:`rwml_lightning.rewards.rouge.words`. The paper rounds to steps of 0.2 and does not name the variant.
 
     Args:
         variant: ``rouge1`` and ``rouge2`` count common words and pairs of words, ``rougeL`` the longest common
             subsequence.
-        round_to: The reward is rounded to the nearest multiple of this; ``None`` rounds nothing.
-        success_similarity: F-measure above which a prediction counts as right in evaluations.
+        round_to: Step to whose nearest multiple the reward is rounded; ``None`` for no rounding.
+        success_similarity: F-measure above which a prediction counts as correct in evaluations.
 
     Raises:
-        ValueError: ``round_to`` outside (0, 1].
+        ValueError: If ``round_to`` is outside (0, 1].
     """
 
     def __init__(
@@ -32,7 +32,9 @@ class RougeReward:
         success_similarity: float = 0.8,
     ) -> None:
         if round_to is not None and not 0 < round_to <= 1:
-            raise ValueError(f"reward.round_to is {round_to}; it takes a step between 0 and 1 such as 0.2")
+            raise ValueError(
+                f"reward.round_to is {round_to}; it must be above 0 and at most 1, for example 0.2"
+            )
         self.variant = variant
         self.round_to = round_to
         self.success_similarity = success_similarity
@@ -50,7 +52,10 @@ class RougeReward:
 
 
 class ExactMatchReward:
-    """1 for the real next state word for word, white space aside, else 0; sparse, but nothing can pass for it."""
+    """Reward 1 if the prediction equals the real next state apart from white space, else 0.
+
+    This reward is sparse, but cannot be hacked.
+    """
 
     success_similarity = 0.5
 

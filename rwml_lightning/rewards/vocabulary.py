@@ -1,4 +1,4 @@
-"""What a text world names: learnt from its own transitions, so that no world's list of things is written down here."""
+"""Vocabulary of a text environment, learnt from its transitions, so that this code lists no names of any environment."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _AFTER_ARTICLE = re.compile(
     rf"\b(?:a|an|the|some) ({_WORD})(?= (?:is|are|and|or|from|to|on|in|into|onto|inside|at|with|using)\b|[.,;:!?]|$)", re.I
 )  # fmt: skip
 MOST_WORDS = 3
-"""Most words of a name."""
+"""Maximum number of words in a name."""
 _TOKEN = re.compile(_WORD)
 _NUMBER = re.compile(r" (\d{1,9})\b")
 _ARGUMENT = re.compile(rf"({_WORD}(?: {_WORD}){{0,{MOST_WORDS - 1}}}?)(?: \d+)?")
@@ -34,7 +34,7 @@ _LONGEST_PLACED = 16  # characters, with "next" before it
 
 
 class Thing(NamedTuple):
-    """A named thing as it stands in a text; the number is ``None`` where it has none."""
+    """An object named in a text, with its number; ``None`` if it has no number."""
 
     name: str
     number: int | None
@@ -45,14 +45,13 @@ class Thing(NamedTuple):
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Names of a world, without numbers, sorted.
+    """Names in an environment, without numbers, sorted.
 
     Args:
-        objects: Things that lie about.
-        receptacles: Things that were seen to hold, give or receive others, and places.
-        failure: What the world answers to an action that it refuses.
-        answers: Accepted actions with their things taken out (``take {0} from {1}``), and the answers that they got,
-            likewise.
+        objects: Names of movable objects.
+        receptacles: Names of places, and of objects from, into or onto which others were moved or in which they were seen.
+        failure: Answer of the environment to an invalid action.
+        answers: Templates of valid actions (``take {0} from {1}``), and templates of the answers to them.
     """
 
     objects: tuple[str, ...]
@@ -66,11 +65,11 @@ class Vocabulary:
         return frozenset(self.objects + self.receptacles)
 
     def things(self, text: str) -> list[Thing]:
-        """The distinct things that a text names, in order."""
+        """Return the distinct objects and receptacles that a text names, in order."""
         return list(dict.fromkeys(thing for _, _, thing in mentions(text, self.names)))
 
     def replace(self, text: str, old: Thing, new: str) -> str:
-        """``text`` with every mention of ``old`` replaced."""
+        """Replace every mention of ``old`` in ``text`` with ``new``."""
         pieces, done = [], 0
         for start, end, thing in mentions(text, self.names):
             if thing == old:
@@ -80,13 +79,13 @@ class Vocabulary:
 
 
 def learn_vocabulary(transitions: Sequence[Transition]) -> Vocabulary:
-    """Read a world's names, and its answers by form of action, off its transitions.
+    """Extract names and action templates with their answers from transitions.
 
-    A name is what an action acts on, a word with a number, or a single noun after an article. It is a receptacle where it
-    stands behind a preposition of place ("on the shelf 1", "from desk 2") anywhere, an object otherwise.
+    A name is an argument of an action, a word with a number, or a single noun after an article. It is a receptacle if it
+    follows a preposition of place ("on the shelf 1", "from desk 2") in any text, otherwise an object.
 
     Args:
-        transitions: What really happened; their histories are read too.
+        transitions: Real transitions; their histories are read too.
     """
     texts = list(dict.fromkeys(text for transition in transitions for text in _texts(transition)))
     names = {name for text in texts for name, _ in plain_things(text)}
@@ -107,7 +106,7 @@ def learn_vocabulary(transitions: Sequence[Transition]) -> Vocabulary:
 
 
 def mentions(text: str, names: Set[str]) -> Iterator[tuple[int, int, Thing]]:
-    """Every place where a text names a thing, the longest name first: start, end, thing."""
+    """Yield start, end and thing of every mention in a text; at each position the longest name wins."""
     words = list(_TOKEN.finditer(text))
     at = 0
     while at < len(words):
@@ -123,14 +122,14 @@ def mentions(text: str, names: Set[str]) -> Iterator[tuple[int, int, Thing]]:
 
 
 def plain_things(text: str) -> list[Thing]:
-    """Things that can be told without a vocabulary: a word with a number, a single noun after an article."""
+    """Return the things that are recognised without a vocabulary: a word with a number, or a single noun after an article."""
     numbered = (Thing(match[1].lower(), int(match[2])) for match in _NUMBERED.finditer(text))
     bare = (Thing(match[1].lower(), None) for match in _AFTER_ARTICLE.finditer(text))
     return [thing for thing in (*numbered, *bare) if thing.name not in _NO_NAMES]
 
 
 def slots(text: str, things: Sequence[Thing], vocabulary: Vocabulary) -> str:
-    """``text`` with the n-th thing replaced by ``{n}``; braces of its own are doubled."""
+    """Replace the n-th thing in ``text`` with ``{n}``; braces in ``text`` are doubled."""
     text = text.replace("{", "{{").replace("}", "}}")
     for number, thing in enumerate(things):
         text = vocabulary.replace(text, thing, f"{{{number}}}")
@@ -145,7 +144,7 @@ def _texts(transition: Transition) -> Iterator[str]:
 
 
 def _arguments(action: str) -> Iterator[str]:
-    """Names in an action of the form "verb thing [preposition thing]"; none in one of another form."""
+    """Yield the names in an action of the form "verb thing [preposition thing]"; other actions have none."""
     verb, _, rest = action.strip().partition(" ")
     parts = [part.strip().removeprefix("the ") for part in _SPLIT.split(f" {rest}")]
     for match in map(_ARGUMENT.fullmatch, parts):

@@ -1,4 +1,4 @@
-"""Several rewards as one."""
+"""Weighted sum of several rewards."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from rwml_lightning.schema import Score, Transition
 
 
 class WeightedReward:
-    """The weighted sum of named rewards; each one's own reward and parts stay visible in ``Score.parts``.
+    """Weighted sum of named rewards; ``Score.parts`` keeps the value and the parts of each reward.
 
-    Similarity, by which evaluations judge, is that of the first reward. A prediction for which one of them gets no
-    verdict has none here either.
+    The similarity, which evaluations use, is that of the first reward. A prediction that one of the rewards cannot score
+    has no score.
 
     Args:
         rewards: Rewards by name.
-        weights: Weight of each, by the same names; they need not add up to 1.
+        weights: Weights by the same names; they need not add up to 1.
 
     Raises:
-        ValueError: No rewards, names that differ, or a weight that is no finite number.
+        ValueError: If there is no reward, the names differ, or a weight is not finite.
     """
 
     def __init__(self, rewards: dict[str, NextStateReward], weights: dict[str, float]) -> None:
@@ -33,7 +33,7 @@ class WeightedReward:
             )
         for name, weight in weights.items():
             if not math.isfinite(weight):
-                raise ValueError(f"reward.weights.{name} is {weight}; it takes a finite number")
+                raise ValueError(f"reward.weights.{name} is {weight}; it must be finite")
         self.rewards = rewards
         self.weights = weights
         self.success_similarity = next(iter(rewards.values())).success_similarity

@@ -78,7 +78,7 @@ def test_the_agreement_gates_the_inner_reward() -> None:
     ("make", "message"),
     [
         (lambda: ContentReward(CountReward(), 1.5), r"reward.min_agreement is 1.5"),
-        (lambda: ContrastiveReward(margin=2.0), r"reward.margin is 2.0; a preference lies between -1 and 1"),
+        (lambda: ContrastiveReward(margin=2.0), r"reward.margin is 2.0; it must be between -1 and 1"),
         (lambda: ContrastiveReward(per_kind=0), r"reward.per_kind is 0; it must be at least 1"),
         (lambda: ContrastiveReward(tau_d=0.0), r"reward.tau_d is 0.0"),
     ],

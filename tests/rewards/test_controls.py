@@ -34,7 +34,7 @@ def test_a_derangement_exchanges_texts_as_well_as_can_be(texts: list[str], seed:
 def test_a_derangement_follows_from_the_seed() -> None:
     texts = [str(n % 7) for n in range(50)]
     assert derangement(texts, 1) == derangement(texts, 1) != derangement(texts, 2)
-    with pytest.raises(ValueError, match="control is 'mismatched', which takes two transitions or more"):
+    with pytest.raises(ValueError, match="control is 'mismatched', which needs at least two transitions"):
         derangement(["a"], 0)
 
 

@@ -86,9 +86,9 @@ def test_the_cache_is_bounded() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"tau_d": 0.0}, r"reward.tau_d is 0.0; a cosine distance lies between 0 and 2"),
+        ({"tau_d": 0.0}, r"reward.tau_d is 0.0; it must be above 0 and at most 2"),
         ({"tau_d": 2.5}, r"reward.tau_d is 2.5"),
-        ({"mode": "euclid"}, r"reward.mode is 'euclid'; it takes 'threshold' or 'cosine'"),
+        ({"mode": "euclid"}, r"reward.mode is 'euclid'; it must be 'threshold' or 'cosine'"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(arguments: dict[str, Any], message: str) -> None:

@@ -97,7 +97,9 @@ def test_what_a_text_ends_with_counts_with_windows_alone(
         assert score.parts["truncated_texts"] == 2
     told = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(told) == 1
-    assert f"{embedder} reads 16 pieces of a text and drops the rest" in told[0]
+    assert (
+        f"{embedder} reads only the first 16 tokens of a text, so the similarity ignores the rest" in told[0]
+    )
     assert "long_texts to windows" in told[0]
     assert "wm/truncated_texts" in told[0]
     caplog.clear()
@@ -149,7 +151,7 @@ def test_parts_are_cut_at_white_space() -> None:
 
 def test_a_prompt_that_leaves_no_room_is_refused(embedder: str) -> None:
     with pytest.raises(
-        ValueError, match=r"reward.prompt takes 32 pieces, but .* reads 16; shorten the prompt"
+        ValueError, match=r"reward.prompt takes 32 tokens, but .* reads 16; shorten the prompt"
     ):
         make_reward(embedder, prompt="a" * 30).embed(["b"])
 
@@ -157,7 +159,7 @@ def test_a_prompt_that_leaves_no_room_is_refused(embedder: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"long_texts": "split"}, "reward.long_texts is 'split'; it takes 'truncate' or 'windows'"),
+        ({"long_texts": "split"}, "reward.long_texts is 'split'; it must be 'truncate' or 'windows'"),
         ({"long_texts": "windows", "server": Server("m")}, "reward.long_texts is 'windows', but a server"),
     ],
 )

@@ -96,7 +96,7 @@ def test_a_text_that_the_server_refuses_leaves_its_prediction_without_a_score(
 )
 def test_nonsense_is_asked_for_again_and_then_told(nonsense: Any, why: str) -> None:
     with serving(FakeServer(lambda *_: (200, nonsense))) as fake:
-        with pytest.raises(NoAnswerError, match=f"embeddings gave no usable answer in 3 attempts.*{why}"):
+        with pytest.raises(NoAnswerError, match=f"embeddings gave no usable response in 3 attempts.*{why}"):
             embed(fake, ["a", "b"], retries=2)
         assert len(fake.requests) == 3
 
@@ -114,7 +114,7 @@ def test_vectors_that_change_their_width_are_nonsense() -> None:
     with serving(FakeServer(answer)) as fake:
         server = EmbeddingServer(server_of(fake, retries=0), 8)
         server.encode(["a"])
-        with pytest.raises(NoAnswerError, match="vectors of 3 numbers, where those before had 2"):
+        with pytest.raises(NoAnswerError, match="vectors of 3 numbers, but earlier vectors had 2"):
             server.encode(["b"])
 
 
@@ -125,11 +125,12 @@ def test_a_server_that_is_down_is_named_when_waiting_is_over(caplog: pytest.LogC
         embed(fake, ["a", "b", "c"], batch_size=1, max_wait_s=0.3)
     assert 0.3 <= time.monotonic() - started < 3
     message = str(stopped.value)
-    assert message.startswith(f"{fake.url}/embeddings does not answer (")
-    assert "has not for 0.3 s (reward.server.max_wait_s)" in message
-    assert "the same command goes on from the last checkpoint" in message
+    assert message.startswith(
+        f"{fake.url}/embeddings has not responded for 0.3 s (reward.server.max_wait_s): "
+    )
+    assert "run the same command again to resume from the last checkpoint" in message
     assert "\n" not in message
-    assert [r.getMessage().count("waiting for it") for r in caplog.records] == [1]
+    assert [r.getMessage().count("; waiting up to") for r in caplog.records] == [1]
 
 
 def test_a_server_that_comes_back_is_used_again(caplog: pytest.LogCaptureFixture) -> None:
@@ -138,12 +139,12 @@ def test_a_server_that_comes_back_is_used_again(caplog: pytest.LogCaptureFixture
     waiting = threading.Thread(target=lambda: found.extend(embed(fake, ["a"], max_wait_s=30)))
     waiting.start()
     deadline = time.monotonic() + 10
-    while "waiting for it" not in caplog.text and time.monotonic() < deadline:
+    while "; waiting up to" not in caplog.text and time.monotonic() < deadline:
         time.sleep(0.01)
     with serving(fake):
         waiting.join(timeout=20)
         assert len(found) == 1
-    assert f"{fake.url}/embeddings answers again" in caplog.text
+    assert f"{fake.url}/embeddings responds again" in caplog.text
 
 
 def test_waiting_for_a_server_ends_with_ctrl_c() -> None:
@@ -172,7 +173,7 @@ def test_a_slow_server_times_out() -> None:
     end = threading.Event()
     with serving(FakeServer(lambda *_: (200, {"late": end.wait(10)}))) as fake:
         started = time.monotonic()
-        with pytest.raises(NoAnswerError, match=r"nothing within 0.2 s \(reward.server.timeout_s\)"):
+        with pytest.raises(NoAnswerError, match=r"no response within 0.2 s \(reward.server.timeout_s\)"):
             embed(fake, ["a"], timeout_s=0.2, retries=1)
         assert time.monotonic() - started < 3
         end.set()
@@ -185,7 +186,7 @@ def test_the_wrong_model_or_key_stops_at_once_and_shows_no_key(
     monkeypatch.setenv("TEST_KEY", KEY)
     caplog.set_level(logging.DEBUG)
     with serving(FakeServer(lambda *_: (status, {"error": f"wrong key {KEY}"}))) as fake:
-        with pytest.raises(ServerError, match=f"answered {status} .*reward.server.model") as stopped:
+        with pytest.raises(ServerError, match=f"responded {status} .*reward.server.model") as stopped:
             embed(fake, ["a"], api_key_env="TEST_KEY")
         assert [headers["Authorization"] for _, _, headers in fake.requests] == [f"Bearer {KEY}"]
     assert KEY not in str(stopped.value)

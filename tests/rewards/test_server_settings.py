@@ -103,7 +103,7 @@ def test_nonsense_is_asked_for_again_as_often_as_retries_say(retries: int, pause
         (answer,) = ask(fake, retries=retries)
         failures = [body["failures"] for _, body, _ in fake.requests]
     assert isinstance(answer, NoAnswerError)
-    assert f"{fake.url}/x gave no usable answer in {retries + 1} attempts; the last: " in str(answer)
+    assert f"{fake.url}/x gave no usable response in {retries + 1} attempts; last error: " in str(answer)
     assert failures == list(range(retries + 1))
     assert pauses == [0.5, 1, 2][:retries]
 
@@ -173,9 +173,9 @@ def test_a_busy_server_is_down_and_says_why(
         assert ask(fake, retries=0) == [{"why": "busy"}]
     messages = [record.getMessage() for record in caplog.records if "rewards.server" in record.name]
     assert len(messages) == 2  # that it is waited for, and that it is back
-    assert f"{fake.url}/x does not answer ({status} " in messages[0]
+    assert f"{fake.url}/x does not respond ({status} " in messages[0]
     assert "busy" in messages[0]
-    assert messages[1] == f"{fake.url}/x answers again"
+    assert messages[1] == f"{fake.url}/x responds again"
 
 
 @pytest.mark.parametrize("status", [301, 401, 403, 404])
@@ -264,9 +264,9 @@ def test_vectors_stand_by_their_index_or_by_their_place() -> None:
         ([{"index": 1, "embedding": [1.0]}], "1 vectors for 1 texts"),
         ([{"embedding": [1.0]}, {"embedding": [1.0]}], "2 vectors for 1 texts"),
         ([{"index": 0, "embedding": [1.0]}, {"index": 0, "embedding": [1.0]}], "2 vectors for 1 texts"),
-        ([{"text": "a"}], "an embedding that is no list of numbers"),
-        ([{"embedding": [[1.0]]}], "an embedding that is no list of numbers"),
-        ([{"embedding": ["x"]}], "vectors of different lengths, or of something else than numbers"),
+        ([{"text": "a"}], "an embedding that is not a list of numbers"),
+        ([{"embedding": [[1.0]]}], "an embedding that is not a list of numbers"),
+        ([{"embedding": ["x"]}], "vectors of different lengths, or with entries that are not numbers"),
         ([{"embedding": [float("inf"), 1.0]}], "a vector of NaN, infinity or zeros"),
     ],
 )
@@ -297,7 +297,7 @@ def test_the_reward_gives_the_server_its_batch_size_and_its_prompt() -> None:
     with serving(FakeServer(lambda _, body: (200, embed_letters(body["input"])))) as fake:
         server = Server("m", fake.url, concurrency=1)
         EmbeddingReward(server=server, batch_size=2, prompt="a").embed(["b", "c", "ab"])
-        with pytest.raises(RefusedError, match="the embedder gives 1 of 2 texts no vector"):
+        with pytest.raises(RefusedError, match="the embedder gives no vector for 1 of 2 texts"):
             EmbeddingReward(server=Server("m", serving_refusals(fake))).embed(["b", "no"])
     assert [body["input"] for _, body, _ in fake.requests][:2] == [["ab", "ac"], ["aab"]]
 
