@@ -1,4 +1,4 @@
-"""Pure functions on tensors: what the trainers are made of."""
+"""Pure functions on tensors, the building blocks of the trainers."""
 
 from rwml_lightning.functional.advantages import (
     Normalisation,

@@ -1,4 +1,4 @@
-"""Advantages relative to a group: of episodes (GRPO, arXiv 2402.03300, section 4.1.2) and of steps (GiGPO, arXiv 2505.10978)."""
+"""Group-relative advantages: for episodes (GRPO, arXiv 2402.03300, section 4.1.2) and for steps (GiGPO, arXiv 2505.10978)."""
 
 from __future__ import annotations
 
@@ -18,30 +18,31 @@ def group_advantages(
     eps: float = 1e-6,
     tolerance: float = 1e-5,
 ) -> Float[Tensor, "groups members"]:
-    """How much better each member did than its group.
+    """Compute the advantage of each member relative to its group.
 
-    - ``mean_std``: (r - mean) / (std + eps), as RWML and GRPO have it. The standard deviation is the sample one
-      (divided by members - 1), as in TRL and verl, so that runs can be compared with theirs.
-    - ``mean``: r - mean, which does not blow up nearly constant groups (Dr. GRPO, arXiv 2503.20783).
+    - ``mean_std``: (r - mean) / (std + eps), as in RWML and GRPO. This is the sample standard deviation (divided by
+      members - 1), as in TRL and verl, so that runs can be compared with theirs.
+    - ``mean``: r - mean, which does not amplify nearly constant groups (Dr. GRPO, arXiv 2503.20783).
     - ``leave_one_out``: r - mean of the others, an unbiased baseline (RLOO, arXiv 2402.14740).
 
-    A group of one and a group whose rewards are equal give exactly 0: they say nothing about what to prefer. Equal are rewards
-    that differ by no more than ``tolerance``, times their magnitude where it is above 1:
-    float32 cosines carry noise of about 1e-6, which a division by its own standard deviation would turn into advantages of
-    the usual size. (GRPO's formula has no such rule; TRL's eps of 1e-4 damps the noise, and everything else a little.)
+    The advantage is exactly 0 in a group with a single member and in a group with equal rewards, because such groups carry
+    no preference. Rewards count as equal if they differ by at most ``tolerance`` (relative to their magnitude if it is above
+    1). This is necessary because float32 cosines have noise of about 1e-6, and division by its standard deviation would
+    scale this noise to the usual size of advantages. (GRPO's formula has no such rule; TRL's eps of 1e-4 damps the noise,
+    but also slightly reduces all other advantages.)
 
     Args:
-        rewards: One row a group.
+        rewards: Rewards, one row per group.
         normalisation: See above.
-        eps: Added to the standard deviation.
-        tolerance: Largest difference of rewards that count as equal; the metrics' rule is
+        eps: Constant added to the standard deviation.
+        tolerance: Largest difference of rewards that count as equal; the metrics use
             :func:`rwml_lightning.schema.same_rewards`.
 
     Returns:
-        Advantages, shaped as ``rewards``.
+        Advantages with the shape of ``rewards``.
 
     Raises:
-        ValueError: If ``rewards`` is not a table or ``normalisation`` is unknown.
+        ValueError: If ``rewards`` is not two-dimensional or ``normalisation`` is unknown.
     """
     if rewards.ndim != 2:
         raise ValueError(f"rewards must have the shape [groups, members], not {list(rewards.shape)}")
@@ -65,7 +66,7 @@ def group_advantages(
 
 
 def discounted_returns(rewards: Float[Tensor, " turns"], discount: float = 1.0) -> Float[Tensor, " turns"]:
-    """What is still to come from each turn on: R_t = r_t + discount * R_{t+1} (GiGPO, equation 6)."""
+    """Compute the discounted return of each turn: R_t = r_t + discount * R_{t+1} (GiGPO, equation 6)."""
     returns = torch.empty_like(rewards)
     following = torch.zeros((), dtype=rewards.dtype)
     for turn in range(len(rewards) - 1, -1, -1):
@@ -79,16 +80,16 @@ def step_advantages(
     anchors: Sequence[Hashable],
     normalisation: Normalisation = "mean_std",
 ) -> Float[Tensor, " steps"]:
-    """How much better each step did than the other steps of its group that acted in the same state (GiGPO, section 4.2).
+    """Compute the advantage of each step relative to the steps of its group in the same state (GiGPO, section 4.2).
 
     Args:
-        returns: Discounted return of every step of all episodes of one group.
-        anchors: State in which each step acted; steps with equal ones are compared. A state that only one step visited
-            gives 0.
-        normalisation: As for :func:`group_advantages`.
+        returns: Discounted returns of all steps in all episodes of one group.
+        anchors: State of each step before its action; steps with equal states are compared. The advantage is 0 for a state
+            that only one step visited.
+        normalisation: See :func:`group_advantages`.
 
     Returns:
-        One value a step.
+        One advantage per step.
     """
     visits: dict[Hashable, list[int]] = {}
     for step, anchor in enumerate(anchors):

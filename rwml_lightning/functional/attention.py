@@ -1,11 +1,11 @@
 """Attention over a prefix tree, as an attention implementation of transformers.
 
-A model that was given :func:`use_tree_attention` takes ``subtree_end`` itself, shaped [1, 1, 1, nodes], where others
-take a mask of nodes x nodes; every other call falls through to SDPA, generation included. On CUDA the rule is a
-FlexAttention block mask. Elsewhere the row is cut into short runs of queries, each of which attends to its own
-ancestors and little else, so the work grows with the sum of the nodes' depths, not with nodes^2.
+After :func:`use_tree_attention`, a model accepts ``subtree_end`` with shape [1, 1, 1, nodes] in place of a mask of
+nodes x nodes. All other calls, including generation, use SDPA. On CUDA the mask is a FlexAttention block mask. On other
+devices the row is split into short tiles of queries. Each tile attends to little more than the ancestors of its queries,
+so the cost grows with the sum of the depths of the nodes, not with nodes^2.
 
-This is the one module of ``functional`` that needs transformers.
+Only this module of ``functional`` needs transformers.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ TREE_ATTENTION = "prefix_tree"
 T = TypeVar("T")
 
 TILE = 128
-"""Queries in one call to SDPA: 64, 128 and 256 were equally fast (SmolLM2-135M, prompt 512, 8 x 96)."""
+"""Number of queries per call to SDPA; 64, 128 and 256 were equally fast (SmolLM2-135M, prompt 512, 8 x 96)."""
 
 
 class Tiles(NamedTuple):
-    """A row of queries in runs, and the keys that each run needs.
+    """A row of queries split into tiles, with the keys of each tile.
 
     Args:
-        rows: Number of queries in each run.
-        keys: Keys of all runs, one run after the other.
-        key_counts: Number of keys of each run.
-        masks: Additive mask of each run, [rows, keys].
+        rows: Number of queries in each tile.
+        keys: Indices of the keys of all tiles, concatenated.
+        key_counts: Number of keys of each tile.
+        masks: Additive mask of each tile, [rows, keys].
     """
 
     rows: list[int]
@@ -48,17 +48,18 @@ class Tiles(NamedTuple):
 
 
 def ancestor_mask(subtree_end: Int[Tensor, " nodes"]) -> Bool[Tensor, "nodes nodes"]:
-    """Whether query (row) sees key (column): the key is the query itself or an ancestor of it."""
+    """Return a mask that is true if the query (row) may attend to the key (column): the query itself or an ancestor."""
     node = torch.arange(len(subtree_end), device=subtree_end.device)
     return (node <= node[:, None]) & (node[:, None] < subtree_end)
 
 
 def use_tree_attention(model: PreTrainedModel) -> bool:
-    """Let ``model`` attend over prefix trees without a dense mask; stays on, and changes nothing for other calls.
+    """Enable attention over prefix trees without a dense mask in ``model``; other calls are not affected.
 
     Returns:
-        Whether it could. Attention outside of transformers' ``AttentionInterface``, with softcapped scores or with
-        sinks stays as it was: such a model gets a dense mask, which is slower and gives the same numbers.
+        Whether the model supports it. A model is left unchanged if its attention does not use transformers'
+        ``AttentionInterface``, has softcapped scores or has sinks. It then gets a dense mask, which is slower and gives the
+        same numbers.
     """
     softcap = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
     sinks = any(name.endswith("sinks") for name, _ in model.named_parameters())
@@ -69,7 +70,7 @@ def use_tree_attention(model: PreTrainedModel) -> bool:
 
 
 def has_tree_attention(model: PreTrainedModel) -> bool:
-    """Whether :func:`use_tree_attention` is on."""
+    """Return whether :func:`use_tree_attention` is enabled."""
     return model.config._attn_implementation == TREE_ATTENTION
 
 
@@ -83,20 +84,20 @@ def tree_attention_forward(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Float[Tensor, "1 nodes heads width"], None]:
-    """The function that transformers calls in each layer.
+    """Compute attention in a layer; transformers calls this function.
 
     Args:
         module: Attention layer.
-        query: After the position embedding.
-        key: The same.
+        query: Queries after the position embedding.
+        key: Keys after the position embedding.
         value: Values.
-        attention_mask: ``subtree_end`` as [1, 1, 1, nodes] integers; anything else goes to SDPA.
+        attention_mask: ``subtree_end`` as [1, 1, 1, nodes] integers; with any other mask SDPA is used.
         scaling: Factor on the scores.
         dropout: Attention dropout.
-        kwargs: What else the layer passes on.
+        kwargs: Other arguments of the layer.
 
     Raises:
-        ValueError: If the layer asks for something that SDPA cannot do.
+        ValueError: If the layer needs a feature that SDPA does not have.
     """
     if attention_mask is None or attention_mask.is_floating_point() or attention_mask.dtype == torch.bool:
         return sdpa_attention_forward(
@@ -111,15 +112,20 @@ def tree_attention_forward(
         return output, None
     for name in ("softcap", "s_aux", "position_bias"):
         if kwargs.get(name) is not None:
-            raise ValueError(f"tree attention has no {name!r}; load this model with its own attention")
+            raise ValueError(
+                f"tree attention does not support {name!r}; load this model with its default attention"
+            )
     tiles = _prepared(attention_mask, query.dtype, lambda: make_tiles(subtree_end, query.dtype))
     return _tiled_attention(query, key, value, tiles, scaling, dropout), None
 
 
 def make_tiles(subtree_end: Int[Tensor, " nodes"], dtype: torch.dtype, tile: int = TILE) -> Tiles:
-    """Cut a row, where sequences branch off, into runs of at most ``tile`` queries that share most of their keys."""
+    """Split a row at branch points into tiles of at most ``tile`` queries that share most of their keys."""
     ends = subtree_end.tolist()
-    branches = [0, *(node + 1 for node, end in enumerate(ends) if end == node + 1)]  # after each leaf
+    branches = [
+        0,
+        *(node + 1 for node, end in enumerate(ends) if end == node + 1),
+    ]  # the node after each leaf
     bounds, tree_end = [0], 0
     for start, stop in pairwise(branches):
         new_tree = start == tree_end
@@ -145,10 +151,11 @@ def make_tiles(subtree_end: Int[Tensor, " nodes"], dtype: torch.dtype, tile: int
 
 
 def tree_block_mask(subtree_end: Int[Tensor, " nodes"], block: int = 128) -> BlockMask:
-    """FlexAttention's form of the mask, found block by block without a mask of nodes x nodes.
+    """Build the FlexAttention mask block by block, without a mask of nodes x nodes.
 
-    Of keys k and queries q in two blocks, some pair may be visible if the first k is not after the last q and some
-    subtree reaches the first q; all are if the last k is not after the first q and every subtree reaches the last q.
+    For a block of keys k and a block of queries q, some pairs may be visible if the first k is not after the last q and some
+    subtree reaches the first q. All pairs are visible if the last k is not after the first q and every subtree reaches the
+    last q.
     """
     nodes = len(subtree_end)
     padded = torch.nn.functional.pad(subtree_end, (0, -nodes % block)).view(-1, block)
@@ -170,7 +177,7 @@ def tree_block_mask(subtree_end: Int[Tensor, " nodes"], block: int = 128) -> Blo
 
 
 def _block_lists(blocks: Bool[Tensor, "queries keys"]) -> tuple[Tensor, Tensor]:
-    """Number of key blocks of each query block, and their places first."""
+    """Return the number of key blocks of each query block, and block indices with these key blocks first."""
     counts = blocks.sum(dim=1, dtype=torch.int32)
     places = torch.argsort(blocks.int(), dim=1, descending=True, stable=True).int()
     return counts[None, None], places[None, None]
@@ -179,9 +186,9 @@ def _block_lists(blocks: Bool[Tensor, "queries keys"]) -> tuple[Tensor, Tensor]:
 def _tiled_attention(
     query: Tensor, key: Tensor, value: Tensor, tiles: Tiles, scaling: float | None, dropout: float
 ) -> Tensor:
-    """Attention of each tile to its keys; one gather for all, so that backward scatters once.
+    """Compute the attention of each tile to its keys, with one gather for all tiles, so that backward scatters once.
 
-    Everything is cut along dimension 1 of [1, nodes, heads, width], which is how the layers hold it in memory.
+    The tensors are split along dimension 1 of [1, nodes, heads, width], the memory layout of the layers.
     """
     queries = query.transpose(1, 2).split(tiles.rows, dim=1)
     keys, values = (
@@ -207,7 +214,7 @@ _PREPARED: MutableMapping[Tensor, dict[object, Any]] = WeakTensorKeyDictionary()
 
 
 def _prepared(mask: Tensor, kind: object, prepare: Callable[[], T]) -> T:
-    """What all layers need from one mask, computed once and dropped with it."""
+    """Cache data derived from a mask, so that all layers share it; the entry is freed with the mask."""
     prepared = _PREPARED.setdefault(mask, {})
     if kind not in prepared:
         prepared[kind] = prepare()

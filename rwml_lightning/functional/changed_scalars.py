@@ -1,4 +1,4 @@
-"""How many weights training moved (arXiv 2602.05842, analysis of parameter change)."""
+"""Number of weights that training changed (arXiv 2602.05842, analysis of parameter change)."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from torch import Tensor
 def count_changed(
     before: Float[Tensor, "*shape"], after: Float[Tensor, "*shape"], tolerance: float = 1e-3
 ) -> int:
-    """Number of scalars with |after - before| > tolerance * max(|after|, |before|).
+    """Count scalars with |after - before| > tolerance * max(|after|, |before|).
 
-    Both are compared as ``after``'s dtype stores them, so that rounding to it is no change.
+    Both are compared in the dtype of ``after``, so that rounding to this dtype does not count as a change.
 
     Args:
         before: Weight at the start.
         after: The same weight now.
-        tolerance: Relative change that does not count yet (paper: 1e-3).
+        tolerance: Largest relative difference that does not count as a change (paper: 1e-3).
 
     Raises:
-        ValueError: The shapes differ.
+        ValueError: If the shapes differ.
     """
     if before.shape != after.shape:
         raise ValueError(f"the shapes differ: {tuple(before.shape)} before, {tuple(after.shape)} after")

@@ -1,4 +1,4 @@
-"""Which activations a forward pass keeps for the backward pass."""
+"""Activation checkpointing: which activations the forward pass stores for the backward pass."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _COSTLY = {
 
 
 def checkpointing_arguments(checkpointing: Checkpointing) -> dict[str, Any]:
-    """Arguments of ``torch.utils.checkpoint`` for one layer.
+    """Return the arguments of ``torch.utils.checkpoint`` for one layer.
 
-    ``full`` keeps a layer's input and computes all else again, a third more work. ``selective`` keeps what matrix
-    products and attention gave as well, and computes norms, rotations and activation functions again: nearly as fast
-    as keeping everything, for about a third of its memory.
+    ``full`` stores only the input of a layer and recomputes everything else, which costs a third more compute.
+    ``selective`` also stores the outputs of matrix products and attention, and recomputes norms, rotary embeddings and
+    activation functions: nearly as fast as storing all activations, with about a third of the memory.
 
     Raises:
-        ValueError: ``none``, which is no checkpointing.
+        ValueError: If ``checkpointing`` is ``none``.
     """
     if checkpointing == "full":
         return {"use_reentrant": False}

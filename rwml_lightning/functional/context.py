@@ -1,4 +1,4 @@
-"""How many tokens of a sequence a model treats alike, with one causal mask and one scale of positions."""
+"""Context limits: longest sequences for which one causal mask and one set of position frequencies are correct."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 WINDOWS = ("sliding_window", "attention_chunk_size", "window_size", "index_topk")
-"""Config keys for the keys that a query sees, or chooses among all before it."""
+"""Config keys for the number of keys that a query attends to or selects from all earlier ones."""
 
 
 class ContextLimit(NamedTuple):
-    """Longest sequence that a model treats alike.
+    """Longest sequence within a limit of a model.
 
     Args:
-        tokens: Number of its tokens.
-        name: Config key that says so.
-        reason: What happens beyond it.
+        tokens: Limit, in tokens.
+        name: Config key that sets the limit.
+        reason: Clause that says what happens beyond the limit, for error messages.
     """
 
     tokens: int
@@ -24,7 +24,7 @@ class ContextLimit(NamedTuple):
 
 
 def context_limit(config: Any) -> ContextLimit | None:
-    """The shortest of a model's attention windows and of its :func:`rope_limit`; ``None`` when it has none.
+    """Return the smallest limit among the attention windows of a model and its :func:`rope_limit`, or ``None``.
 
     Args:
         config: Config of a Hugging Face model.
@@ -33,10 +33,10 @@ def context_limit(config: Any) -> ContextLimit | None:
 
 
 def rope_limit(config: Any) -> ContextLimit | None:
-    """Longest sequence before the rotary embedding changes for every token of a call, the first ones included.
+    """Return the limit beyond which the rotary embedding changes for every token of a forward pass, even the first ones.
 
-    LongRoPE chooses its factors, and dynamic NTK its base, by the longest position of a call. What shares a call with
-    a sequence beyond the limit gets other log-probabilities than alone.
+    LongRoPE chooses its factors, and dynamic NTK its base, by the largest position in a forward pass. A sequence in the same
+    forward pass as one beyond the limit therefore gets other log-probabilities than alone.
 
     Args:
         config: Config of a Hugging Face model.
@@ -55,7 +55,7 @@ def _windows(config: Any) -> Iterator[ContextLimit]:
 
 
 def rope_settings(config: Any) -> list[dict[str, Any]]:
-    """Settings of a model's rotary embedding, and those of its kinds of layers where each has its own.
+    """Return the settings of the rotary embedding, and the settings per layer type if a model has them.
 
     Args:
         config: Config of a Hugging Face language model.
@@ -75,5 +75,5 @@ def _ropes(config: Any) -> Iterator[ContextLimit]:
                 tokens = config.max_position_embeddings
             case _:
                 continue
-        reason = f"beyond which its {rope['rope_type']} positions change for all sequences of a call"
+        reason = f"beyond which its {rope['rope_type']} positions change for all sequences of a forward pass"
         yield ContextLimit(tokens, name, reason)

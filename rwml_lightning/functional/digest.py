@@ -1,4 +1,4 @@
-"""Digests of tensors: whether two sides hold the same bits, without bringing them together."""
+"""Digests of tensors, to check that two processes hold the same bits without copying the tensors."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 _COLUMNS = 1 << 16  # 32-bit words; a row of them stays in a CPU's cache
-_MULTIPLIER = 1540483477  # odd, so that a multiplication by it modulo 2^32 loses no bit
+_MULTIPLIER = 1540483477  # odd, so that multiplication modulo 2^32 is invertible
 
 
 def tensor_digest(name: str, tensor: Tensor) -> int:
-    """Digest of one tensor: of its name, dtype, shape and every bit of its values.
+    """Compute a digest of the name, dtype, shape and all bits of a tensor.
 
-    The values are read as rows of 32-bit words. Each word is multiplied by an odd number that belongs to its row and
-    column, modulo 2^32, and the products are added, so that a changed bit changes the sum, and an exchange of places
-    does. It runs at the speed of memory, on any device, and gives the same on all.
+    The values are read as rows of 32-bit words. Each word is multiplied by an odd number for its row and column, modulo 2^32,
+    and the products are added, so that a changed bit or two swapped words change the sum. The function runs at memory
+    bandwidth on any device, and the result does not depend on the device.
 
     Args:
         name: Name of the tensor.
-        tensor: Any dtype, shape and device.
+        tensor: Tensor of any dtype, shape and device.
 
     Returns:
-        128 bits.
+        Digest of 128 bits.
     """
     content = tensor.detach().contiguous().flatten().view(torch.uint8)
     missing = -content.numel() % 8
-    if missing or content.storage_offset() % 8:  # whole words, each where a word may begin
+    if missing or content.storage_offset() % 8:  # pad to whole words and align them
         content = pad(content, (0, missing))
     words = content.view(torch.int32)
     columns = torch.zeros(min(_COLUMNS, words.numel()), dtype=torch.int32, device=words.device)
@@ -43,14 +43,14 @@ def tensor_digest(name: str, tensor: Tensor) -> int:
 
 
 def combine_digests(digests: Iterable[int]) -> str:
-    """Digest of a set of tensors, in whatever order they come: 128 bits in hexadecimal."""
+    """Combine digests into the digest of a set of tensors, independent of their order: 128 bits in hexadecimal."""
     return f"{sum(digests) % (1 << 128):032x}"
 
 
 def digesting(
     named_tensors: Iterable[tuple[str, Tensor]], digests: list[int]
 ) -> Iterator[tuple[str, Tensor]]:
-    """The tensors as they are, while the digest of each that is taken is added to a list."""
+    """Yield the tensors unchanged and append the digest of each one to ``digests``."""
     for name, tensor in named_tensors:
         digests.append(tensor_digest(name, tensor))
         yield name, tensor

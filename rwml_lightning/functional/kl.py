@@ -16,26 +16,26 @@ def kl_penalty(
     reference_logprobs: Float[Tensor, " tokens"],
     estimator: Estimator = "k3",
 ) -> Float[Tensor, " tokens"]:
-    """Per-token estimate of KL(policy || reference) at tokens x that the policy p sampled; q is the reference.
+    """Estimate KL(policy || reference) per token, at tokens x sampled from the policy p; q is the reference.
 
-    What is said of values and gradients on average holds for tokens that p itself sampled. Tokens of an older policy, as
-    on later iterations on one rollout, are taken as they are, without a correction.
+    The statements on average values and gradients hold for tokens sampled from the current p. Tokens from an older policy,
+    as in later iterations on the same rollouts, are used without a correction.
 
-    With d = log p(x) - log q(x), value and gradient as a loss term are:
+    With d = log p(x) - log q(x), the value and its gradient as a loss term are:
 
     - ``k1``: d. Unbiased value, high variance, may be negative. Its gradient, grad log p, is 0 on average: good for
-      logging or inside a reward, useless in a loss.
+      logging or in a reward, useless in a loss.
     - ``k2``: d^2 / 2. Biased value. Its gradient, d * grad log p, is on average that of KL(p || q).
     - ``k3``: exp(-d) - 1 + d. Unbiased value, never negative, low variance. Its gradient, (1 - exp(-d)) * grad log p,
-      is on average that of the other direction, KL(q || p), and equals k2's where p is close to q (GRPO's choice).
+      is on average that of the reverse direction, KL(q || p), and equals that of k2 if p is close to q. GRPO uses it.
 
     Args:
         logprobs: Log-probabilities under the policy, in nats.
-        reference_logprobs: The same tokens under the reference; taken as constants.
+        reference_logprobs: Log-probabilities of the same tokens under the reference, in nats; treated as constants.
         estimator: See above.
 
     Returns:
-        One estimate a token, in nats.
+        One estimate per token, in nats.
 
     Raises:
         ValueError: If ``estimator`` is unknown.

@@ -1,8 +1,8 @@
-"""Log-probabilities and entropies from hidden states, without ever holding all logits.
+"""Log-probabilities and entropies from hidden states, without materialising all logits.
 
-The head is a matrix of vocabulary x width; logits for every trained token would take more memory than the model. They
-are made a chunk of tokens at a time, and made again in the backward pass: what is kept between the two, beside the
-hidden states, are two numbers a token, its normaliser and its entropy.
+The head is a matrix of vocabulary x width, and the logits of all trained tokens would take more memory than the model.
+They are computed for a chunk of tokens at a time and recomputed in the backward pass. Besides the hidden states, only two
+numbers per token are stored for it: the normaliser and the entropy.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from torch import Tensor
 
 
 class TokenLogprobs(NamedTuple):
-    """What a model thinks of given tokens.
+    """Log-probabilities and entropies of tokens under a model.
 
     Args:
         logprobs: Log-probability of each token, in nats.
-        entropy: Entropy of the distribution the token was drawn from, in nats.
+        entropy: Entropy of the predicted distribution at each token, in nats.
     """
 
     logprobs: Float[Tensor, " tokens"]
@@ -36,21 +36,21 @@ def chunked_logprobs(
     scale: float | None = None,
     softcap: float | None = None,
 ) -> TokenLogprobs:
-    """Log-softmax of the head's logits at ``targets``, and its entropy, ``chunk_size`` tokens at a time.
+    """Compute the log-softmax of the head's logits at ``targets`` and its entropy, ``chunk_size`` tokens at a time.
 
     logits = softcap(scale * (hidden @ weight.T + bias)) / temperature, with softcap(x) = softcap * tanh(x / softcap).
-    Softmax and sums are in float32 (float64 for float64 input). Both results carry gradients to ``hidden``, ``weight``
-    and ``bias``; what needs none (a frozen head under LoRA) costs nothing.
+    Softmax and sums are in float32 (float64 for float64 input). Both results propagate gradients to ``hidden``, ``weight``
+    and ``bias``; an input that needs no gradient (for example a frozen head with LoRA) adds no cost.
 
     Args:
         hidden: Last hidden state, after the final norm, at the position before each target.
-        weight: Head's weight.
+        weight: Weight of the head.
         targets: Token ids.
-        chunk_size: Tokens whose logits exist at one time.
-        temperature: Sampling temperature that the log-probabilities are for.
-        bias: Head's bias.
+        chunk_size: Number of tokens whose logits are in memory at the same time.
+        temperature: Sampling temperature of the log-probabilities.
+        bias: Bias of the head.
         scale: Factor on the logits (Cohere, Granite).
-        softcap: Bound on the logits (Gemma 2).
+        softcap: Soft limit of the logits (Gemma 2).
 
     Returns:
         Log-probabilities and entropies, in float32 (or float64).
@@ -64,7 +64,7 @@ def chunked_logprobs(
         raise ValueError(
             f"temperature must be above 0, not {temperature}; greedy decoding has no log-probabilities"
         )
-    if torch.is_autocast_enabled(hidden.device.type):  # so that forward and backward see the same numbers
+    if torch.is_autocast_enabled(hidden.device.type):  # so that forward and backward use the same numbers
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
     factor = (1.0 if scale is None else scale) / temperature
@@ -75,7 +75,7 @@ def chunked_logprobs(
 def logprobs_from_logits(
     logits: Float[Tensor, "*tokens vocabulary"], targets: Int[Tensor, "*tokens"], temperature: float = 1.0
 ) -> TokenLogprobs:
-    """The same from full logits, by ``log_softmax``: the reference that the chunked head is tested against."""
+    """Compute the same results from full logits with ``log_softmax``; tests compare the chunked head with this function."""
     wide = logits if logits.dtype == torch.float64 else logits.float()
     log_probabilities = torch.log_softmax(wide / temperature, dim=-1)
     entropy = -(log_probabilities.exp() * log_probabilities).sum(dim=-1)
@@ -112,7 +112,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
     def backward(
         ctx: Any, grad_logprobs: Tensor | None, grad_entropy: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        """Gradient to the logits z: grad_logprobs * (onehot - p) - grad_entropy * p * (log p + entropy)."""
+        """Backpropagate; the gradient of the logits is grad_logprobs * (onehot - p) - grad_entropy * p * (log p + entropy)."""
         hidden, weight, bias, targets, normaliser, entropy = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
@@ -156,7 +156,7 @@ def _column(values: Tensor | None, part: slice) -> Tensor | float:
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, factor: float, cap: float | None) -> Tensor:
-    """Fresh logits of a chunk, in float32 or wider: the caller may write over them."""
+    """Compute the logits of a chunk in a new tensor, in float32 or float64; the caller may modify it in place."""
     logits = torch.nn.functional.linear(hidden, weight).to(_wide(hidden.dtype))
     if bias is not None:
         logits += bias

@@ -1,9 +1,8 @@
-"""The GRPO loss in parts: clipped surrogate, importance weights, and what each token counts.
+"""Parts of the GRPO loss: clipped surrogate, importance weights and token weights.
 
-A step's loss is the sum over its trained tokens of ``weight * (importance * surrogate + beta * kl)``: the importance
-weight corrects the surrogate alone, and the KL term is an estimate over tokens as they were sampled. The weights are
-those of the whole step, so it does not matter into how many micro-batches the tokens fall. ``modules/grpo.py`` puts the
-parts together.
+The loss of a step is the sum over its trained tokens of ``weight * (importance * surrogate + beta * kl)``. The importance
+weight corrects only the surrogate; the KL term is an estimate over the tokens as sampled. The token weights are computed
+over the whole step, so the loss does not depend on the number of micro-batches. ``modules/grpo.py`` combines the parts.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ class Surrogate(NamedTuple):
     """Per-token clipped surrogate.
 
     Args:
-        loss: Term to minimise.
-        ratio: Policy's probability over the old policy's; detached.
-        clipped: Where clipping took the gradient away.
+        loss: Loss term to minimise.
+        ratio: Probability under the policy divided by the probability under the old policy; detached.
+        clipped: Whether clipping removed the gradient of the token.
     """
 
     loss: Float[Tensor, " tokens"]
@@ -32,11 +31,11 @@ class Surrogate(NamedTuple):
 
 
 class ImportanceWeights(NamedTuple):
-    """Correction from the generator's distribution to the trainer's; both detached.
+    """Importance weights from the generator's distribution to the trainer's; both tensors are detached.
 
     Args:
-        weights: min(ratio, cap), to multiply the surrogate by.
-        ratio: Untruncated, for the log.
+        weights: min(ratio, cap), the factor on the surrogate.
+        ratio: Ratio without truncation, for logging.
     """
 
     weights: Float[Tensor, " tokens"]
@@ -50,18 +49,18 @@ def clipped_surrogate(
     clip_low: float = 0.2,
     clip_high: float = 0.2,
 ) -> Surrogate:
-    """PPO's clipped objective (arXiv 1707.06347, equation 7) with a separate upper bound (DAPO, arXiv 2503.14476).
+    """Compute PPO's clipped loss (arXiv 1707.06347, equation 7) with a separate upper bound (DAPO, arXiv 2503.14476).
 
     With r = exp(logprobs - old_logprobs): loss = -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A).
 
     Args:
-        logprobs: Under the policy being trained, in nats.
-        old_logprobs: Under the policy before this step's first update, as the trainer computes them; taken as
-            constants. On the first update they are ``logprobs.detach()``: the ratio is 1 and the gradient is that of
-            REINFORCE. From the generator's policy :func:`truncated_importance_weights` corrects.
-        advantages: Each token's advantage, its sequence's as a rule.
-        clip_low: How far the ratio may fall below 1.
-        clip_high: How far the ratio may rise above 1.
+        logprobs: Log-probabilities under the current policy, in nats.
+        old_logprobs: Log-probabilities under the policy before the first update of this step, computed by the trainer, in
+            nats; treated as constants. In the first update they are ``logprobs.detach()``, so the ratio is 1 and the
+            gradient is that of REINFORCE. :func:`truncated_importance_weights` corrects for the generator's policy.
+        advantages: Advantage of each token, usually that of its sequence.
+        clip_low: Largest decrease of the ratio below 1.
+        clip_high: Largest increase of the ratio above 1.
 
     Returns:
         Loss terms, ratios and clipped tokens.
@@ -84,31 +83,32 @@ def token_weights(
     normaliser: Normaliser = "sequence",
     constant: float | None = None,
 ) -> Float[Tensor, " sequences"]:
-    """What each trained token of a sequence counts in the step's loss.
+    """Compute the weight of each trained token in the loss of a step, as one weight per sequence.
 
-    Computed from all sequences of a step, before it is cut into micro-batches: then the micro-batches' losses add up to
-    the loss of one large batch, and 1 x 8 accumulation equals 8 x 1. Index by sequence to get one weight a token.
+    The weights are computed from all sequences of a step, before it is split into micro-batches. The losses of the
+    micro-batches then add up to the loss of one large batch, and 1 x 8 accumulation equals 8 x 1. Index the result by sequence
+    to get one weight per token.
 
-    - ``sequence``: 1 / (sequences * length): mean over a sequence's tokens, then over sequences (GRPO).
-    - ``token``: 1 / (tokens of all sequences): every token counts the same (DAPO, arXiv 2503.14476).
-    - ``constant``: 1 / (sequences * constant), no length bias in either direction (Dr. GRPO, arXiv 2503.20783).
+    - ``sequence``: 1 / (sequences * length): mean over the tokens of a sequence, then over sequences (GRPO).
+    - ``token``: 1 / (tokens of all sequences): equal weight for every token (DAPO, arXiv 2503.14476).
+    - ``constant``: 1 / (sequences * constant): no length bias in either direction (Dr. GRPO, arXiv 2503.20783).
 
     Args:
-        lengths: Number of sampled tokens of each sequence of the step; those whose advantage is 0, which cost no
-            update where there is no KL penalty, count too.
+        lengths: Number of sampled tokens in each sequence of the step. Sequences with advantage 0 count too, although they
+            need no update without a KL penalty.
         normaliser: See above.
-        constant: Tokens a sequence is taken to have, usually the generator's ``max_tokens``.
+        constant: Assumed length of every sequence in tokens, usually ``max_tokens`` of the generator.
 
     Returns:
-        One weight a sequence.
+        One weight per sequence.
 
     Raises:
         ValueError: If a length is below 1, ``normaliser`` is unknown, or ``constant`` is missing or out of place.
     """
     if lengths.numel() == 0 or int(lengths.min()) < 1:
-        raise ValueError("lengths must name at least one sequence, and every sequence needs a trained token")
+        raise ValueError("lengths must have at least one sequence, and every length must be at least 1")
     if (constant is not None) != (normaliser == "constant"):
-        raise ValueError("constant must be given with normaliser 'constant', and only then")
+        raise ValueError("constant must be given with normaliser 'constant', and only with it")
     ones = torch.ones_like(lengths, dtype=torch.float32)
     match normaliser:
         case "sequence":
@@ -129,21 +129,21 @@ def truncated_importance_weights(
     generator_logprobs: Float[Tensor, " tokens"],
     cap: float = 2.0,
 ) -> ImportanceWeights:
-    """min(exp(trainer - generator), cap): the generator sampled from slightly other numbers than the trainer computes.
+    """Compute min(exp(trainer - generator), cap), which corrects the mismatch between generator and trainer.
 
-    A generator with its own kernels and precision is a slightly different policy, and one some updates behind a more
-    different one; without this the gradient is biased ("Your efficient RL framework secretly brings you off-policy RL
-    training", Yao et al. 2025). Capping bounds the variance. NaN passes through, and the caller stops on it and names
-    the sample; a token that the generator calls impossible (-inf) gets the cap.
+    A generator with different kernels and precision samples from a slightly different policy, and a generator that lags some
+    updates behind from a more different one. Without this correction the gradient is biased ("Your efficient RL framework
+    secretly brings you off-policy RL training", Yao et al. 2025). The cap limits the variance. NaN propagates, so that the
+    caller can stop and name the sample. A token with generator log-probability -inf gets the cap.
 
     Args:
-        trainer_logprobs: Log-probabilities before this step's first update, as the trainer computes them, in nats:
-            ``old_logprobs`` of :func:`clipped_surrogate`, on every iteration.
-        generator_logprobs: The same tokens as the generator reported them when it sampled them.
+        trainer_logprobs: Log-probabilities before the first update of this step, computed by the trainer, in nats
+            (``old_logprobs`` of :func:`clipped_surrogate`); the same in every iteration.
+        generator_logprobs: Log-probabilities of the same tokens, reported by the generator during sampling, in nats.
         cap: Largest weight.
 
     Returns:
-        Truncated weights and raw ratios.
+        Truncated weights, and ratios without truncation.
 
     Raises:
         ValueError: If ``cap`` is not above 0.

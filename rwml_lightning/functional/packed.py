@@ -1,4 +1,4 @@
-"""Log-probabilities of trained tokens under any Hugging Face causal language model, packed and plain."""
+"""Log-probabilities of trained tokens under a Hugging Face causal language model, packed and unpacked."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-OTHERS = "; docs/models.md lists the models that can"
+SUPPORTED = "; docs/models.md lists the supported models"
 
 
 class Head(NamedTuple):
-    """What turns hidden states into logits: softcap(scale * (hidden @ weight.T + bias))."""
+    """Output head, which maps hidden states to logits: softcap(scale * (hidden @ weight.T + bias))."""
 
     weight: Float[Tensor, "vocabulary width"]
     bias: Float[Tensor, " vocabulary"] | None
@@ -35,22 +35,22 @@ class Head(NamedTuple):
 def packed_logprobs(
     model: nn.Module, micro: MicroBatch, temperature: float = 1.0, chunk_size: int = 512
 ) -> TokenLogprobs:
-    """Log-probability and entropy of every trained token of a micro-batch, each distinct prefix computed once.
+    """Compute log-probability and entropy of every trained token in a micro-batch; each distinct prefix is computed once.
 
-    Values and gradients are those of :func:`plain_logprobs`. Works in train mode and with gradient checkpointing;
-    dropout must be 0 to be equal, for what is computed once is dropped once.
+    Values and gradients equal those of :func:`plain_logprobs`. The function works in train mode and with gradient
+    checkpointing. Dropout must be 0 for equal results, because sequences with a common prefix would share its dropout mask.
 
     Args:
-        model: Causal language model, plain or wrapped by PEFT; call :func:`use_tree_attention` on it first for speed.
-        micro: Packed sequences, on the model's device.
-        temperature: Sampling temperature that the log-probabilities are for.
-        chunk_size: Tokens whose logits exist at one time.
+        model: Causal language model, with or without a PEFT wrapper; call :func:`use_tree_attention` on it first for speed.
+        micro: Packed sequences, on the device of the model.
+        temperature: Sampling temperature of the log-probabilities.
+        chunk_size: Number of tokens whose logits are in memory at the same time.
 
     Returns:
-        One value a trained token, in the order of ``micro.sequence_index`` and ``micro.token_index``.
+        One value per trained token, in the order of ``micro.sequence_index`` and ``micro.token_index``.
 
     Raises:
-        ValueError: If the model has a head that is not linear, or a sequence is longer than its
+        ValueError: If the head of the model is not linear, or a sequence is longer than its
             :func:`~rwml_lightning.functional.context.context_limit`.
     """
     lm = causal_lm(model)
@@ -87,16 +87,16 @@ def plain_logprobs(
     trained_from: Sequence[int],
     temperature: float = 1.0,
 ) -> TokenLogprobs:
-    """The reference for :func:`packed_logprobs`: one padded batch, full logits, ``log_softmax``.
+    """Compute the reference results for :func:`packed_logprobs` with one padded batch, full logits and ``log_softmax``.
 
     Args:
-        model: Causal language model, plain or wrapped by PEFT.
-        sequences: Token ids, prompt and completion.
-        trained_from: First trained token of each sequence, at least 1.
-        temperature: Sampling temperature that the log-probabilities are for.
+        model: Causal language model, with or without a PEFT wrapper.
+        sequences: Token ids of prompt and completion.
+        trained_from: Index of the first trained token of each sequence, at least 1.
+        temperature: Sampling temperature of the log-probabilities.
 
     Returns:
-        One value a trained token: sequences in order, tokens from ``trained_from`` to the end.
+        One value per trained token: sequences in order, tokens from ``trained_from`` to the end.
     """
     check_sequences(sequences, trained_from)
     lm = causal_lm(model)
@@ -107,39 +107,39 @@ def plain_logprobs(
         input_ids[b, : len(sequence)] = torch.as_tensor(sequence, device=lm.device)
         attended[b, : len(sequence)] = 1
         trained[b, first : len(sequence)] = True
-    kept = longest - min(trained_from)  # positions from which the head is needed, the last one aside
+    kept = longest - min(trained_from)  # number of positions that predict a trained token
     logits = lm(input_ids=input_ids, attention_mask=attended, use_cache=False, logits_to_keep=kept + 1).logits
     tokens = logprobs_from_logits(logits[:, :-1], input_ids[:, -kept:], temperature)
     return TokenLogprobs(*(values[trained[:, -kept:]] for values in tokens))
 
 
 def verify_packing(model: nn.Module, tolerance: float | None = None) -> float:
-    """Compare packed and plain log-probabilities of a few short sequences on the model itself.
+    """Compare packed and plain log-probabilities of a few short sequences under the model.
 
-    An architecture whose hidden states depend on more than a token's ancestors and depth (recurrence, ALiBi, its place
-    in the row), or whose head has a step unknown here, is found out before training rather than trained wrongly; so is
-    one that computes otherwise in train mode than when it samples (dropout). The sequences stand in a row with others,
-    longer than a tile of attention and than the shortest window in use (GPT-Neo's 256 tokens).
+    This check rejects unsupported architectures before training: hidden states that depend on more than the ancestors and
+    the depth of a token (recurrence, ALiBi, position in the row), heads with an unknown operation, and results in train mode
+    that differ from those in sampling (dropout). The packed row also holds other sequences, so that it is longer than an
+    attention tile and than the shortest window in use (256 tokens in GPT-Neo).
 
     Args:
-        model: As for :func:`packed_logprobs`, in the mode that it will be trained in.
-        tolerance: Largest difference in nats; by default 0.001 in float32 and wider; 0.5 below, where rounding
-            alone gives 0.2 on SmolLM2-135M in bfloat16.
+        model: Model as for :func:`packed_logprobs`, in the mode used for training.
+        tolerance: Largest allowed difference, in nats. The default is 0.001 in float32 and float64, and 0.5 in other dtypes,
+            because rounding alone gives 0.2 on SmolLM2-135M in bfloat16.
 
     Returns:
-        Largest difference seen, in nats.
+        Largest difference, in nats.
 
     Raises:
-        ValueError: If it is above ``tolerance``, train mode changes anything, the model takes no ``position_ids``, or its
-            forward pass fails.
+        ValueError: If the difference is above ``tolerance``, train mode changes the results, the model takes no
+            ``position_ids``, or its forward pass fails.
     """
     lm = causal_lm(model)
     name = type(lm).__name__
     if "position_ids" not in inspect.signature(decoder(lm).forward).parameters:
-        raise ValueError(f"{name} takes no position_ids, so it cannot be trained as a prefix tree{OTHERS}")
+        raise ValueError(f"{name} takes no position_ids, so it cannot be trained as a prefix tree{SUPPORTED}")
     vocabulary = output_head(lm).weight.shape[0]
     stem = [(37 * i + 11) % vocabulary for i in range(12)]
-    last = [*stem[:3], vocabulary - 1, *stem[:4]]  # stands behind all others that begin as it does
+    last = [*stem[:3], vocabulary - 1, *stem[:4]]  # sorts after all other sequences with the same prefix
     sequences = [stem[:8], stem, [*stem[:6], *stem[:4]], stem[5:], stem[5:], last]
     trained_from = [1, 4, 6, 2, 1, 3]
     others = [[*stem[:3], *((7 * i + 5 * k) % vocabulary for k in range(9))] for i in range(31)]
@@ -153,18 +153,18 @@ def verify_packing(model: nn.Module, tolerance: float | None = None) -> float:
             plain = plain_logprobs(model, sequences, trained_from).logprobs
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # whatever a layer says to a mask that it does not know
+    except Exception as error:  # layers raise various errors for a mask that they do not support
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ValueError(
-            f"{name} cannot be trained as a prefix tree: its forward pass fails ({reason}){OTHERS}"
+            f"{name} cannot be trained as a prefix tree: its forward pass fails ({reason}){SUPPORTED}"
         ) from error
     finally:
         model.train(training)
     chance = float((as_trained - packed).abs().max())
     if not chance <= 1e-3:
         raise ValueError(
-            f"{name} cannot be trained on what it samples: in train mode its log-probabilities change by {chance:.2g} "
-            f"nats. Dropout or experts chosen at random do that{OTHERS}"
+            f"{name} cannot be trained on its samples: in train mode its log-probabilities change by {chance:.2g} "
+            f"nats. The cause may be dropout or random routing of experts{SUPPORTED}"
         )
     difference = float((packed[: len(plain)] - plain).abs().max())
     if tolerance is None:
@@ -172,13 +172,14 @@ def verify_packing(model: nn.Module, tolerance: float | None = None) -> float:
     if not difference <= tolerance:
         raise ValueError(
             f"{name} cannot be trained as a prefix tree: its log-probabilities change by {difference:.2g} "
-            f"nats (at most {tolerance:.2g} allowed). Recurrent layers, ALiBi or an unusual output head do that{OTHERS}"
+            f"nats (at most {tolerance:.2g} allowed). The cause may be recurrent layers, ALiBi or an unusual output head"
+            f"{SUPPORTED}"
         )
     return difference
 
 
 def causal_lm(model: nn.Module) -> PreTrainedModel:
-    """The Hugging Face model itself, with adapters in place, inside what PEFT may have put around it."""
+    """Return the Hugging Face model, with adapter layers in place, without the PEFT wrapper."""
     if not hasattr(model, "get_base_model"):
         return cast("PreTrainedModel", model)
     wrapped = cast("PeftModel", model)
@@ -188,14 +189,14 @@ def causal_lm(model: nn.Module) -> PreTrainedModel:
 
 
 def decoder(lm: PreTrainedModel) -> PreTrainedModel:
-    """The part of a language model that gives hidden states: what stands before its output head."""
+    """Return the part of a language model that computes hidden states, without the output head."""
     found = lm.get_decoder()
-    # transformers gives the whole model where it finds no decoder by name, as in Llama 4.
+    # transformers returns the whole model if it finds no decoder by name, as in Llama 4.
     return cast("PreTrainedModel", getattr(lm, "model", lm) if found is lm else found)
 
 
 def output_head(lm: PreTrainedModel) -> Head:
-    """Weights of the output head, and what the model does to its logits.
+    """Return the weights of the output head, and the scale and softcap of its logits.
 
     Raises:
         ValueError: If the head is not a linear layer.
@@ -203,8 +204,8 @@ def output_head(lm: PreTrainedModel) -> Head:
     layer = lm.get_output_embeddings()
     if not isinstance(layer, nn.Linear) or hasattr(layer, "base_layer"):
         raise ValueError(
-            f"the output head of {type(lm).__name__} must be a linear layer without adapter, not a "
-            f"{type(layer).__name__}; leave it out of LoRA's target_modules"
+            f"the output head of {type(lm).__name__} must be a linear layer without an adapter, not a "
+            f"{type(layer).__name__}; remove it from LoRA's target_modules"
         )
     config = lm.config.get_text_config()
     scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
@@ -213,7 +214,7 @@ def output_head(lm: PreTrainedModel) -> Head:
 
 
 def _check_length(lm: PreTrainedModel, longest: int) -> None:
-    """All layers get one mask and all sequences one scale of positions, which is right up to the context limit."""
+    """Check the context limit: one mask for all layers and one set of position frequencies are correct only up to it."""
     limit = context_limit(lm.config)
     if limit is not None and longest > limit.tokens:
         raise ValueError(

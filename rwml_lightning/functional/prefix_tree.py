@@ -1,16 +1,16 @@
-"""Token sequences as a prefix tree, so that what sequences share is computed once.
+"""Token sequences as a prefix tree, so that common prefixes are computed once.
 
-Members of a group share their prompt, turns of an episode share their history, and some completions are the same word
-for word. A causal model's hidden state at a token depends on the tokens before it alone, so every distinct prefix needs
-one forward position, whatever the number of sequences that run through it.
+Members of a group share their prompt, turns of an episode share their history, and some completions are identical. In a
+causal model, the hidden state at a token depends only on this token and those before it. So every distinct prefix needs
+one position in the forward pass, independent of the number of sequences that contain it.
 
-Nodes stand in depth-first order, which sorting gives for free: each sorted sequence adds the part that its predecessor
-does not have. In that order a node's descendants follow it without a gap, so that one integer a node,
-``subtree_end``, is the whole attention mask:
+The nodes are in depth-first order, which results from sorting the sequences: each sorted sequence adds the part that its
+predecessor does not have. In this order the descendants of a node follow it without a gap. So one integer per node,
+``subtree_end``, defines the whole attention mask:
 
-    query q sees key k   <=>   k <= q < subtree_end[k]
+    query q attends to key k   <=>   k <= q < subtree_end[k]
 
-and a node's depth is its position id.
+The depth of a node is its position id.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class PrefixTree:
 
     Args:
         tokens: Token of each node.
-        depths: Number of tokens before it.
-        subtree_end: One past its last descendant.
-        paths: For each sequence as given, the nodes of its tokens.
+        depths: Depth of each node: number of tokens before it.
+        subtree_end: Index one past the last descendant of each node.
+        paths: Nodes of the tokens of each sequence, in the order of the input.
     """
 
     tokens: NDArray[np.int64]
@@ -52,22 +52,22 @@ class PrefixTree:
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """Some of a step's sequences as one packed row, and which next-token predictions to read from it.
+    """Some sequences of a step as one packed row, with the next-token predictions to read from it.
 
-    The last token of a sequence is predicted but never read, so it is no node unless another sequence goes on from it.
-    Predictions are in a fixed order: sequences as given to :func:`micro_batches`, tokens from ``trained_from`` to the
-    end. Equal predictions (same prefix, same token) share one edge and are computed once.
+    The last token of a sequence is predicted but not fed to the model, so it is not a node unless another sequence continues
+    after it. Predictions are in a fixed order: sequences as given to :func:`micro_batches`, tokens from ``trained_from`` to
+    the end. Equal predictions (same prefix, same token) share one edge and are computed once.
 
     Args:
-        sequences: Places of this micro-batch's sequences in the step, ascending.
+        sequences: Indices of the sequences of this micro-batch in the step, ascending.
         input_ids: Token of each node.
         position_ids: Depth of each node.
-        subtree_end: One past each node's last descendant.
-        edge_nodes: Node whose hidden state predicts, for each distinct prediction.
-        edge_targets: Token it predicts.
+        subtree_end: Index one past the last descendant of each node.
+        edge_nodes: Node that makes each distinct prediction.
+        edge_targets: Target token of each distinct prediction.
         edge_index: Edge of each trained token.
         sequence_index: Sequence of each trained token.
-        token_index: Place of each trained token in its sequence.
+        token_index: Index of each trained token in its sequence.
     """
 
     sequences: tuple[int, ...]
@@ -82,25 +82,25 @@ class MicroBatch:
 
     @property
     def num_nodes(self) -> int:
-        """Tokens that go through the model."""
+        """Number of tokens in the forward pass."""
         return len(self.input_ids)
 
     @property
     def num_trained(self) -> int:
-        """Trained tokens, equal ones counted as often as they occur."""
+        """Number of trained tokens, duplicates included."""
         return len(self.edge_index)
 
     def to(self, device: torch.device | str) -> MicroBatch:
-        """A copy on ``device``."""
+        """Return a copy on ``device``."""
         tensors = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "sequences"}
         return replace(self, **tensors)
 
 
 def build_tree(sequences: Sequence[TokenIds]) -> PrefixTree:
-    """Merge sequences into a prefix tree; common prefixes, and with them equal sequences, merge.
+    """Merge sequences into a prefix tree; common prefixes and equal sequences share nodes.
 
     Raises:
-        ValueError: If there is no sequence or one is empty.
+        ValueError: If there is no sequence, or a sequence is empty.
     """
     arrays = _arrays(sequences)
     order, shared = _sort(arrays)
@@ -112,9 +112,7 @@ def build_tree(sequences: Sequence[TokenIds]) -> PrefixTree:
         new = np.arange(size, size + len(arrays[b]) - lcp)
         tokens[new] = arrays[b][lcp:]
         depths[new] = np.arange(lcp, len(arrays[b]))
-        subtree_end[path[lcp:]] = (
-            size  # the nodes that this sequence does not go through have no more descendants
-        )
+        subtree_end[path[lcp:]] = size  # nodes not on the path of this sequence get no more descendants
         path = paths[b] = np.concatenate([path[:lcp], new])
         size += len(new)
     subtree_end[path] = size
@@ -124,22 +122,22 @@ def build_tree(sequences: Sequence[TokenIds]) -> PrefixTree:
 def micro_batches(
     sequences: Sequence[TokenIds], trained_from: Sequence[int], max_tokens: int
 ) -> list[MicroBatch]:
-    """Cut a step's sequences into prefix trees of at most ``max_tokens`` nodes.
+    """Split the sequences of a step into prefix trees of at most ``max_tokens`` nodes.
 
-    Sorted neighbours share most, so a micro-batch is a run of sorted sequences. Cuts are placed where they cost the
-    fewest tokens in all (what both sides of a cut share is computed twice), and among those the fewest micro-batches
-    are made. A sequence that is too long by itself stands alone. The same input gives the same result.
+    Neighbours in sorted order share the longest prefixes, so a micro-batch is a contiguous range of sorted sequences. The
+    split minimises the total number of nodes (a prefix shared across a boundary is computed twice), then the number of
+    micro-batches. A sequence with more than ``max_tokens`` nodes gets a micro-batch alone. The result is deterministic.
 
     Args:
-        sequences: Token ids, prompt and completion.
-        trained_from: First trained token of each sequence, at least 1: the first token has nothing before it.
-        max_tokens: Largest number of nodes (tokens through the model) in a micro-batch.
+        sequences: Token ids of prompt and completion.
+        trained_from: Index of the first trained token of each sequence, at least 1, because nothing predicts the first token.
+        max_tokens: Maximum number of nodes (tokens in the forward pass) per micro-batch.
 
     Returns:
-        Micro-batches that hold every sequence once.
+        Micro-batches, which together hold every sequence once.
 
     Raises:
-        ValueError: If a sequence has no trained token or the arguments do not fit together.
+        ValueError: If a sequence has no trained token, or the arguments do not match.
     """
     check_sequences(sequences, trained_from)
     if max_tokens < 1:
@@ -152,10 +150,10 @@ def micro_batches(
 
 
 def check_sequences(sequences: Sequence[TokenIds], trained_from: Sequence[int]) -> None:
-    """Make sure that every sequence has a token to train, and one before it.
+    """Check that every sequence has a token to train and a token before it.
 
     Raises:
-        ValueError: If not; it names the sequence.
+        ValueError: If a sequence has not; the message names it.
     """
     if len(sequences) == 0:
         raise ValueError("there must be at least one sequence")
@@ -209,7 +207,7 @@ def _arrays(sequences: Sequence[TokenIds]) -> list[NDArray[np.int64]]:
 
 
 def _sort(arrays: Sequence[NDArray[np.int64]]) -> tuple[list[int], list[int]]:
-    """Lexicographic order, and how many tokens each sorted sequence shares with the one before it."""
+    """Sort lexicographically; return the order and the length of the prefix that each sequence shares with the previous one."""
     order = sorted(range(len(arrays)), key=lambda b: (arrays[b].tolist(), b))
     return order, [0, *(_common_prefix(arrays[a], arrays[b]) for a, b in pairwise(order))]
 
@@ -221,13 +219,15 @@ def _common_prefix(a: NDArray[np.int64], b: NDArray[np.int64]) -> int:
 
 
 def _cuts(lengths: NDArray[np.int64], shared: NDArray[np.int64], max_tokens: int) -> list[int]:
-    """Bounds of runs of at most ``max_tokens`` nodes with the fewest nodes in all, then the fewest runs.
+    """Find the bounds of ranges of at most ``max_tokens`` nodes with the fewest nodes in total, then the fewest ranges.
 
-    A run start:end has lengths[start] + sum(new[start + 1 : end]) nodes, where new = lengths - shared. Shortest path
-    over the possible bounds.
+    A range start:end has lengths[start] + sum(new[start + 1 : end]) nodes, where new = lengths - shared. The algorithm is a
+    shortest path over the possible bounds.
     """
     new = np.concatenate([[0], np.cumsum(lengths - shared)])
-    best: list[tuple[int, int, int]] = [(0, 0, 0)]  # nodes and runs up to this bound, and the bound before
+    best: list[tuple[int, int, int]] = [
+        (0, 0, 0)
+    ]  # nodes and ranges up to this bound, and the previous bound
     for end in range(1, len(lengths) + 1):
         options = []
         for start in range(end - 1, -1, -1):

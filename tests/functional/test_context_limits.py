@@ -74,7 +74,7 @@ def test_positions_that_change_for_all(parameters: Any, name: str | None, tokens
         assert name is None
     else:
         kind = "longrope" if name == "original_max_position_embeddings" else "dynamic"
-        reason = f"beyond which its {kind} positions change for all sequences of a call"
+        reason = f"beyond which its {kind} positions change for all sequences of a forward pass"
         assert limit == ContextLimit(tokens, name, reason)
 
 

@@ -202,7 +202,7 @@ def test_tree_attention_is_refused_where_scores_are_changed() -> None:
         assert use_tree_attention(model)
         layer = model.get_decoder().layers[0].self_attn
         states = torch.randn(1, 4, 3, 8, dtype=model.dtype)
-        with pytest.raises(ValueError, match=f"tree attention has no '{name}'"):
+        with pytest.raises(ValueError, match=f"tree attention does not support '{name}'"):
             tree_attention_forward(
                 layer, states, states, states, torch.tensor([3, 3, 3]).view(1, 1, 1, 3), **{name: 1.0}
             )

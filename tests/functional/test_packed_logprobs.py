@@ -291,7 +291,7 @@ def test_sequences_beyond_the_window_are_refused():
 def test_lora_on_the_head_is_refused():
     model = get_peft_model(tiny_model("llama"), LoraConfig(r=2, target_modules=["q_proj", "lm_head"]))
     (micro,) = micro_batches(SEQUENCES, TRAINED_FROM, 100)
-    with pytest.raises(ValueError, match="leave it out of LoRA's target_modules"):
+    with pytest.raises(ValueError, match="remove it from LoRA's target_modules"):
         packed_logprobs(model, micro)
 
 
@@ -306,5 +306,5 @@ def test_prompt_tuning_is_refused():
 def test_softcapped_scores_are_refused_where_tree_attention_was_forced():
     model = tiny_model("gemma2")
     model.set_attn_implementation("prefix_tree")
-    with pytest.raises(ValueError, match="tree attention has no 'softcap'"):
+    with pytest.raises(ValueError, match="tree attention does not support 'softcap'"):
         verify_packing(model)

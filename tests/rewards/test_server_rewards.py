@@ -76,7 +76,7 @@ def test_a_text_that_the_server_refuses_leaves_its_prediction_without_a_score(
         reward = EmbeddingReward(server=server_of(fake))
         scores = reward.score([make_transition(next_state="a")] * 3, ["a", "a" * 9, "b"])
     assert [score.reward if score else None for score in scores] == [1, None, 0]
-    assert "answered 400 Bad Request" in caplog.text
+    assert "responded 400 Bad Request" in caplog.text
     assert "'aaaaaaaaa'" in caplog.text
 
 
@@ -91,7 +91,7 @@ def test_a_text_that_the_server_refuses_leaves_its_prediction_without_a_score(
         ({"data": [{"embedding": [1.0]}, {"embedding": [float("nan")]}]}, "a vector of NaN"),
         ({"data": [{"embedding": [1.0]}, {"embedding": [0.0]}]}, "a vector of NaN, infinity or zeros"),
         ({"data": [{"embedding": "AAAA"}, {"embedding": "AAAA"}]}, "numbers"),
-        ({"data": [{"embedding": 1}, {"embedding": 2}]}, "no list of numbers"),
+        ({"data": [{"embedding": 1}, {"embedding": 2}]}, "not a list of numbers"),
     ],
 )
 def test_nonsense_is_asked_for_again_and_then_told(nonsense: Any, why: str) -> None:

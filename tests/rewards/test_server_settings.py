@@ -126,7 +126,7 @@ def slow_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_pause_is_longer_than_what_is_left_to_wait(pauses: list[float]) -> None:
     with (
         serving(FakeServer(lambda *_: (503, {}))) as fake,
-        pytest.raises(ServerError, match=r"has not for 10 s \(judge\.server\.max_wait_s\)"),
+        pytest.raises(ServerError, match=r"has not responded for 10 s \(judge\.server\.max_wait_s\)"),
     ):
         ask(fake, max_wait_s=10)
     # Down since 3; looked at again at 6, 9, 12 and 15: 7, 4, 1 and -2 seconds are left.
@@ -180,7 +180,9 @@ def test_a_busy_server_is_down_and_says_why(
 
 @pytest.mark.parametrize("status", [301, 401, 403, 404])
 def test_an_address_that_is_wrong_names_the_settings_to_look_at(status: int) -> None:
-    message = rf"{status} .*Are judge\.server\.base_url, judge\.server\.model and judge\.server\.api_key_env right\?"
+    message = (
+        rf"{status} .*Check judge\.server\.base_url, judge\.server\.model and judge\.server\.api_key_env"
+    )
     with serving(FakeServer(lambda *_: (status, {}))) as fake, pytest.raises(ServerError, match=message):
         ask(fake)
 
