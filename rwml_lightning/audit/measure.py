@@ -19,9 +19,9 @@ TAUS = (
     1.0,
 )
 """Candidate thresholds, as cosine distances; evenly spaced on a log scale."""
-SEPARATES = 0.9
+MIN_BALANCED_ACCURACY = 0.9
 """Smallest balanced accuracy at which a threshold counts as separating correct from wrong texts."""
-MOST_FOR_NEAR_MISSES = 0.2
+MAX_NEAR_MISS_REWARD = 0.2
 """Largest reward of near misses without a warning, as a share of the reward of rewordings."""
 _BATCH = 512
 

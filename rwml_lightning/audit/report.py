@@ -12,7 +12,7 @@ import numpy as np
 from rich.table import Table
 
 from rwml_lightning.audit.candidates import Group
-from rwml_lightning.audit.measure import MOST_FOR_NEAR_MISSES, SEPARATES, TAUS, Audit, Row, shares
+from rwml_lightning.audit.measure import MAX_NEAR_MISS_REWARD, MIN_BALANCED_ACCURACY, TAUS, Audit, Row, shares
 from rwml_lightning.printable import well_formed
 from rwml_lightning.terminal import Terminal
 
@@ -35,13 +35,13 @@ def verdict(audit: Audit) -> list[str]:
         f"As configured, the mean reward is {right:.2f} for rewordings and {wrong:.2f} for near misses (mean of kinds)."
     ]
     choice = audit.choice
-    blind = wrong > MOST_FOR_NEAR_MISSES * right
+    blind = wrong > MAX_NEAR_MISS_REWARD * right
     if choice is not None:
         lines.append(
             f"The best tau_d by distance alone is {choice.tau_d:g} (balanced accuracy {choice.balanced_accuracy:.2f}): "
             f"it accepts {choice.hits:.0%} of rewordings and {choice.false_alarms:.0%} of near misses."
         )
-        if choice.balanced_accuracy < SEPARATES:
+        if choice.balanced_accuracy < MIN_BALANCED_ACCURACY:
             detail = "" if blind else "; this reward uses more than the distance"
             lines.append(f"{'Warning: no' if blind else 'No'} tau_d separates the two{detail}.")
     if blind:

@@ -64,7 +64,7 @@ class SentenceEmbedder:
                 )
 
     def encode(self, texts: Sequence[str]) -> list[Embedding]:
-        """Embed texts; a text whose embedding is NaN, infinite or zero has no vector."""
+        """Embed texts; a text with a NaN, infinite or zero embedding has no vector."""
         import torch
         from torch.nn.functional import normalize
 

@@ -18,7 +18,7 @@ class RougeReward:
     Args:
         variant: ``rouge1`` and ``rouge2`` count common words and pairs of words, ``rougeL`` the longest common
             subsequence.
-        round_to: Step to whose nearest multiple the reward is rounded; ``None`` for no rounding.
+        round_to: Rounding step of the reward (to the nearest multiple); ``None`` for no rounding.
         success_similarity: F-measure above which a prediction counts as correct in evaluations.
 
     Raises:

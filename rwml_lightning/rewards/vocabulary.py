@@ -12,7 +12,7 @@ from typing import NamedTuple
 from rwml_lightning.schema import Transition
 
 FAILURE = "Nothing happens."
-_NO_NAMES = {
+_STOP_WORDS = {
     "a", "about", "an", "and", "are", "around", "as", "at", "be", "by", "can", "do", "find", "for", "from", "has",
     "have", "here", "i", "in", "inside", "into", "is", "it", "its", "me", "my", "no", "none", "not", "nothing", "now",
     "of", "off", "on", "onto", "only", "or", "see", "that", "the", "them", "then", "there", "they", "this", "to",
@@ -23,11 +23,11 @@ _NUMBERED = re.compile(rf"\b({_WORD}) (\d{{1,9}})\b")
 _AFTER_ARTICLE = re.compile(
     rf"\b(?:a|an|the|some) ({_WORD})(?= (?:is|are|and|or|from|to|on|in|into|onto|inside|at|with|using)\b|[.,;:!?]|$)", re.I
 )  # fmt: skip
-MOST_WORDS = 3
+MAX_WORDS = 3
 """Maximum number of words in a name."""
 _TOKEN = re.compile(_WORD)
 _NUMBER = re.compile(r" (\d{1,9})\b")
-_ARGUMENT = re.compile(rf"({_WORD}(?: {_WORD}){{0,{MOST_WORDS - 1}}}?)(?: \d+)?")
+_ARGUMENT = re.compile(rf"({_WORD}(?: {_WORD}){{0,{MAX_WORDS - 1}}}?)(?: \d+)?")
 _SPLIT = re.compile(r"\s+(?:in/on|from|to|with|into|onto|inside|in|on|at|using)\s+")
 _PLACED = re.compile(r"\b(?:in/on|(?<!next )to|from|on|in|into|onto|inside) (?:a |an |the )?$", re.I)
 _LONGEST_PLACED = 16  # characters, with "next" before it
@@ -49,7 +49,7 @@ class Vocabulary:
 
     Args:
         objects: Names of movable objects.
-        receptacles: Names of places, and of objects from, into or onto which others were moved or in which they were seen.
+        receptacles: Names of places, and of objects that hold, give or receive other objects in some text.
         failure: Answer of the environment to an invalid action.
         answers: Templates of valid actions (``take {0} from {1}``), and templates of the answers to them.
     """
@@ -111,7 +111,7 @@ def mentions(text: str, names: Set[str]) -> Iterator[tuple[int, int, Thing]]:
     at = 0
     while at < len(words):
         found = 0
-        for size in range(min(MOST_WORDS, len(words) - at), 0, -1):
+        for size in range(min(MAX_WORDS, len(words) - at), 0, -1):
             name = text[words[at].start() : words[at + size - 1].end()].lower()
             if name in names:
                 start, end, found = words[at].start(), words[at + size - 1].end(), size
@@ -125,7 +125,7 @@ def plain_things(text: str) -> list[Thing]:
     """Return the things that are recognised without a vocabulary: a word with a number, or a single noun after an article."""
     numbered = (Thing(match[1].lower(), int(match[2])) for match in _NUMBERED.finditer(text))
     bare = (Thing(match[1].lower(), None) for match in _AFTER_ARTICLE.finditer(text))
-    return [thing for thing in (*numbered, *bare) if thing.name not in _NO_NAMES]
+    return [thing for thing in (*numbered, *bare) if thing.name not in _STOP_WORDS]
 
 
 def slots(text: str, things: Sequence[Thing], vocabulary: Vocabulary) -> str:
@@ -148,7 +148,7 @@ def _arguments(action: str) -> Iterator[str]:
     verb, _, rest = action.strip().partition(" ")
     parts = [part.strip().removeprefix("the ") for part in _SPLIT.split(f" {rest}")]
     for match in map(_ARGUMENT.fullmatch, parts):
-        if verb and match and not _NO_NAMES & set(match[1].lower().split()):
+        if verb and match and not _STOP_WORDS & set(match[1].lower().split()):
             yield match[1].lower()
 
 
