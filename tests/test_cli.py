@@ -68,7 +68,7 @@ def test_collect_needs_to_know_where(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = make_config(tmp_path, tiny_model)
-    assert "data.environment and data.predictions.collection do not say how" in error_of(
+    assert "data.environment and data.predictions.collection to collect it" in error_of(
         ["collect", "--config", str(config)], capsys
     )
 
@@ -109,6 +109,6 @@ def test_a_broken_row_stops_a_run_unless_it_may_be_skipped(
     world = make_world()
     write_transitions(tmp_path / "t.parquet", [*world, world[0]])
     message = error_of(["validate", "--config", str(make_config(tmp_path, tiny_model))], capsys)
-    assert f"row {len(world)}: transition_id 'take-apple' stands twice" in message
+    assert f"row {len(world)}: transition_id 'take-apple' occurs twice" in message
     main(["validate", "--config", str(make_config(tmp_path, tiny_model, predictions={"on_broken": "skip"}))])
     assert "Held-out transitions" in capsys.readouterr().out

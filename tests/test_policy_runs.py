@@ -235,6 +235,6 @@ def test_what_cannot_be_played_is_one_line(
     )
     collection = {"behaviour": "random", "max_turns": 3, "num_workers": 1}
     unscored = add_predictions(tmp_path, collection=collection, reward=None)
-    assert "data.predictions.reward is missing" in error_of(
+    assert "data.predictions.reward is not set" in error_of(
         ["fit", "--config", world_model, *unscored], capsys
     )

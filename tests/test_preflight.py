@@ -40,11 +40,11 @@ MISSING: dict[str, tuple[dict[str, Any], str]] = {
         {"trainer": {"callbacks": [FILTER]}},
         "trainer.callbacks.0.init_args.reward.init_args.embedder: model './no/embedder'",
     ),
-    "no reward": ({"predictions": {"reward": None}}, "data.predictions.reward is missing"),
+    "no reward": ({"predictions": {"reward": None}}, "data.predictions.reward is not set"),
     "transitions": (
         {"predictions": {"transitions": "/no/t.parquet"}},
-        "data.predictions.transitions names /no/t.parquet, which does not exist, and data.environment and "
-        "data.predictions.collection do not say how to collect it",
+        "data.predictions.transitions names /no/t.parquet, which does not exist; set data.environment and "
+        "data.predictions.collection to collect it",
     ),
     "environment": (
         {"data": {"environment": NO_GAMES},

@@ -116,8 +116,8 @@ def test_a_run_that_was_stopped_goes_on_from_there(tiny_model: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"predictions": {"num_transitions": 24}}, "training draws from 24 items that are not the 32 of the checkpoint; "
-         "data.predictions.transitions, num_transitions and the EasySampleFilter decide which they are"),
+        ({"predictions": {"num_transitions": 24}}, "the 24 training items differ from the 32 items of the checkpoint; "
+         "they depend on data.predictions.transitions, num_transitions and the EasySampleFilter"),
         ({"predictions": {"prompts_per_step": 4}}, "data.predictions.prompts_per_step is 4, but was 8"),
         ({"seed_everything": 1}, "seed_everything is 1, but was 0"),
     ],
@@ -145,7 +145,7 @@ def test_the_same_names_with_other_texts_are_other_data(
     )
     config = make_config(tmp_path, tiny_model, predictions={"prompts_per_step": 8, "num_passes": 2})
     message = error_of(["fit", "--config", str(config), "--ckpt_path", str(one_pass)], capsys)
-    assert "training draws from 32 items that are not the 32 of the checkpoint" in message
+    assert "the 32 training items differ from the 32 items of the checkpoint" in message
 
 
 def test_fewer_passes_than_were_trained_are_refused(
@@ -155,7 +155,7 @@ def test_fewer_passes_than_were_trained_are_refused(
     with pytest.raises(SystemExit):
         run(tmp_path, tiny_model, "less", "--ckpt_path", str(two), predictions={"num_passes": 1})
     assert (
-        "data.predictions.num_passes is 1, which ends after batch 4, but the checkpoint was saved after batch 8"
+        "data.predictions.num_passes is 1, so training ends after batch 4, but the checkpoint was saved after batch 8"
         in capsys.readouterr().err
     )
 

@@ -1,4 +1,4 @@
-"""Collection of transitions: an actor plays an environment, and what it answered is written to a file."""
+"""Collection of transitions: an actor plays episodes, and their transitions are written to a Parquet file."""
 
 from __future__ import annotations
 
@@ -33,31 +33,31 @@ from rwml_lightning.seeds import derive_seed
 from rwml_lightning.terminal import Terminal
 
 Record = Callable[[int, int, list[Episode]], None]
-"""Called with (number of a batch of episodes from 1, how many batches there are, its episodes) after each."""
+"""Called after each batch of episodes with (number of the batch from 1, number of batches, episodes of the batch)."""
 
 
 @dataclass(frozen=True)
 class Collection:
-    """How transitions are collected.
+    """Settings of the collection of transitions.
 
     Args:
-        behaviour: ``model`` (the policy at temperature 1, as in the paper), ``random``, for models too weak to act, or
-            ``branches``: the stored walkthroughs, and at each of their steps what some other actions would have done (for
+        behaviour: ``model`` (the policy at temperature 1, as in the paper), ``random`` (for models too weak to act), or
+            ``branches`` (the stored walkthroughs, and the results of some other actions at each of their steps; for
             implicit world modelling, arXiv 2510.08558).
-        episodes_per_game: Episodes of each game.
-        max_turns: Most turns of an episode.
+        episodes_per_game: Number of episodes of each game.
+        max_turns: Maximum number of turns of an episode.
         expert_share: For ``random``: share of stretches of turns that follow the stored walkthrough.
-        invalid_share: For ``random``: share of turns that try an action which is not admissible now.
-        num_alternatives: For ``branches``: other actions at each turn.
-        max_new_tokens: For ``model``: most tokens of thinking and action.
-        prompt: For ``model``: prompt that asks for an action.
-        history_turns: Earlier turns stored with each transition; prompts may show fewer.
-        validation_share: Share of games for validation where the environment has no validation split (paper: 10 %).
-        splits: Splits of the environment that are collected; ``null`` for all.
-        num_environments: Episodes at once.
-        num_workers: Processes that step the environments.
+        invalid_share: For ``random``: share of turns with an action that is not admissible at that turn.
+        num_alternatives: For ``branches``: number of other actions at each turn.
+        max_new_tokens: For ``model``: maximum number of tokens of thinking and action.
+        prompt: For ``model``: prompt for an action.
+        history_turns: Number of earlier turns stored with each transition; prompts may show fewer.
+        validation_share: Share of games for validation if the environment has no validation split (paper: 10 %).
+        splits: Splits of the environment to collect; ``null`` collects all.
+        num_environments: Number of episodes played at once.
+        num_workers: Number of processes that step the environments.
         step_timeout_s: Seconds after which a step counts as hung.
-        max_dropped_share: Stop when more than this share of episodes is lost to failures of the environment.
+        max_dropped_share: Largest share of episodes that may be lost to environment failures before the run stops.
     """
 
     behaviour: Literal["model", "random", "branches"] = "model"
@@ -85,21 +85,21 @@ def collect(
     policy: Callable[[], PolicyClient],
     record: Record | None = None,
 ) -> None:
-    """Collect transitions into ``path``; an interrupted collection goes on where it was.
+    """Collect transitions into ``path``. An interrupted collection continues where it stopped.
 
-    Finished batches of episodes lie in ``<path>.parts`` until all are there; a file that is complete is left alone.
+    Finished batches of episodes are stored in ``<path>.parts`` until all are finished. A complete file is not changed.
 
     Args:
         path: Parquet file to write.
-        spec: Environment; its games are generated first.
-        collection: How to collect.
-        seed: Seed of the run; an episode's actions follow from it and the episode's name.
-        policy: Gives the policy; called for ``behaviour: model`` alone.
-        record: Called after each batch of episodes.
+        spec: Environment. Its games are generated first.
+        collection: Settings of the collection.
+        seed: Seed of the run. The actions of an episode depend on it and on the name of the episode.
+        policy: Function that returns the policy; called only for ``behaviour: model``.
+        record: Function called after each batch of episodes.
 
     Raises:
-        ValueError: Settings do not fit, or the parts were collected with other settings.
-        RuntimeError: Too many episodes were lost to failures of the environment; the message has the last reason.
+        ValueError: The settings do not fit the environment, or the parts were collected with other settings.
+        RuntimeError: Too many episodes were lost to environment failures; the message gives the last reason.
     """
     if path.exists():
         return
@@ -148,7 +148,9 @@ def collect(
         t for number in range(len(chunks)) for t in read_transitions(parts / f"{number:05d}.parquet")
     ]
     if not collected:
-        raise RuntimeError(f"no transitions came of {len(starts)} episodes{_last_reason(dropped)}")
+        raise RuntimeError(
+            f"no transitions were collected from {len(starts)} episodes{_last_reason(dropped)}"
+        )
     write_transitions(path, collected, {**settings, "dropped_episodes": len(dropped)})
     for part in parts.iterdir():
         part.unlink()
@@ -163,10 +165,10 @@ def play_chunk(
     seed: int,
     policy: PolicyClient | None,
 ) -> tuple[list[Episode], list[Transition], dict[str, str]]:
-    """Play some episodes at once.
+    """Play a batch of episodes at once.
 
     Returns:
-        Episodes and their transitions, in the order of the starts; and why the other episodes were lost, by name.
+        Episodes and their transitions, in the order of the starts, and the reason for each lost episode, by its name.
     """
     if collection.behaviour == "branches":
         experts, lost = follow_expert(
@@ -202,7 +204,7 @@ def _actor(collection: Collection, seed: int, policy: PolicyClient | None) -> Ac
 def collection_settings(
     spec: EnvironmentSpec, collection: Collection, seed: int, policy: PolicyClient | None
 ) -> dict[str, Any]:
-    """All that the transitions depend on, as plain values."""
+    """Return all settings that the transitions depend on, as plain values."""
     settings: dict[str, Any] = {
         "environment": {"id": spec.id, "kwargs": spec.arguments},
         "collection": asdict(collection),
@@ -219,12 +221,12 @@ def collection_settings(
 
 
 def _last_reason(dropped: Mapping[str, str]) -> str:
-    """The end of a message about lost episodes: the last of them and why, where there is one."""
+    """Format the last lost episode and its reason for the end of a message; empty if no episode was lost."""
     return "".join(f"; episode {name}: {reason}" for name, reason in [*dropped.items()][-1:])
 
 
 def check_settings(parts: Path, settings: dict[str, Any]) -> None:
-    """Refuse to go on with parts that were collected with other settings."""
+    """Raise a ValueError if existing parts were collected with other settings; store the settings of new parts."""
     parts.mkdir(parents=True, exist_ok=True)
     file = parts / "settings.json"
     text = json.dumps(settings, sort_keys=True, default=str)
@@ -238,9 +240,9 @@ def check_settings(parts: Path, settings: dict[str, Any]) -> None:
 
 
 def list_starts(spec: EnvironmentSpec, collection: Collection, seed: int) -> Iterator[Start]:
-    """All episodes to play, in an order that mixes games and splits.
+    """Yield all episodes to play, in an order that mixes games and splits.
 
-    An environment without a ``tasks`` attribute is played ``episodes_per_game`` times by seed alone.
+    An environment without a ``tasks`` attribute is played ``episodes_per_game`` times, each time with another seed.
     """
     tasks = list_tasks(spec)
     names = {"": [""]} if tasks is None else tasks
@@ -258,12 +260,12 @@ def list_starts(spec: EnvironmentSpec, collection: Collection, seed: int) -> Ite
         not is_validation(split) for split in chosen
     )
     games = [game for listed in chosen.values() for game in listed]
-    twice = next((game for game, times in Counter(games).items() if times > 1), None)
-    if twice is not None:
-        where = ", ".join(split for split, listed in chosen.items() if twice in listed)
+    repeated = next((game for game, times in Counter(games).items() if times > 1), None)
+    if repeated is not None:
+        where = ", ".join(split for split, listed in chosen.items() if repeated in listed)
         raise ValueError(
-            f"the environment names the task {twice!r} twice (splits: {where}); name splits without it in "
-            "data.predictions.collection.splits"
+            f"the environment lists the task {repeated!r} more than once (splits: {where}); set "
+            "data.predictions.collection.splits to splits that contain it at most once"
         )
     episodes = {
         episode_name(game, number): (split, game)
@@ -271,18 +273,18 @@ def list_starts(spec: EnvironmentSpec, collection: Collection, seed: int) -> Ite
         for game in listed
         for number in range(collection.episodes_per_game)
     }
-    # Without tasks the seed is the game.
+    # If the environment has no tasks, each seed is a game.
     drawn = split_of_game(list(episodes) if tasks is None else games, seed, collection.validation_share)
     for name in sorted(episodes, key=lambda name: derive_seed(seed, "job", name)):
         split, game = episodes[name]
-        own: Literal["train", "validation"] = "validation" if is_validation(split) else "train"
+        assigned: Literal["train", "validation"] = "validation" if is_validation(split) else "train"
         if not has_validation:
-            own = drawn[name if tasks is None else game]
-        yield Start(name, game, episode_seed(seed, name), own)
+            assigned = drawn[name if tasks is None else game]
+        yield Start(name, game, episode_seed(seed, name), assigned)
 
 
 def collection_table(transitions: Sequence[Transition], num_episodes: int, num_dropped: int) -> Table:
-    """What was collected: transitions by kind and split."""
+    """Build a table with the number of collected transitions by kind and split."""
     table = Table(
         title=f"{len(transitions)} transitions of {num_episodes - num_dropped} episodes, {num_dropped} dropped"
     )

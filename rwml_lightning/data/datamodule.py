@@ -1,4 +1,4 @@
-"""The DataModule that every stage shares: it owns generator, environment and seed, and turns sources into loaders."""
+"""The DataModule of every stage: it owns the generator, the environment and the seed, and turns sources into loaders."""
 
 from __future__ import annotations
 
@@ -26,20 +26,22 @@ if TYPE_CHECKING:
 
 
 def rollout_data(trainer: L.Trainer) -> RolloutDataModule:
-    """Give a trainer's DataModule, which Lightning's types do not know."""
+    """Return the DataModule of a trainer; Lightning's types do not declare this attribute."""
     return cast(Any, trainer).datamodule
 
 
 class RolloutDataModule(L.LightningDataModule):
-    """Makes the batches of every stage: its module learns from the source that it names, and is evaluated on all that are given.
+    """Makes the batches of every stage.
+
+    A stage is trained on one source, which its module selects, and evaluated on all configured sources.
 
     Args:
-        generator: Writes completions.
-        environment: Environment that is played.
-        predictions: Predictions of next states.
-        episodes: Episodes that the policy plays.
+        generator: Generator of completions.
+        environment: Environment to play.
+        predictions: Settings of next-state predictions.
+        episodes: Settings of the episodes that the policy plays.
         chat_template_kwargs: Arguments of the tokenizer's chat template, such as ``{enable_thinking: false}``.
-        seed: Seed of the run; ``null`` takes ``seed_everything``.
+        seed: Seed of the run; ``null`` takes the value of ``seed_everything``.
     """
 
     def __init__(
@@ -64,9 +66,9 @@ class RolloutDataModule(L.LightningDataModule):
         self._resumed: dict[str, Any] | None = None
 
     def need_predictions(self) -> Predictions:
-        """Give the settings of predictions, or raise a ValueError where there are none."""
+        """Return the settings of predictions; raise a ValueError if they are not set."""
         if self.predictions is None:
-            raise ValueError("data.predictions is not set; it says what is predicted")
+            raise ValueError("data.predictions is not set; it must name the transitions to predict")
         return self.predictions
 
     @property
@@ -76,12 +78,12 @@ class RolloutDataModule(L.LightningDataModule):
         return self.trainer.lightning_module  # type: ignore[return-value]
 
     def ask(self, module: PolicyModule) -> PolicyClient:
-        """Give the means to ask a module's policy."""
+        """Return a client that generates with a module's policy."""
         return PolicyClient.of(module, self.generator, self.chat_template_kwargs)
 
     @cached_property
     def sources(self) -> dict[SourceName, Source]:
-        """Sources that the config gives, for the policy of the first stage; all stages have the same."""
+        """Sources that the config sets. They are built for the policy of the first stage, and all stages share them."""
         policy, found = self.ask(self.module), dict[SourceName, Source]()
         if self.predictions is not None:
             found["predictions"] = PredictionSource(
@@ -89,7 +91,9 @@ class RolloutDataModule(L.LightningDataModule):
             )
         if self.episodes is not None:
             if self.environment is None:
-                raise ValueError("data.environment is not set, so the policy has nothing to act in")
+                raise ValueError(
+                    "data.environment is not set, but data.episodes needs an environment to play"
+                )
             found["episodes"] = EpisodeSource(self.episodes, policy, self.environment, self.seed)
         return found
 
@@ -103,11 +107,11 @@ class RolloutDataModule(L.LightningDataModule):
     @override
     def prepare_data(self) -> None:
         for source in self.sources.values():
-            source.check()  # a template that hides a message is found before anything is played or generated
+            source.check()  # reports a chat template that drops a message before anything is played or generated
         played, module = self.sources.get("episodes"), self.module
         demonstrates = isinstance(played, EpisodeSource) and played.policy_demonstrates
         if demonstrates and module.learns == "labels" and module.init_from is not None:
-            module.configure_model()  # who learns from demonstrations is who writes them
+            module.configure_model()  # the policy that learns from the demonstrations also writes them
             WeightCheck().update(self.generator, module, 0, self.probe_ids())
         for name, source in self.sources.items():
             source.prepare(module.learns if name == module.reads else "samples")
@@ -144,7 +148,7 @@ class RolloutDataModule(L.LightningDataModule):
 
     @override
     def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
-        return batch  # token ids become tensors in the module, once packed
+        return batch  # the module packs the token ids and then makes tensors
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -152,13 +156,13 @@ class RolloutDataModule(L.LightningDataModule):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        # Lightning restores a loader's own state too, but not when the loader was made before the checkpoint was read,
-        # as it is to learn the number of steps for a learning rate schedule.
+        # Lightning also restores the state of the loader, but not if the loader was made before the checkpoint was read.
+        # A learning rate schedule makes it that early, because it needs the number of steps.
         self._resumed = state_dict
 
     @contextmanager
     def limited_to(self, num_items: int, batch_size: int, num_passes: int) -> Iterator[None]:
-        """Within it a stage learns from the first ``num_items`` alone, ``batch_size`` a step."""
+        """Limit training to the first ``num_items`` items, ``batch_size`` per step, for ``num_passes`` passes."""
         kept = (self._limits, self.trainer)
         self._limits = (num_items, batch_size, num_passes)
         try:
@@ -167,11 +171,11 @@ class RolloutDataModule(L.LightningDataModule):
             self._limits, self.trainer = kept
 
     def probe_ids(self) -> list[int]:
-        """A fixed sequence for comparing generator and trainer."""
+        """Return a fixed token sequence for comparing generator and trainer."""
         return next(ids for source in self.sources.values() if (ids := source.probe_ids()))
 
     def close(self) -> None:
-        """End the generator and the environments."""
+        """Shut down the generator and the environments."""
         self.generator.close()
         for source in self.__dict__.get("sources", {}).values():
             source.close()

@@ -1,4 +1,4 @@
-"""Episodes to imitate, turn by turn: an expert's, with or without thoughts, or the policy's own that were solved (RFT)."""
+"""Demonstrations to imitate: expert episodes with or without thoughts, or solved episodes of the policy itself (RFT)."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ _SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Demonstrations:
-    """Episodes that :class:`rwml_lightning.modules.PolicySFT` imitates.
+    """Settings of the episodes that :class:`rwml_lightning.modules.PolicySFT` imitates.
 
     Args:
-        path: Parquet file of token ids; collected when it is not there.
-        source: ``expert`` follows the walkthrough that the environment gives, as far as it leads to success; ``reflection``
-            does, and has a model write before each action why it is better than others; ``policy`` plays and keeps the
-            episodes that were solved.
-        episodes_per_game: For ``policy``: episodes of each game.
-        labels_per_step: Turns that an optimizer step learns from.
-        max_turns: Turns after which an episode is cut off.
-        temperature: For ``policy``: temperature of sampling.
-        batch_size: Games played at once.
-        reflection: For ``reflection``: how it is written.
+        path: Parquet file of token ids; it is collected if it does not exist.
+        source: ``expert`` follows the environment's walkthroughs and keeps the solved episodes. ``reflection`` does the same,
+            and a model explains before each action why it is better than others. ``policy`` plays and keeps the solved
+            episodes.
+        episodes_per_game: For ``policy``: number of episodes of each game.
+        labels_per_step: Number of turns per optimizer step.
+        max_turns: Number of turns after which an episode is cut off.
+        temperature: For ``policy``: sampling temperature.
+        batch_size: Number of games played at once.
+        reflection: For ``reflection``: settings of the explanations.
     """
 
     path: str
@@ -59,20 +59,20 @@ class Demonstrations:
 def collect_demonstrations(
     wanted: Demonstrations, player: EpisodePlayer, games: Sequence[Game], max_tokens: int
 ) -> None:
-    """Play, and write the turns of solved episodes as labels; the file appears when it is whole.
+    """Play games and write the turns of solved episodes as labels. The file appears only when it is complete.
 
     Args:
-        wanted: How.
-        player: Environments, prompt, chat format, and where the policy writes something the generator.
-        games: What to play.
-        max_tokens: For ``policy``: most tokens a turn.
+        wanted: Settings of the demonstrations.
+        player: Player with the environments, prompt and chat format, and with the generator if the policy writes text.
+        games: Games to play.
+        max_tokens: For ``policy``: maximum number of tokens per turn.
 
     Raises:
-        ValueError: No episode was solved, or reflections that the answer's template has no place for.
+        ValueError: No episode was solved, or the answer template has no field for reflections.
     """
     if wanted.source == "reflection" and "{thinking}" not in player.prompt.answer:
         raise ValueError(
-            "data.episodes.demonstrations.source is 'reflection', but data.episodes.prompt.answer has no place for {thinking}"
+            "data.episodes.demonstrations.source is 'reflection', but data.episodes.prompt.answer has no field {thinking}; add it"
         )
     labels: list[Label] = []
     unsolved: dict[str, str] = {}
@@ -84,7 +84,7 @@ def collect_demonstrations(
     ):
         if wanted.source == "policy":
             episodes = list(
-                _own_successes(wanted, player, number, chunk, Sampling(max_tokens, wanted.temperature))
+                _policy_labels(wanted, player, number, chunk, Sampling(max_tokens, wanted.temperature))
             )
         else:
             experts, missing = _follow_expert(wanted, player, chunk)
@@ -94,15 +94,17 @@ def collect_demonstrations(
         labels += [label for episode in episodes for label in episode]
     if not labels:
         raise ValueError(
-            f"none of {len(games)} games was solved, so there is nothing to imitate; take easier games, more "
-            "data.episodes.demonstrations.episodes_per_game, or data.episodes.demonstrations.source 'expert'"
+            f"none of {len(games)} games was solved, so there are no demonstrations; use easier games, raise "
+            "data.episodes.demonstrations.episodes_per_game, or set data.episodes.demonstrations.source to 'expert'"
             + "".join(f"; {name}: {reason}" for name, reason in [*unsolved.items()][-1:])
         )
     write_labels(Path(wanted.path), labels, {**asdict(wanted), "tokenizer": fingerprint(player.policy.chat)})
-    console.print(f"{len(labels)} turns of {solved} solved episodes, of {len(games)} games: {wanted.path}")
+    console.print(
+        f"{len(labels)} turns of {solved} solved episodes from {len(games)} games, written to {wanted.path}"
+    )
 
 
-def _own_successes(
+def _policy_labels(
     wanted: Demonstrations, player: EpisodePlayer, number: int, games: Sequence[Game], sampling: Sampling
 ) -> Iterator[list[Label]]:
     batch = player.collect(
@@ -130,7 +132,7 @@ def _follow_expert(
 def _expert_labels(
     wanted: Demonstrations, player: EpisodePlayer, episodes: Sequence[ExpertEpisode]
 ) -> Iterator[list[Label]]:
-    """Labels of each episode, as far as they fit the context."""
+    """Yield the labels of each episode, without turns that do not fit the context."""
     steps = [step for episode in episodes for step in episode.steps]
     thoughts = iter(
         write_reflections(wanted.reflection, steps, player.policy, player.seed)
@@ -139,15 +141,15 @@ def _expert_labels(
     )
     for episode in episodes:
         labels: list[Label] = []
-        so_far: tuple[int, ...] | None = None
+        previous_ids: tuple[int, ...] | None = None
         for step in episode.steps:
             chat = player.policy.chat
-            prompt = player.prompt.encode(chat, step.view, so_far)
+            prompt = player.prompt.encode(chat, step.view, previous_ids)
             action, thinking = chat.quote_action(step.transition.action), chat.quote(next(thoughts))
             answer = player.prompt.answer.format(action=action, thinking=thinking)
             answer_ids = chat.encode_label(prompt, answer)
-            so_far = prompt + answer_ids
-            if player.policy.fits(len(so_far)):
+            previous_ids = prompt + answer_ids
+            if player.policy.fits(len(previous_ids)):
                 labels.append(Label(step.transition.transition_id, prompt, answer_ids))
             else:
                 log.warning("%s does not fit the context and is left out", step.transition.transition_id)
@@ -155,7 +157,7 @@ def _expert_labels(
 
 
 def write_labels(path: Path, labels: Iterable[Label], metadata: dict[str, Any]) -> None:
-    """Write labels; the file appears when it is whole."""
+    """Write labels to a Parquet file. The file appears only when it is complete."""
     rows = [asdict(label) for label in labels]
     schema = _SCHEMA.with_metadata({METADATA_KEY: json.dumps(metadata).encode()})
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -165,10 +167,10 @@ def write_labels(path: Path, labels: Iterable[Label], metadata: dict[str, Any]) 
 
 
 def read_labels(path: Path, chat: ChatFormat) -> list[Label]:
-    """Read labels.
+    """Read labels from a Parquet file.
 
     Raises:
-        ValueError: The file is none of labels, or was written with another tokenizer or chat template.
+        ValueError: The file has no labels, or it was written with another tokenizer or chat template.
     """
     try:
         table = pq.read_table(path)
@@ -176,11 +178,11 @@ def read_labels(path: Path, chat: ChatFormat) -> list[Label]:
         rows = table.select(_SCHEMA.names).to_pylist()
     except (pa.ArrowException, OSError, KeyError) as error:
         raise ValueError(
-            f"data.episodes.demonstrations.path: {path} is no file of demonstrations ({error})"
+            f"data.episodes.demonstrations.path: {path} is not a file of demonstrations ({error})"
         ) from error
     if metadata.get("tokenizer") != fingerprint(chat):
         raise ValueError(
-            f"data.episodes.demonstrations.path: {path} was written with another tokenizer or chat template; name another file, or remove it to collect "
-            "anew"
+            f"data.episodes.demonstrations.path: {path} was written with another tokenizer or chat template; set another path, or "
+            "remove the file to collect it again"
         )
     return [Label(row["name"], tuple(row["prompt_ids"]), tuple(row["answer_ids"])) for row in rows]

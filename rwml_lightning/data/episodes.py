@@ -1,4 +1,4 @@
-"""The source of episodes: games in; groups of played episodes, and labels of solved ones, out."""
+"""The source of episodes: it turns games into groups of played episodes and labels of solved episodes."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from rwml_lightning.seeds import derive_seed
 
 @dataclass(frozen=True)
 class GameEvaluation:
-    """How a policy is evaluated: fixed games with fixed seeds.
+    """Settings of the evaluation of a policy on fixed games with fixed seeds.
 
     Args:
-        splits: Splits of the environment; ``null`` takes those that are never trained on.
+        splits: Splits of the environment; ``null`` takes the splits that are never trained on.
         num_games: Number of games, a fixed random draw; ``null`` takes all.
-        episodes_per_game: Episodes of each; pass@k goes up to as many.
-        max_turns: Turns after which an episode is cut off (paper: 30).
-        temperature: Temperature of sampling (verl-agent: 0.4).
-        batch_size: Games played at once.
-        top_p: Nucleus; 1, as in training, keeps every token.
+        episodes_per_game: Number of episodes of each game, which is also the largest possible k of pass@k.
+        max_turns: Number of turns after which an episode is cut off (paper: 30).
+        temperature: Sampling temperature (verl-agent: 0.4).
+        batch_size: Number of games played at once.
+        top_p: Probability mass of nucleus sampling; 1, as in training, keeps every token.
     """
 
     splits: list[str] | None = None
@@ -49,11 +49,11 @@ class GameEvaluation:
 
 @dataclass(frozen=True)
 class NextStateLabels:
-    """Next states of a step's own turns, as labels for ``model.world_model_weight``.
+    """Settings of next-state labels from the turns of the same step, for ``model.world_model_weight``.
 
     Args:
-        num_per_step: Labels of a step, a random draw.
-        prompt: Template of their prompts.
+        num_per_step: Number of labels per step, a random draw.
+        prompt: Template of the next-state prompts.
     """
 
     num_per_step: int = 16
@@ -62,26 +62,27 @@ class NextStateLabels:
 
 @dataclass(frozen=True)
 class Episodes:
-    """Episodes that the policy plays; the settings of training first, then those of evaluation.
+    """Settings of the episodes that the policy plays in training and evaluation.
 
     Args:
-        prompt: Prompt that asks for an action.
-        sampling: Limits and temperature of a turn in training; ``top_p`` stays 1.
-        games_per_step: Games a step (verl-agent: 16).
-        group_size: Episodes of each game (paper: 8).
-        num_passes: How often each training game, or demonstration, is used.
-        max_turns: Turns after which an episode is cut off (paper: 15 on ALFWorld).
-        success_reward: Factor of the environment's reward (verl-agent: 10 for a solved game).
-        invalid_penalty: Taken from what a turn is paid whose action the environment did not accept (verl-agent: 0.1).
-        splits: Splits of the environment that are trained on; ``null`` takes those that are not for validation.
+        prompt: Prompt for an action.
+        sampling: Limits and temperature of a turn in training; ``top_p`` must be 1.
+        games_per_step: Number of games per step (verl-agent: 16).
+        group_size: Number of episodes of each game (paper: 8).
+        num_passes: Number of times that each training game, or demonstration, is used.
+        max_turns: Number of turns after which an episode is cut off (paper: 15 on ALFWorld).
+        success_reward: Factor applied to the environment's reward (verl-agent: 10 for a solved game).
+        invalid_penalty: Amount subtracted from the reward of a turn if the environment does not accept its action
+            (verl-agent: 0.1).
+        splits: Splits of the environment for training; ``null`` takes the splits that are not for validation.
         num_games: Number of training games, a fixed random draw; ``null`` takes all. An environment without tasks needs a number.
         demonstrations: Episodes that a supervised stage imitates.
-        next_state_labels: Labels of a step's own turns; for ``model.world_model_weight``.
-        validation: What ``fit`` and ``validate`` measure.
-        test: What ``test`` measures; ``null`` takes all games of ``validation``'s splits.
-        num_workers: Processes that step environments.
+        next_state_labels: Next-state labels from the turns of a step, for ``model.world_model_weight``.
+        validation: Evaluation in ``fit`` and ``validate``.
+        test: Evaluation in ``test``; ``null`` takes all games of the splits of ``validation``.
+        num_workers: Number of processes that step the environments.
         step_timeout_s: Seconds after which a step counts as hung.
-        max_dropped_share: Stop when more than this share of groups is lost to failures of the environment.
+        max_dropped_share: Largest share of groups that may be lost to environment failures before the run stops.
     """
 
     prompt: ActionPrompt = ActionPrompt()  # noqa: RUF009 - frozen
@@ -109,22 +110,22 @@ class Episodes:
                 raise ValueError(f"data.episodes.{name} is {getattr(self, name)}; it must be at least 1")
         if not 0 <= self.max_dropped_share <= 1:
             raise ValueError(
-                f"data.episodes.max_dropped_share is {self.max_dropped_share}; a share lies between 0 and 1"
+                f"data.episodes.max_dropped_share is {self.max_dropped_share}; it must be between 0 and 1"
             )
 
     def need_demonstrations(self) -> Demonstrations:
-        """Give the demonstrations, or raise a ValueError where there are none."""
+        """Return the demonstrations; raise a ValueError if they are not set."""
         if self.demonstrations is None:
-            raise ValueError("data.episodes.demonstrations is not set, so there is nothing to imitate")
+            raise ValueError("data.episodes.demonstrations is not set; it must name the episodes to imitate")
         return self.demonstrations
 
 
 class EpisodeSource(Source):
-    """Draws games and lets the policy play them; its environments live until :meth:`close`.
+    """Draws games and plays them with the policy. The environments run until :meth:`close`.
 
     Args:
-        settings: Settings of the config.
-        policy: Plays.
+        settings: Settings from the config.
+        policy: Client of the policy that plays.
         environment: Environment of the games.
         seed: Seed of the run.
     """
@@ -142,7 +143,7 @@ class EpisodeSource(Source):
 
     @property
     def policy_demonstrates(self) -> bool:
-        """Whether the policy has demonstrations to write before it learns from them."""
+        """Whether the policy must first write the demonstrations that it learns from."""
         wanted = self.settings.demonstrations
         return wanted is not None and wanted.source != "expert" and not Path(wanted.path).exists()
 
@@ -164,74 +165,78 @@ class EpisodeSource(Source):
 
     @override
     def set_up(self, stage: str) -> None:
-        how = self.settings
+        settings = self.settings
         if stage == "fit":
             self.train = self._draw_training()
-        tested = how.test or replace(how.validation, num_games=None)
-        self.evaluation = tested if stage == "test" else how.validation
-        key = "data.episodes.test" if stage == "test" and how.test else "data.episodes.validation"
+        tested = settings.test or replace(settings.validation, num_games=None)
+        self.evaluation = tested if stage == "test" else settings.validation
+        key = "data.episodes.test" if stage == "test" and settings.test else "data.episodes.validation"
         splits, num_games = self.evaluation.splits, self.evaluation.num_games
         self.validation = draw_games(self.environment, splits, num_games, self.seed, True, key)
 
     def _draw_training(self) -> list[Game]:
-        how = self.settings
-        return draw_games(self.environment, how.splits, how.num_games, self.seed, False, "data.episodes")
+        settings = self.settings
+        return draw_games(
+            self.environment, settings.splits, settings.num_games, self.seed, False, "data.episodes"
+        )
 
     @cached_property
     def player(self) -> EpisodePlayer:
-        """Plays; its environments serve training and evaluation alike."""
-        how = self.settings
-        pool = EnvironmentPool(self.environment, how.num_workers, how.step_timeout_s)
+        """Player of the episodes. Training and evaluation share its environments."""
+        settings = self.settings
+        pool = EnvironmentPool(self.environment, settings.num_workers, settings.step_timeout_s)
         return EpisodePlayer(
             pool,
             self.policy,
-            how.prompt,
+            settings.prompt,
             self.seed,
-            how.success_reward,
-            how.invalid_penalty,
-            how.max_dropped_share,
+            settings.success_reward,
+            settings.invalid_penalty,
+            settings.max_dropped_share,
         )
 
     @override
     def training(self, learns: Learns, stage: str) -> Draw[Game, EpisodeBatch] | Draw[Label, LabelledBatch]:
-        how = self.settings
+        settings = self.settings
         if learns == "labels":
-            wanted = how.need_demonstrations()
+            wanted = settings.need_demonstrations()
             labels = read_labels(Path(wanted.path), self.policy.chat)
 
             def imitate(step: int, labels: Sequence[Label]) -> LabelledBatch:
                 return LabelledBatch(step, tuple(labels))
 
-            return Draw(labels, wanted.labels_per_step, imitate, how.num_passes, in_parts=True)
+            return Draw(labels, wanted.labels_per_step, imitate, settings.num_passes, in_parts=True)
 
         def play(step: int, games: Sequence[Game]) -> EpisodeBatch:
-            # A game that comes again has another seed.
+            # A game has another seed in every step that uses it.
             seeded = [replace(game, seed=derive_seed(game.seed, step)) for game in games]
-            batch = self.player.collect(stage, step, seeded, how.group_size, how.sampling, how.max_turns)
+            batch = self.player.collect(
+                stage, step, seeded, settings.group_size, settings.sampling, settings.max_turns
+            )
             return replace(batch, labels=self._label_played(batch))
 
-        return Draw(self.train, how.games_per_step, play, how.num_passes)
+        return Draw(self.train, settings.games_per_step, play, settings.num_passes)
 
     def _label_played(self, batch: EpisodeBatch) -> tuple[Label, ...]:
-        """Labels of a draw of what the episodes' actions did, without those that do not fit the context."""
-        how = self.settings.next_state_labels
-        if how is None:
+        """Draw transitions from the episodes and return their labels, without labels that do not fit the context."""
+        settings = self.settings.next_state_labels
+        if settings is None:
             return ()
-        played = draw_played(batch.groups, batch.step, how.num_per_step, self.seed)
-        labels = label_transitions(played, how.prompt, self.policy.chat)
+        played = draw_played(batch.groups, batch.step, settings.num_per_step, self.seed)
+        labels = label_transitions(played, settings.prompt, self.policy.chat)
         return tuple(x for x in labels if self.policy.fits(len(x.prompt_ids) + len(x.answer_ids)))
 
     @override
     def held_out(self) -> Draw[Game, EpisodeBatch]:
-        how = self.evaluation
-        sampling = replace(self.settings.sampling, temperature=how.temperature, top_p=how.top_p)
+        settings = self.evaluation
+        sampling = replace(self.settings.sampling, temperature=settings.temperature, top_p=settings.top_p)
 
         def play(step: int, games: Sequence[Game]) -> EpisodeBatch:
             return self.player.collect(
-                "validation", step, games, how.episodes_per_game, sampling, how.max_turns
+                "validation", step, games, settings.episodes_per_game, sampling, settings.max_turns
             )
 
-        return Draw(self.validation, how.batch_size, play)
+        return Draw(self.validation, settings.batch_size, play)
 
     @override
     def probe_ids(self) -> list[int]:

@@ -1,4 +1,4 @@
-"""Predictions that need no model, to report beside a model's: those of the environment's own, or what any environment has."""
+"""Floors: model-free predictors to compare a model with, from the environment itself or generic."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ _FIRST_WORD = re.compile(r"\w+")
 
 
 def floors_for(transitions: Sequence[Transition], known: Sequence[Transition]) -> Mapping[str, Predictor]:
-    """Floors by name: from a transition (its next state unread) to a predicted next state.
+    """Return floors by name. A floor predicts the next state of a transition without reading the real one.
 
-    ALFWorld has its own (:mod:`rwml_lightning.envs.alfworld.floors`). Anywhere else there are ``copy_observation``, where the next
-    state may be the current one, and ``most_common``, the most common answer to actions of the same tool or first word.
+    ALFWorld has its own floors (:mod:`rwml_lightning.envs.alfworld.floors`). Every other environment has ``copy_observation``,
+    which predicts the current state, and ``most_common``, which predicts the most common next state after actions with the
+    same tool or first word.
 
     Args:
         transitions: Transitions to predict, of one environment.
-        known: Training transitions, for ``most_common``; without any there is none.
+        known: Training transitions for ``most_common``. Without any, ``most_common`` is left out.
     """
     if transitions and "alfworld" in transitions[0].environment.lower():
         return ALFWORLD_FLOORS
@@ -38,7 +39,7 @@ def floors_for(transitions: Sequence[Transition], known: Sequence[Transition]) -
 
 
 def _verb(action: str) -> str:
-    """The tool that an action calls, or its first word; of what has none the empty text."""
+    """Return the tool that an action calls, or its first word; empty if it has neither."""
     found = _TOOL_NAME.search(action)
     if found:
         return found.group(1)

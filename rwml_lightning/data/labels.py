@@ -1,4 +1,4 @@
-"""Next states as answers to imitate."""
+"""Labels for supervised learning of next states."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rwml_lightning.seeds import derive_seed
 def label_transitions(
     transitions: Iterable[Transition], prompt: WorldModelPrompt, chat: ChatFormat
 ) -> tuple[Label, ...]:
-    """Turn transitions into labels: the prompt of each, and its real next state as the answer."""
+    """Turn transitions into labels, each with the prompt of the transition and its real next state as the answer."""
     labels = []
     for transition in transitions:
         prompt_ids = prompt.encode(chat, transition)
@@ -23,7 +23,7 @@ def label_transitions(
 
 
 def draw_played(groups: Iterable[EpisodeGroup], step: int, count: int, seed: int) -> Sequence[Transition]:
-    """Draw transitions from a step's episodes at random, from those alone that a model could have predicted."""
+    """Draw random transitions from a step's episodes, only from transitions that a model could have predicted."""
     played = [
         transition
         for group in groups

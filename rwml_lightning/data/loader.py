@@ -1,4 +1,4 @@
-"""The loader of every stage: positions become batches, which are made on the spot."""
+"""The loader of every stage: it makes each batch from its position, when the batch is needed."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Batch = TypeVar("Batch")
 
 @dataclass(frozen=True)
 class Draw(Generic[Item, Batch]):
-    """Items that steps are made from.
+    """Items of a stage and the function that makes batches of them.
 
     Args:
         items: Transitions, games or labels.
-        batch_size: Items a step.
-        make: Makes a batch from (step, items of one rank).
-        num_passes: How often every item is used.
-        in_parts: Whether items that stand together stay together, as the turns of an episode do.
+        batch_size: Number of items per step, over all ranks.
+        make: Function that makes a batch from (step, items of one rank).
+        num_passes: Number of times that every item is used.
+        in_parts: Whether consecutive items stay together in a step, as the turns of an episode do.
     """
 
     items: Sequence[Item]
@@ -35,17 +35,18 @@ class Draw(Generic[Item, Batch]):
 
 
 class StepLoader(Generic[Item, Batch]):
-    """Turns positions into batches: the items of step n follow from the seed and n alone.
+    """Makes batches by position: the items of step n depend only on the seed and n.
 
-    Each pass is a new permutation, and all passes make up one Lightning epoch, so that a position is one number. The
-    length is known, so Lightning fetches no batch ahead: a batch is made after the weights of the step before it have
-    reached the generator. ``state_dict`` is the position, and what the items of all steps follow from; nothing is replayed.
+    Each pass is a new permutation, and all passes together are one Lightning epoch, so that a position is one number. The
+    length is known, so Lightning does not prefetch: a batch is made after the generator has received the weights of the
+    previous step. ``state_dict`` holds the position and everything that determines the items of a step. A resumed run
+    replays no steps.
 
     Args:
-        draw: Items; the last step of a pass may have fewer than the others.
+        draw: Items and their batch function. The last step of a pass may have fewer items than the others.
         seed: Seed of the permutations; ``None`` keeps the order.
-        rank: This process.
-        world_size: Number of processes, each of which gets its share of a step's items.
+        rank: Rank of this process.
+        world_size: Number of processes. Each process gets its share of a step's items.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class StepLoader(Generic[Item, Batch]):
 
     @property
     def steps_per_pass(self) -> int:
-        """Steps that use every item once."""
+        """Number of steps that use every item once."""
         return math.ceil(len(self.draw.items) / self.draw.batch_size)
 
     def __len__(self) -> int:
@@ -79,7 +80,7 @@ class StepLoader(Generic[Item, Batch]):
             yield self.draw.make(step, self.select(step)[self.rank :: self.world_size])
 
     def select(self, step: int) -> list[Item]:
-        """Items of one step, of all ranks."""
+        """Return the items of one step, for all ranks."""
         number, index = divmod(step, self.steps_per_pass)
         size = self.draw.batch_size
         if self.draw.in_parts:
@@ -89,7 +90,7 @@ class StepLoader(Generic[Item, Batch]):
         return [self.draw.items[i] for i in chosen]
 
     def _shuffled(self, number: int, count: int) -> Sequence[int]:
-        """The places of one pass in their order."""
+        """Return the positions of one pass in their shuffled order."""
         order = range(count)
         if self.seed is None:
             return order

@@ -1,4 +1,4 @@
-"""The source of predictions: transitions in; scored predictions, labels and held-out batches out."""
+"""The source of predictions: it turns transitions into scored predictions, labels and held-out batches."""
 
 from __future__ import annotations
 
@@ -29,26 +29,26 @@ from rwml_lightning.schema import LabelledBatch, RolloutBatch, Sampling, Transit
 
 @dataclass(frozen=True)
 class Predictions:
-    """Predictions of next states: what is predicted, how, and what they are worth.
+    """Settings of next-state predictions: their transitions, prompts, sampling and reward.
 
     Args:
-        transitions: Parquet file of transitions; collected into it when it is not there.
-        reward: Reward that scores predictions; a stage that learns from labels can do without where there is an ``evaluator``.
-        collection: How transitions are collected in ``data.environment``.
+        transitions: Parquet file of transitions; it is collected if it does not exist.
+        reward: Reward that scores predictions. A stage that learns from labels does not need it if ``evaluator`` is set.
+        collection: Settings of the collection of transitions in ``data.environment``.
         prompt: Template of the prompt.
-        sampling: Limits and temperature in training; ``top_p`` stays 1.
-        prompts_per_step: Transitions a step (paper: 32).
-        group_size: Predictions a transition (paper: 8 on ALFWorld, 16 on tau2-bench).
-        num_passes: How often each training transition is used (paper: 2 epochs).
+        sampling: Limits and temperature in training; ``top_p`` must be 1.
+        prompts_per_step: Number of transitions per step (paper: 32).
+        group_size: Number of predictions per transition (paper: 8 on ALFWorld, 16 on tau2-bench).
+        num_passes: Number of times that each training transition is used (paper: 2 epochs).
         num_transitions: Number of training transitions, a fixed random draw; ``null`` uses all.
-        validation: How held-out predictions are made.
-        evaluator: Reward that scores held-out predictions; ``null`` takes ``reward``. Runs with different rewards can be compared
-            when they name the same evaluator.
-        on_broken: A broken row of the file, or one whose prompt does not fit the context, is refused (``raise``), or
-            named, counted and left out (``skip``).
-        max_dropped_share: Stop when more than this share of groups got no verdict from the reward.
-        control: Reward that knows nothing, in place of the true one in training (:mod:`rwml_lightning.rewards.controls`);
-            the command line's ``control`` sets it.
+        validation: Settings of held-out predictions.
+        evaluator: Reward that scores held-out predictions; ``null`` takes ``reward``. Runs with different rewards are comparable
+            if they use the same evaluator.
+        on_broken: Treatment of a broken row, or of a row with a prompt that does not fit the context: ``raise`` stops with an
+            error, ``skip`` logs, counts and leaves out the row.
+        max_dropped_share: Largest share of groups that may stay without a score before the run stops.
+        control: Uninformative reward that replaces the true one in training (:mod:`rwml_lightning.rewards.controls`). The
+            command ``control`` sets it.
     """
 
     transitions: str
@@ -72,33 +72,33 @@ class Predictions:
                 raise ValueError(f"data.predictions.{name} is {getattr(self, name)}; it must be at least 1")
         if not 0 <= self.max_dropped_share <= 1:
             raise ValueError(
-                f"data.predictions.max_dropped_share is {self.max_dropped_share}; a share lies between 0 and 1"
+                f"data.predictions.max_dropped_share is {self.max_dropped_share}; it must be between 0 and 1"
             )
         check_trainable(self.sampling, "data.predictions.sampling")
 
     @property
     def path(self) -> Path:
-        """The file of transitions."""
+        """Path of the file of transitions."""
         return Path(self.transitions)
 
     def need_reward(self) -> NextStateReward:
-        """Give the reward, or raise a ValueError where there is none."""
+        """Return the reward; raise a ValueError if it is not set."""
         if self.reward is None:
             raise ValueError(
-                "data.predictions.reward is missing; predictions of next states are scored by one"
+                "data.predictions.reward is not set; predictions of next states need it for their scores"
             )
         return self.reward
 
     def need_evaluator(self) -> NextStateReward:
-        """Give what scores held-out predictions, or raise a ValueError where there is nothing."""
+        """Return the reward that scores held-out predictions; raise a ValueError if there is none."""
         return self.need_reward() if self.evaluator is None else self.evaluator
 
     def check_collectable(self, environment: EnvironmentSpec | None) -> None:
-        """Raise a ValueError where the config does not say how to collect transitions that are not there."""
+        """Raise a ValueError if the config does not define how to collect missing transitions."""
         if environment is None or self.collection is None:
             raise ValueError(
-                f"data.predictions.transitions names {self.path}, which does not exist, and data.environment and "
-                "data.predictions.collection do not say how to collect it"
+                f"data.predictions.transitions names {self.path}, which does not exist; set data.environment and "
+                "data.predictions.collection to collect it"
             )
 
     def collect(
@@ -108,13 +108,13 @@ class Predictions:
         policy: Callable[[], PolicyClient],
         record: Record | None = None,
     ) -> None:
-        """Collect transitions into the file, or finish what an interrupted collection left.
+        """Collect transitions into the file, or finish an interrupted collection.
 
         Args:
             environment: ``data.environment``.
             seed: Seed of the run.
-            policy: Gives the policy; called where the model plays.
-            record: Called after each batch of episodes.
+            policy: Function that returns the policy; called only if the model plays.
+            record: Function called after each batch of episodes.
         """
         self.check_collectable(environment)
         assert environment is not None
@@ -123,14 +123,14 @@ class Predictions:
 
 
 class PredictionSource(Source):
-    """Draws transitions, has the policy predict them, and scores the predictions.
+    """Draws transitions, predicts their next states with the policy, and scores the predictions.
 
     Args:
-        settings: Settings of the config.
-        policy: Makes the predictions.
-        environment: Environment that transitions are collected in when they are not there.
+        settings: Settings from the config.
+        policy: Client of the policy that predicts.
+        environment: Environment to collect missing transitions in.
         seed: Seed of the run.
-        record: Called with collected episodes.
+        record: Function called after each collected batch of episodes.
     """
 
     def __init__(
@@ -164,15 +164,15 @@ class PredictionSource(Source):
     def set_up(self, stage: str) -> None:
         if self.train:
             return
-        how, transitions = self.settings, self._read()
-        train = draw(transitions, "train", how.num_transitions, self.seed)
+        settings, transitions = self.settings, self._read()
+        train = draw(transitions, "train", settings.num_transitions, self.seed)
         if stage == "fit" and not train:
-            raise ValueError(f"{how.path} holds no training transitions")
+            raise ValueError(f"{settings.path} holds no training transitions")
         self.train = self._fitting(train) if train else []
-        self.validation = self._hold_out(transitions, how.validation.num_transitions)
+        self.validation = self._hold_out(transitions, settings.validation.num_transitions)
 
     def whole_validation_split(self) -> list[Transition]:
-        """Everything that the file holds out, of which ``validation`` is a draw."""
+        """Return all held-out transitions of the file; ``validation`` is a draw from them."""
         return self._hold_out(self._read(), None)
 
     def _read(self) -> list[Transition]:
@@ -182,52 +182,54 @@ class PredictionSource(Source):
         return self._fitting(draw(transitions, "validation", count, self.seed))
 
     def _fitting(self, transitions: Sequence[Transition]) -> list[Transition]:
-        how = self.settings
-        most = how.sampling.max_tokens
-        return select_fitting(how.path, transitions, how.prompt, self.policy, most, how.on_broken)
+        settings = self.settings
+        most = settings.sampling.max_tokens
+        return select_fitting(
+            settings.path, transitions, settings.prompt, self.policy, most, settings.on_broken
+        )
 
     def keep_only(self, transition_ids: Iterable[str]) -> None:
-        """Train on these transitions alone; ``train`` stays whole."""
+        """Train only on these transitions; ``train`` still holds all."""
         self._only = frozenset(transition_ids)
 
     @override
     def training(self, learns: Learns, stage: str) -> Draw[Transition, RolloutBatch | LabelledBatch]:
-        how = self.settings
+        settings = self.settings
         kept = [t for t in self.train if self._only is None or t.transition_id in self._only]
         if learns == "labels":
-            return Draw(kept, how.prompts_per_step, self._label, how.num_passes)
-        control = None if how.control == "none" else Control(how.control, self.seed, self.train)
-        rollouts = self._rollouts(how.need_reward(), control)
+            return Draw(kept, settings.prompts_per_step, self._label, settings.num_passes)
+        control = None if settings.control == "none" else Control(settings.control, self.seed, self.train)
+        rollouts = self._rollouts(settings.need_reward(), control)
 
         def predict(step: int, transitions: Sequence[Transition]) -> RolloutBatch:
-            return rollouts.collect(stage, step, transitions, how.group_size, how.sampling)
+            return rollouts.collect(stage, step, transitions, settings.group_size, settings.sampling)
 
-        return Draw(kept, how.prompts_per_step, predict, how.num_passes)
+        return Draw(kept, settings.prompts_per_step, predict, settings.num_passes)
 
     def _label(self, step: int, transitions: Sequence[Transition]) -> LabelledBatch:
         return LabelledBatch(step, label_transitions(transitions, self.settings.prompt, self.policy.chat))
 
     @override
     def held_out(self) -> Draw[Transition, HeldOutBatch]:
-        how = self.settings.validation
+        settings = self.settings.validation
         evaluator = self.settings.need_evaluator()
-        rollouts = self._rollouts(evaluator, None)  # no control touches it
-        sampling = Sampling(self.settings.sampling.max_tokens, how.temperature, how.top_p)
+        rollouts = self._rollouts(evaluator, None)  # evaluation never uses a control
+        sampling = Sampling(self.settings.sampling.max_tokens, settings.temperature, settings.top_p)
 
         def predict(step: int, transitions: Sequence[Transition]) -> HeldOutBatch:
-            batch = rollouts.collect("validation", step, transitions, how.group_size, sampling)
+            batch = rollouts.collect("validation", step, transitions, settings.group_size, sampling)
             return HeldOutBatch(
                 batch.groups,
                 tuple(measure_groups(batch.groups, evaluator)),
                 self._measure_floors([group.transition for group in batch.groups], evaluator),
             )
 
-        return Draw(self.validation, how.batch_size, predict)
+        return Draw(self.validation, settings.batch_size, predict)
 
     def _measure_floors(
         self, transitions: Sequence[Transition], evaluator: NextStateReward
     ) -> tuple[dict[str, Measured], ...]:
-        """What predictors without a model score on each transition; computed once, for no training changes it."""
+        """Measure the floors on each transition. Training does not change them, so each is measured once."""
         new = [t for t in transitions if t.transition_id not in self._floors]
         if new:
             found = measure_floors(new, evaluator, floors_for(new, self.train))
@@ -235,8 +237,10 @@ class PredictionSource(Source):
         return tuple(self._floors[t.transition_id] for t in transitions)
 
     def _rollouts(self, reward: NextStateReward, control: Control | None) -> WorldModelRollouts:
-        how = self.settings
-        return WorldModelRollouts(self.policy, reward, how.prompt, self.seed, how.max_dropped_share, control)
+        settings = self.settings
+        return WorldModelRollouts(
+            self.policy, reward, settings.prompt, self.seed, settings.max_dropped_share, control
+        )
 
     @override
     def probe_ids(self) -> list[int]:

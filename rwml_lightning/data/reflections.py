@@ -1,4 +1,4 @@
-"""Self-reflection: why the expert's action was better than others, in the words of a model that sees what each would have done."""
+"""Self-reflection: a model sees the outcome of each action and explains why the expert's action was the best."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ outcomes yet: reason towards them."""
 
 @dataclass(frozen=True)
 class Reflection:
-    """How reflections are written (arXiv 2510.08558, section 4.3).
+    """Settings of reflections (arXiv 2510.08558, section 4.3).
 
     Args:
-        num_alternatives: Other actions at each step whose outcome is shown.
-        user: What asks for one, with the fields ``{task}``, ``{observation}``, ``{outcomes}`` and ``{action}``.
-        max_tokens: Most tokens of one.
-        temperature: Temperature of sampling.
-        server: A chat model that writes them; ``null`` asks the policy itself.
+        num_alternatives: Number of other actions at each step that the prompt shows with their outcomes.
+        user: Prompt for a reflection, with the fields ``{task}``, ``{observation}``, ``{outcomes}`` and ``{action}``.
+        max_tokens: Maximum number of tokens of a reflection.
+        temperature: Sampling temperature.
+        server: Chat model that writes the reflections; ``null`` uses the policy itself.
     """
 
     num_alternatives: int = 3
@@ -52,7 +52,7 @@ class Reflection:
             raise ValueError(f"{key}.num_alternatives is {self.num_alternatives}; it must be at least 1")
 
     def ask(self, step: ExpertStep, quote: Callable[[str], str] = str) -> str:
-        """The question about one step, with ``quote`` applied to every text of the environment."""
+        """Return the prompt about one step, with ``quote`` applied to every text from the environment."""
         known = sorted([step.transition, *step.alternatives], key=lambda one: one.action)
         return self.user.format(
             task=quote(step.transition.task),
@@ -68,10 +68,10 @@ def write_reflections(
     policy: PolicyClient,
     seed: int,
 ) -> list[str]:
-    """Thoughts for each step, on one line.
+    """Write the thoughts for each step, on one line.
 
-    They are empty where a server gave none, the question does not fit the context, or
-    there was no other action to compare with.
+    The line is empty if the server gave no answer, the prompt does not fit the context, or there was no other action to
+    compare with.
     """
     asked = [number for number, step in enumerate(steps) if step.alternatives]
     if how.server is None:
@@ -100,14 +100,16 @@ def write_reflections(
         answers = client.ask("chat/completions", [_request(how, how.ask(steps[n])) for n in asked])
         lost = [answer for answer in answers if isinstance(answer, NoAnswerError)]
         if lost:
-            log.warning("%d of %d reflections are empty; the first: %s", len(lost), len(answers), lost[0])
+            log.warning(
+                "%d of %d reflections are empty; the first error: %s", len(lost), len(answers), lost[0]
+            )
         found = ["" if isinstance(answer, NoAnswerError) else read_reply(answer).said for answer in answers]
     thoughts = dict(zip(asked, found, strict=True))
     return [one_line(thoughts.get(number, "")) for number in range(len(steps))]
 
 
 def one_line(text: str) -> str:
-    """The text without line breaks and without the tags that an answer is read by."""
+    """Return the text without line breaks and without the tags that mark the parts of an answer."""
     for tag in TAGS:
         text = text.replace(tag, " ")
     return " ".join(text.split())

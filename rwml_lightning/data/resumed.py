@@ -1,4 +1,4 @@
-"""Whether a run that is resumed reads what the interrupted one read."""
+"""Check that a resumed run reads the same data as the interrupted run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _KEYS = {
     ("episodes", "samples"): ("games_per_step", "splits and num_games, and data.environment"),
     ("episodes", "labels"): ("demonstrations.labels_per_step", "demonstrations"),
 }
-"""Keys of a source that decide how many items a step has and which, by what the stage reads and learns from."""
+"""Config keys for the number of items per step and for the choice of items, by (source of the stage, type of its training data)."""
 
 
 def check_same_items(
@@ -23,20 +23,20 @@ def check_same_items(
     reads: SourceName,
     learns: Learns,
 ) -> None:
-    """Refuse to count on from a checkpoint when the steps before it read something else; more passes are welcome.
+    """Check that the steps before a checkpoint read the same data as this run. More passes are allowed.
 
     Args:
         loader: Loader of this run.
         saved: ``state_dict`` of the loader that the checkpoint was saved with.
-        reads: Source of the stage, for errors.
-        learns: What the stage learns from, for errors.
+        reads: Source of the stage, for error messages.
+        learns: Type of the stage's training data, for error messages.
 
     Raises:
-        ValueError: Seed, batch size or items are others, or the passes end before the checkpoint's step.
+        ValueError: Seed, batch size or items differ, or the passes end before the checkpoint's step.
     """
     size, items = _KEYS[reads, learns]
     own, keys = loader.state_dict(), {"seed": "seed_everything", "batch_size": f"data.{reads}.{size}"}
-    instead = "set it as it was, or start from the checkpoint's weights by model.init_from"
+    instead = "restore the earlier setting, or start from the checkpoint's weights with model.init_from"
     for name in ("seed", "batch_size"):
         if own[name] != saved[name]:
             raise ValueError(
@@ -44,11 +44,11 @@ def check_same_items(
             )
     if own["items"] != saved["items"]:
         raise ValueError(
-            f"training draws from {own['num_items']} items that are not the {saved['num_items']} of the checkpoint; "
-            f"data.{reads}.{items} decide which they are: {instead}"
+            f"the {own['num_items']} training items differ from the {saved['num_items']} items of the checkpoint; "
+            f"they depend on data.{reads}.{items}: {instead}"
         )
     if saved["step"] > len(loader):
         raise ValueError(
-            f"data.{reads}.num_passes is {loader.draw.num_passes}, which ends after batch {len(loader)}, but the checkpoint was saved "
-            f"after batch {saved['step']}: raise it"
+            f"data.{reads}.num_passes is {loader.draw.num_passes}, so training ends after batch {len(loader)}, but the checkpoint was "
+            f"saved after batch {saved['step']}: raise num_passes"
         )

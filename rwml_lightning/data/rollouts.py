@@ -1,4 +1,4 @@
-"""World-model rollouts: prompts in, scored groups out."""
+"""World-model rollouts: they turn transitions into groups of scored predictions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _T = TypeVar("_T")
 def member_seeds(
     seed: int, stage: str, step: int, transitions: Sequence[Transition], group_size: int
 ) -> list[list[int]]:
-    """Seed of every member of every group, from its place alone."""
+    """Return the seed of every member of every group. A seed depends only on the position of the member."""
     return [
         [derive_seed(seed, stage, step, transition.transition_id, member) for member in range(group_size)]
         for transition in transitions
@@ -31,15 +31,15 @@ def member_seeds(
 
 
 class WorldModelRollouts:
-    """Asks the policy for the next state of each transition, several times, and scores the answers.
+    """Predicts the next state of each transition several times with the policy, and scores the predictions.
 
     Args:
-        policy: Writes the completions.
-        reward: Scores the completions.
-        prompt: Turns a transition into a prompt.
-        seed: Seed of the run; a sample's seed follows from it and (stage, step, transition, member).
-        max_dropped_share: Stop when more than this share of groups, and more than one, got no verdict.
-        control: Reward that takes the place of the true one.
+        policy: Client of the policy that writes the completions.
+        reward: Reward that scores the predictions.
+        prompt: Template that turns a transition into a prompt.
+        seed: Seed of the run. The seed of a sample depends on it and on (stage, step, transition, member).
+        max_dropped_share: Share of groups without a score above which an error is raised. A single such group is allowed.
+        control: Uninformative reward that replaces the true one.
     """
 
     def __init__(
@@ -63,17 +63,19 @@ class WorldModelRollouts:
     def collect(
         self, stage: str, step: int, transitions: Sequence[Transition], group_size: int, sampling: Sampling
     ) -> RolloutBatch:
-        """One batch of groups, in the order of ``transitions``; one without a verdict on every member is left out.
+        """Generate and score one batch of groups, in the order of ``transitions``.
+
+        A group is left out if any of its members has no score.
 
         Args:
-            stage: Name that seeds derive from; training and validation have different ones.
-            step: Rollout step that seeds derive from.
-            transitions: One group each.
-            group_size: Predictions a transition.
+            stage: Name from which seeds derive; training and validation have different names.
+            step: Rollout step from which seeds derive.
+            transitions: Transitions to predict, one per group.
+            group_size: Number of predictions per transition.
             sampling: Temperature and limits.
 
         Raises:
-            ValueError: Too many groups got no verdict.
+            ValueError: Too many groups have no score.
         """
         start = time.perf_counter()
         prompts = [self.prompt.encode(self.policy.chat, transition) for transition in transitions]
@@ -100,12 +102,12 @@ class WorldModelRollouts:
     ) -> tuple[Group, ...]:
         flat = [completion for group in completions for completion in group]
         texts = [self.policy.chat.decode(completion) for completion in flat]
-        begun = [
+        in_thinking = [
             self.policy.chat.in_thinking(ids)
             for ids, group in zip(prompts, completions, strict=True)
             for _ in group
         ]
-        answers = [extract_answer(*told) for told in zip(texts, begun, strict=True)]
+        answers = [extract_answer(text, inside) for text, inside in zip(texts, in_thinking, strict=True)]
         owners = [t for t, group in zip(transitions, completions, strict=True) for _ in group]
         states = [answer.next_state for answer in answers]
         sizes = [len(group) for group in completions]
@@ -133,15 +135,16 @@ class WorldModelRollouts:
         self._num_dropped += len(dropped)
         if not dropped:
             return
-        log.warning("no verdict on a member, so the group is left out: %s", ", ".join(dropped))
+        log.warning("a member has no score, so its group is left out: %s", ", ".join(dropped))
         if self._num_dropped > 1 and self._num_dropped > self.max_dropped_share * self._num_groups:
             raise ValueError(
-                f"{self._num_dropped} of {self._num_groups} groups got no verdict, more than data.predictions.max_dropped_share "
-                f"({self.max_dropped_share}) allows; the log says why. The same command goes on from the last checkpoint"
+                f"{self._num_dropped} of {self._num_groups} groups have no score, more than data.predictions.max_dropped_share "
+                f"({self.max_dropped_share}) allows; see the log for the reasons. Run the same command again to continue from the "
+                "last checkpoint"
             )
 
 
 def _rows(flat: Sequence[_T], sizes: Sequence[int]) -> list[list[_T]]:
-    """A flat list cut into one row a group."""
+    """Split a flat list into one row per group."""
     rest = iter(flat)
     return [[next(rest) for _ in range(size)] for size in sizes]

@@ -1,4 +1,4 @@
-"""Selection of a file's transitions: a fixed draw of each split, of those whose prompt fits the context."""
+"""Selection of transitions from a file: a fixed draw from each split, and only prompts that fit the context."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Validation:
-    """How held-out predictions are made.
+    """Settings of held-out predictions.
 
     Args:
         num_transitions: Number of held-out transitions, a fixed random draw; ``null`` uses all.
-        group_size: Predictions a transition.
-        temperature: Temperature of sampling; training samples at 1, and 0 is greedy.
-        batch_size: Prompts generated at once.
-        top_p: Nucleus; 1, as in training, keeps every token.
+        group_size: Number of predictions per transition.
+        temperature: Sampling temperature; training samples at 1, and 0 is greedy.
+        batch_size: Number of prompts generated at once.
+        top_p: Probability mass of nucleus sampling; 1, as in training, keeps every token.
     """
 
     num_transitions: int | None = None
@@ -38,7 +38,10 @@ class Validation:
 def draw(
     transitions: Sequence[Transition], split: Literal["train", "validation"], count: int | None, seed: int
 ) -> list[Transition]:
-    """Draw from a split at random; the draw is fixed and does not depend on the order of the file. ``None`` draws all."""
+    """Draw transitions from a split at random. The draw is fixed and does not depend on the order of the file.
+
+    A ``count`` of ``None`` draws all.
+    """
     chosen = [transition for transition in transitions if transition.split == split]
     chosen.sort(key=lambda transition: derive_seed(seed, "draw", transition.transition_id))
     return chosen[:count]
@@ -52,18 +55,18 @@ def select_fitting(
     max_tokens: int,
     on_broken: Literal["raise", "skip"],
 ) -> list[Transition]:
-    """Select transitions whose prompt leaves room for an answer; a longer one would end the run at the step that draws it.
+    """Select transitions with prompts that leave room for a completion. A longer prompt would stop the run when it is drawn.
 
     Args:
-        path: File of the transitions, for errors.
+        path: File of the transitions, for error messages.
         transitions: Transitions to choose from.
-        prompt: Template.
-        policy: Has the context that a prompt and its completion must fit.
-        max_tokens: Most tokens of a completion.
-        on_broken: ``raise`` refuses a longer one, ``skip`` leaves it out and logs how many.
+        prompt: Template of the prompt.
+        policy: Client of the policy; a prompt and its completion must fit its context.
+        max_tokens: Maximum number of tokens of a completion.
+        on_broken: ``raise`` raises an error for a longer prompt; ``skip`` leaves it out and logs the number of such prompts.
 
     Raises:
-        ValueError: One is too long, or all are.
+        ValueError: A prompt is too long and ``on_broken`` is ``raise``, or all prompts are too long.
     """
     context = policy.context
     if context is None:
@@ -73,9 +76,9 @@ def select_fitting(
     too_long = [name for name, length in lengths.items() if length > room]
     if too_long:
         text = (
-            f"{path}: {len(too_long)} of {len(lengths)} prompts are longer than {room} tokens, which is what a "
-            f"context of {context} leaves beside data.predictions.sampling.max_tokens; the longest has {max(lengths.values())}, "
-            f"for example {too_long[0]}"
+            f"{path}: {len(too_long)} of {len(lengths)} prompts are longer than {room} tokens (context of "
+            f"{context} minus data.predictions.sampling.max_tokens); the longest has {max(lengths.values())} tokens; "
+            f"example: {too_long[0]}"
         )
         if on_broken == "raise" or len(too_long) == len(lengths):
             raise ValueError(

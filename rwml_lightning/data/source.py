@@ -1,4 +1,4 @@
-"""What the DataModule asks of a source, which is what a stage reads: predictions of next states, or episodes."""
+"""Interface of a source, from which a stage reads its data: predictions of next states, or episodes."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ Learns = Literal["samples", "labels"]
 
 
 class Source(Protocol):
-    """Items of a step, and how they become its batch."""
+    """Provides the items of a step and makes batches of them."""
 
     def check(self) -> None:
-        """Raise a ValueError where the chat template cannot show its prompts."""
+        """Raise a ValueError if the chat template cannot show the prompts of the source."""
 
     def prepare(self, learns: Learns) -> None:
-        """Make the files that are missing; ``learns`` says what they are needed for."""
+        """Create missing files for training on ``learns``: samples or labels."""
 
     def set_up(self, stage: str) -> None:
         """Read files and list items for a stage of the trainer (``fit``, ``validate``, ``test``)."""
 
     def training(self, learns: Learns, stage: str) -> Draw[Any, Any]:
-        """Give the items to learn from.
+        """Return the items for training.
 
         Args:
-            learns: Samples that the policy writes, or labels.
+            learns: ``samples`` that the policy writes, or ``labels``.
             stage: Name of the module's stage, from which seeds derive.
         """
 
     def held_out(self) -> Draw[Any, Any]:
-        """Give the items to evaluate on."""
+        """Return the items for evaluation."""
 
     def probe_ids(self) -> list[int]:
-        """Give a fixed sequence for comparing generator and trainer; empty where there is none."""
+        """Return a fixed token sequence for comparing generator and trainer; empty if the source has none."""
 
     def close(self) -> None:
-        """End what runs beside the trainer."""
+        """Stop the processes that the source has started."""

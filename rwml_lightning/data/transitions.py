@@ -1,4 +1,4 @@
-"""Transition files: one Parquet row per transition, readable by anything that reads Parquet."""
+"""Transition files: one Parquet row per transition, readable by any Parquet reader."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ _REQUIRED_TEXT = ("transition_id", "game", "observation", "action", "next_state"
 
 
 def is_sample(transition: Transition) -> bool:
-    """Whether there is something to predict and to predict it from; an environment may also be silent."""
+    """Return whether a transition has a text to predict and texts to predict it from. An environment may answer with no text."""
     return all(text.strip() for text in (transition.observation, transition.action, transition.next_state))
 
 
 def write_transitions(
     path: Path, transitions: Iterable[Transition], metadata: Mapping[str, Any] | None = None
 ) -> None:
-    """Write all transitions at once; the file appears only when it is whole.
+    """Write all transitions at once. The file appears only when it is complete.
 
     Args:
-        path: Parquet file; its folder is made.
-        transitions: What to write.
-        metadata: How they were made; :func:`read_metadata` gives it back.
+        path: Parquet file. Its folder is created.
+        transitions: Transitions to write.
+        metadata: Settings that the transitions were made with; :func:`read_metadata` returns them.
     """
     rows = [_to_row(transition) for transition in transitions]
     schema = SCHEMA.with_metadata({METADATA_KEY: json.dumps(dict(metadata or {})).encode()})
@@ -66,14 +66,15 @@ def read_transitions(path: Path, on_broken: Literal["raise", "skip"] = "raise") 
 
     Args:
         path: Parquet file.
-        on_broken: ``raise`` names the first broken row; ``skip`` leaves broken rows out and logs how many and which.
+        on_broken: ``raise`` raises an error with the first broken row; ``skip`` leaves broken rows out, and logs their number and
+            positions.
 
     Raises:
-        ValueError: The file is no transition file, or a row is broken.
+        ValueError: The file is not a transition file, or a row is broken.
     """
     try:
         table = pq.read_table(path)
-        table.validate(full=True)  # other tools write texts that are no UTF-8
+        table.validate(full=True)  # other tools may write texts that are not UTF-8
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} can't be read as Parquet: {str(error).splitlines()[0]}") from error
     for name in SCHEMA.names:
@@ -92,7 +93,7 @@ def read_transitions(path: Path, on_broken: Literal["raise", "skip"] = "raise") 
             transitions.append(_from_row(row))
         elif on_broken == "raise":
             raise ValueError(
-                f"{path}, row {number}: {fault}. Mend the file, or set data.predictions.on_broken to 'skip'"
+                f"{path}, row {number}: {fault}. Repair the file, or set data.predictions.on_broken to 'skip'"
             )
         else:
             broken.append(f"{number} ({fault})")
@@ -102,7 +103,7 @@ def read_transitions(path: Path, on_broken: Literal["raise", "skip"] = "raise") 
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """How the file was made; empty for a file that does not say."""
+    """Return the settings that a file was made with; empty if the file does not store them."""
     metadata = pq.read_schema(path).metadata or {}
     return json.loads(metadata.get(METADATA_KEY, b"{}"))
 
@@ -110,7 +111,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
 def split_of_game(
     games: Sequence[str], seed: int, validation_share: float
 ) -> dict[str, Literal["train", "validation"]]:
-    """Split by game, so that no validation transition comes from a game seen in training (paper: 90/10).
+    """Assign each game to a split, so that no validation transition comes from a training game (paper: 90/10).
 
     Args:
         games: Game ids; order and repetition do not matter.
@@ -127,7 +128,7 @@ def split_of_game(
 
 
 def _typed(path: Path, table: pa.Table) -> pa.Table:
-    """The table in the types of :data:`SCHEMA`, as long as what it holds is of their sort."""
+    """Cast a table to the types of :data:`SCHEMA`. Raise a ValueError if a column is not of the same sort (nested, boolean, other)."""
     for field in SCHEMA:
         found = table.schema.field(field.name).type
         sort = pa.types.is_nested if pa.types.is_nested(field.type) else pa.types.is_boolean
@@ -154,7 +155,7 @@ def _fault(row: dict[str, Any], seen: set[str]) -> str | None:
     if row["split"] not in ("train", "validation"):
         return f"split is {row['split']!r}, not 'train' or 'validation'"
     if row["transition_id"] in seen:
-        return f"transition_id {row['transition_id']!r} stands twice"
+        return f"transition_id {row['transition_id']!r} occurs twice"
     if any(turn is None or None in turn.values() for turn in row["history"] or ()):
         return "history has a turn without observation or action"
     return next(

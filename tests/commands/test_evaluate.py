@@ -336,7 +336,7 @@ def test_prompts_too_long_for_one_model_leave_the_others(
     (untaught / "config.json").write_text(json.dumps({**settings, "max_position_embeddings": 21}))
     with pytest.raises(SystemExit):
         evaluate(config, untaught, tiny_model, output=tmp_path / "out")
-    assert "which is what a context of 21 leaves" in capsys.readouterr().err
+    assert "(context of 21 minus data.predictions.sampling.max_tokens)" in capsys.readouterr().err
     assert list(json.loads((tmp_path / "out" / "comparison.json").read_text())["results"]) == [
         str(tiny_model)
     ]

@@ -223,7 +223,7 @@ def test_too_many_dropped_episodes_stop_the_collection(tmp_path: Path) -> None:
 
 
 def test_no_transitions_at_all_are_an_error(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="no transitions came of 1 episodes"):
+    with pytest.raises(RuntimeError, match="no transitions were collected from 1 episodes"):
         run(tmp_path, {"train": ["broken"]})
 
 
@@ -358,7 +358,8 @@ def test_the_last_reason_of_lost_episodes_ends_the_collection(tmp_path: Path) ->
     ):
         collect_answers(tmp_path, answers)
     with pytest.raises(
-        RuntimeError, match=r"no transitions came of 1 episodes; episode a#0: .*observation is 0 \(int\)"
+        RuntimeError,
+        match=r"no transitions were collected from 1 episodes; episode a#0: .*observation is 0 \(int\)",
     ):
         collect_answers(tmp_path / "one", {"first": (0, ACT), "tasks": ["a"]})
 
@@ -388,7 +389,7 @@ def test_silence_is_no_sample(tmp_path: Path) -> None:
 
 def test_a_task_of_two_splits_is_refused(tmp_path: Path) -> None:
     tasks = {"train": ["a", "b"], "small": ["b"]}
-    with pytest.raises(ValueError, match=r"names the task 'b' twice \(splits: train, small\)"):
+    with pytest.raises(ValueError, match=r"lists the task 'b' more than once \(splits: train, small\)"):
         collect_answers(tmp_path, {"tasks": tasks})
     with pytest.raises(
         ValueError,

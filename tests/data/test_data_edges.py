@@ -138,8 +138,8 @@ def test_a_prompt_may_fill_the_room_that_the_answer_leaves(
     assert not caplog.records
     assert fit(lengths[2] + 4) == world[:2]
     assert caplog.records[-1].getMessage() == (
-        f"p: 1 of 3 prompts are longer than {lengths[2] - 1} tokens, which is what a context of {lengths[2] + 4} leaves beside "
-        f"data.predictions.sampling.max_tokens; the longest has {lengths[2]}, for example t2. They are left out"
+        f"p: 1 of 3 prompts are longer than {lengths[2] - 1} tokens (context of {lengths[2] + 4} minus "
+        f"data.predictions.sampling.max_tokens); the longest has {lengths[2]} tokens; example: t2. They are left out"
     )
     for context, on_broken in ((lengths[2] + 4, "raise"), (lengths[0] + 4, "skip")):
         with pytest.raises(ValueError, match=r"Lower data\.predictions\.prompt\.history_turns"):
@@ -153,11 +153,11 @@ def test_a_run_stops_above_the_share_of_dropped_groups(
     rollouts: Any = WorldModelRollouts(None, None, None, 0, share)  # type: ignore[arg-type]
     world = [make_transition(n) for n in range(4)]
     rollouts._count(world[:1], [])  # one alone stops nothing
-    assert caplog.records[-1].getMessage() == "no verdict on a member, so the group is left out: t0"
+    assert caplog.records[-1].getMessage() == "a member has no score, so its group is left out: t0"
     groups = [Mark(transition=t) for t in world[:2]]
     if stops:
         with pytest.raises(
-            ValueError, match=r"2 of 4 groups got no verdict, more than data\.predictions\.max_dropped_share"
+            ValueError, match=r"2 of 4 groups have no score, more than data\.predictions\.max_dropped_share"
         ):
             rollouts._count(world[:3], groups)
     else:
@@ -229,7 +229,7 @@ def test_labels_are_read_back_with_the_chat_format_that_wrote_them(
     with pytest.raises(ValueError, match=r"d was written with another tokenizer or chat template"):
         read_labels(path, chat)
     with pytest.raises(
-        ValueError, match=r"data\.episodes\.demonstrations\.path: .*none is no file of demonstrations"
+        ValueError, match=r"data\.episodes\.demonstrations\.path: .*none is not a file of demonstrations"
     ):
         read_labels(tmp_path / "none", chat)
 

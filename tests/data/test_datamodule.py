@@ -86,7 +86,7 @@ def test_sources_are_those_that_the_config_gives_predictions_first(monkeypatch: 
     assert list(make_data(predictions=PREDICTIONS).sources) == ["predictions"]
     assert list(make_data(environment=SPEC, episodes=EPISODES).sources) == ["episodes"]
     with pytest.raises(
-        ValueError, match=r"^data\.environment is not set, so the policy has nothing to act in"
+        ValueError, match=r"^data\.environment is not set, but data\.episodes needs an environment"
     ):
         _ = make_data(episodes=EPISODES).sources
     assert data.need_predictions() is PREDICTIONS
@@ -185,14 +185,14 @@ def test_it_may_learn_from_the_first_items_alone() -> None:
 KEYS = {
     ("predictions", "samples"): (
         r"prompts_per_step",
-        r"transitions, num_transitions and the EasySampleFilter decide",
+        r"transitions, num_transitions and the EasySampleFilter",
     ),
     ("predictions", "labels"): (
         r"prompts_per_step",
-        r"transitions, num_transitions and the EasySampleFilter decide",
+        r"transitions, num_transitions and the EasySampleFilter",
     ),
-    ("episodes", "samples"): (r"games_per_step", r"splits and num_games, and data\.environment decide"),
-    ("episodes", "labels"): (r"demonstrations\.labels_per_step", r"demonstrations decide"),
+    ("episodes", "samples"): (r"games_per_step", r"splits and num_games, and data\.environment"),
+    ("episodes", "labels"): (r"demonstrations\.labels_per_step", r"demonstrations"),
 }
 
 
@@ -208,15 +208,18 @@ def test_a_resumed_loader_goes_on_where_it_was_if_it_reads_the_same(reads: str, 
     loader = data.train_dataloader()
     assert (loader.step, loader.first_step) == (2, 2)
     for changes, message in (
-        ({"seed": 4}, r"^seed_everything is 3, but was 4 when the checkpoint was saved: set it as it was"),
+        (
+            {"seed": 4},
+            r"^seed_everything is 3, but was 4 when the checkpoint was saved: restore the earlier setting",
+        ),
         ({"batch_size": 1}, rf"^data\.{reads}\.{size} is 2, but was 1 when the checkpoint was saved"),
         (
             {"items": "x", "num_items": 6},
-            rf"draws from 5 items that are not the 6 of .*; data\.{reads}\.{items} which",
+            rf"^the 5 training items differ from the 6 .*; they depend on data\.{reads}\.{items}",
         ),
         (
             {"step": 7},
-            rf"^data\.{reads}\.num_passes is 2, which ends after batch 6, but the checkpoint was saved after batch 7",
+            rf"^data\.{reads}\.num_passes is 2, so training ends after batch 6, but the checkpoint was saved after batch 7",
         ),
     ):
         data.load_state_dict({**state, **changes})

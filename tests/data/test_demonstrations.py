@@ -154,7 +154,7 @@ def test_a_chat_model_on_a_server_may_write_the_reflections(
     assert {(path, body["model"], body["max_tokens"]) for path, body, _ in fake.requests} == {
         ("/v1/chat/completions", "writer", 9)
     }
-    assert "1 of 4 reflections are empty; the first: " in caplog.text
+    assert "1 of 4 reflections are empty; the first error: " in caplog.text
 
 
 def test_own_successes_are_kept_token_by_token(
@@ -176,14 +176,14 @@ def test_what_does_not_fit_is_refused(
     pool: EnvironmentPool, tiny_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
     prompt = replace(PROMPT, answer="{action}")
-    with pytest.raises(ValueError, match=r"data\.episodes\.prompt\.answer has no place for \{thinking\}"):
+    with pytest.raises(ValueError, match=r"data\.episodes\.prompt\.answer has no field \{thinking\}"):
         collect(pool, tiny_tokenizer, tmp_path / "d.parquet", prompt=prompt, source="reflection")
     with pytest.raises(ValueError, match=r"reflection\.num_alternatives is 0"):
         Reflection(0)
     with pytest.raises(ValueError, match=r"reflection\.user asks for \{outcome\}"):
         Reflection(user="{outcome}")
     write_transitions(tmp_path / "t.parquet", [])
-    with pytest.raises(ValueError, match="is no file of demonstrations"):
+    with pytest.raises(ValueError, match="is not a file of demonstrations"):
         read_labels(tmp_path / "t.parquet", ChatFormat(tiny_tokenizer))
     collect(pool, tiny_tokenizer, tmp_path / "d.parquet")
     tiny_tokenizer.chat_template, kept = "{{ messages }}", tiny_tokenizer.chat_template

@@ -233,7 +233,7 @@ def test_a_file_that_is_missing_is_collected_and_one_that_is_there_is_not(
     assert len(collected.calls) == 1
     for environment, how in ((None, settings), (SPEC, Predictions(str(path)))):
         with pytest.raises(
-            ValueError, match=r"t\.parquet, which does not exist, and data\.environment and data\.pred"
+            ValueError, match=r"t\.parquet, which does not exist; set data\.environment and data\.pred"
         ):
             how.collect(environment, 0, no_policy)
 
@@ -251,7 +251,7 @@ def test_what_scores_predictions_is_missing_by_name() -> None:
     assert Predictions("t", reward, evaluator=evaluator).need_evaluator() is evaluator
     assert Predictions("t", evaluator=evaluator).need_evaluator() is evaluator
     for needed in (Predictions("t").need_evaluator, Predictions("t", evaluator=evaluator).need_reward):
-        with pytest.raises(ValueError, match=r"^data\.predictions\.reward is missing"):
+        with pytest.raises(ValueError, match=r"^data\.predictions\.reward is not set"):
             needed()
 
 

@@ -119,13 +119,13 @@ def test_a_group_without_a_verdict_is_left_out_and_counted(
     trained = [group.transition.transition_id for batch in batches for group in batch.groups]
     assert len(trained) == 31
     assert "open-mug" not in trained
-    assert "so the group is left out: open-mug" in caplog.text
+    assert "so its group is left out: open-mug" in caplog.text
 
 
 def test_too_many_groups_without_a_verdict_stop_the_run(tiny_model: Path, tmp_path: Path) -> None:
     names = [t.transition_id for t in make_world()]
     data = make_data(tmp_path, reward=NoVerdict(*names), evaluator=LetterReward())
-    message = r"8 of 8 groups got no verdict, more than data.predictions.max_dropped_share \(0.1\) allows"
+    message = r"8 of 8 groups have no score, more than data.predictions.max_dropped_share \(0.1\) allows"
     with pytest.raises(ValueError, match=message):
         make_trainer(WeightSync()).fit(WorldModelGRPO(model=str(tiny_model)), data)
 
@@ -277,7 +277,7 @@ def test_prompts_that_do_not_fit_are_refused_or_left_out_before_training(
         return data
 
     with pytest.raises(
-        ValueError, match=r"1 of 33 prompts are longer than 236 tokens.*example long\. Lower data"
+        ValueError, match=r"1 of 33 prompts are longer than 236 tokens.*example: long\. Lower data"
     ):
         run()
     data = run(on_broken="skip")
@@ -296,7 +296,7 @@ def test_sizes_must_be_positive(tmp_path: Path, name: str, value: int) -> None:
 @pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
 def test_a_share_lies_between_0_and_1(tmp_path: Path, share: float) -> None:
     with pytest.raises(
-        ValueError, match=rf"data\.predictions\.max_dropped_share is {share}; a share lies between 0 and 1"
+        ValueError, match=rf"data\.predictions\.max_dropped_share is {share}; it must be between 0 and 1"
     ):
         make_data(tmp_path, max_dropped_share=share)
 

@@ -69,7 +69,7 @@ FAULTS = [
     ({"action": ""}, "action is empty"),
     ({"next_state": None}, "next_state is empty"),
     ({"split": "test"}, "split is 'test', not 'train' or 'validation'"),
-    ({"transition_id": "t0"}, "transition_id 't0' stands twice"),
+    ({"transition_id": "t0"}, "transition_id 't0' occurs twice"),
     ({"task": None}, "task is missing"),
     ({"valid": None}, "valid is missing"),
     ({"history": [{"observation": None, "action": "a"}]}, "history has a turn without observation or action"),
@@ -84,7 +84,7 @@ def test_a_broken_row_is_named_or_skipped(
     path = write_rows(tmp_path / "t.parquet", [make_row(0), make_row(1, **changes), make_row(2)])
     with pytest.raises(
         ValueError,
-        match=r"t\.parquet, row 1: " + fault + r"\. Mend the file, or set data\.predictions\.on_broken",
+        match=r"t\.parquet, row 1: " + fault + r"\. Repair the file, or set data\.predictions\.on_broken",
     ):
         read_transitions(path)
     with caplog.at_level(logging.WARNING):
