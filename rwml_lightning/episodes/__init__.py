@@ -1,1 +1,1 @@
-"""Episodes: the environment loop, who acts in it, and the games that are played."""
+"""Episodes: the environment loop, the actors in it, and the games to play."""

@@ -1,4 +1,4 @@
-"""Who acts in an episode: a model, chance, the environment's own solution, or a list of actions."""
+"""Actors of an episode: a model, a random player, the environment's walkthrough, or a list of actions."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _STRETCH_STEPS = 4
 
 
 class RandomActor:
-    """Plays admissible actions at random, with steps of the stored solution and invalid actions mixed in.
+    """Plays random admissible actions, mixed with steps of the stored walkthrough and with invalid actions.
 
-    The solution leads to what chance alone rarely finds, such as heating. It is followed for stretches of some steps,
-    each from where the last one broke off, so that its steps often, but not always, fit the state.
+    The walkthrough reaches events that random play rarely finds, such as heating. The actor follows it in stretches of
+    some steps. Each stretch continues where the previous one stopped, so its steps often, but not always, fit the state.
 
     Args:
         seed: Seed of the run.
         expert_share: Share of stretches that follow the walkthrough.
-        invalid_share: Probability that a step is an action which was admissible before and is not now.
+        invalid_share: Probability that a step plays an action that was admissible before and is not admissible now.
     """
 
     def __init__(self, seed: int, expert_share: float = 0.0, invalid_share: float = 0.0) -> None:
@@ -62,16 +62,16 @@ class RandomActor:
 
 
 class ModelActor:
-    """Lets the policy play; an answer without an action is played as it stands.
+    """Plays actions that the policy writes; :meth:`ActionPrompt.parse` reads them from its completions.
 
-    Episodes that read the same, as all of a group do at first, share one prompt. An episode ends when its prompt no longer fits
-    the context.
+    Episodes with equal prompts, such as all episodes of a group at their first turn, share one prompt in the request. An
+    episode ends when its prompt no longer fits the context.
 
     Args:
-        policy: Writes the actions.
-        prompt: Turns a view into a prompt.
+        policy: Client of the policy that writes the actions.
+        prompt: Template that turns a view into a prompt.
         sampling: Temperature and limits of a turn.
-        seed_of: Gives the seed of a sample from (episode id, number of the turn from 0).
+        seed_of: Function that returns the seed of a sample from (episode id, number of the turn from 0).
     """
 
     needs_walkthrough = False
@@ -90,26 +90,26 @@ class ModelActor:
         self._so_far: dict[str, tuple[int, ...]] = {}
 
     def act(self, states: Sequence[EpisodeState]) -> list[Act | None]:
-        # Nothing is kept of episodes that are over; one that begins, perhaps again, has no tokens so far.
+        # Drop the tokens of finished episodes. An episode that starts, or starts again, has no tokens yet.
         self._so_far = {
             s.episode_id: self._so_far[s.episode_id]
             for s in states
             if s.turns and s.episode_id in self._so_far
         }
-        readers: dict[tuple[int, ...], list[int]] = {}
+        places_of_prompt: dict[tuple[int, ...], list[int]] = {}
         for place, state in enumerate(states):
             prompt_ids = self.prompt.encode(self.policy.chat, state.view, self._so_far.get(state.episode_id))
             if self.policy.fits(len(prompt_ids) + self.sampling.max_tokens):
-                readers.setdefault(prompt_ids, []).append(place)
+                places_of_prompt.setdefault(prompt_ids, []).append(place)
         acts: list[Act | None] = [None] * len(states)
-        if not readers:
+        if not places_of_prompt:
             return acts
         seeds = [
             [self.seed_of(states[place].episode_id, len(states[place].turns)) for place in places]
-            for places in readers.values()
+            for places in places_of_prompt.values()
         ]
-        groups = self.policy.generator.generate(list(readers), self.sampling, seeds)
-        for (prompt_ids, places), group in zip(readers.items(), groups, strict=True):
+        groups = self.policy.generator.generate(list(places_of_prompt), self.sampling, seeds)
+        for (prompt_ids, places), group in zip(places_of_prompt.items(), groups, strict=True):
             in_thinking = self.policy.chat.in_thinking(prompt_ids)
             for place, completion in zip(places, group, strict=True):
                 action, thinking = self.prompt.parse(self.policy.chat.decode(completion), in_thinking)
@@ -119,7 +119,7 @@ class ModelActor:
 
 
 class ExpertActor:
-    """Follows the walkthrough that the environment gives."""
+    """Follows the walkthrough of the environment."""
 
     needs_walkthrough = True
 
@@ -128,7 +128,7 @@ class ExpertActor:
 
 
 class ListActor:
-    """Repeats actions, by episode id; an episode ends after the last of its list."""
+    """Plays a fixed list of actions for each episode id. An episode ends after the last action of its list."""
 
     needs_walkthrough = False
 

@@ -1,4 +1,4 @@
-"""Episodes of the expert, and at each of their steps what other actions would have done."""
+"""Expert episodes, with the results of alternative actions at each of their steps."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from rwml_lightning.prompts.view import View
 from rwml_lightning.schema import Episode, Transition
 from rwml_lightning.seeds import derive_seed
 
-_MOST_BRANCHES = 32
-"""Branches under way at once; each has an environment of its own."""
+_MAX_BRANCHES = 32
+"""Number of branches played at once. Each branch has its own environment."""
 
 
 @dataclass(frozen=True)
 class ExpertStep:
-    """What the expert did, what it saw before, and what some other actions would have done in its place."""
+    """One step of an expert episode: its transition, the view before it, and the transitions of some alternative actions."""
 
     transition: Transition
     view: View
@@ -29,7 +29,7 @@ class ExpertStep:
 
 @dataclass(frozen=True)
 class ExpertEpisode:
-    """An episode that its walkthrough solves."""
+    """An episode that was solved by its walkthrough."""
 
     episode: Episode
     steps: tuple[ExpertStep, ...]
@@ -44,7 +44,7 @@ class ExpertEpisode:
 
 @dataclass(frozen=True)
 class _Branch:
-    """An episode that follows the expert up to a turn, and does something else there."""
+    """An episode that follows the expert up to a turn and then plays another action."""
 
     start: Start
     turn: int
@@ -59,21 +59,21 @@ def follow_expert(
     num_alternatives: int = 0,
     history_turns: int = 8,
 ) -> tuple[list[ExpertEpisode], dict[str, str]]:
-    """Play episodes by the walkthrough that the environment gives.
+    """Play episodes with the walkthroughs of the environment.
 
-    An alternative is played out from the episode's start, in an environment of its own: the expert's actions up to its turn,
-    then the other action. Which ones are played is a random draw of the admissible actions that the expert did not take.
+    Each alternative action is played in its own environment, from the start of the episode: first the expert's actions up to
+    its turn, then the alternative. The alternatives are a random draw from the admissible actions that the expert did not take.
 
     Args:
         pool: Environments.
         starts: Episodes to play.
-        max_turns: Turns after which an episode is cut off.
+        max_turns: Number of turns after which an episode is cut off.
         seed: Seed of the run, from which the draw derives.
-        num_alternatives: Other actions at each step, as far as there are so many.
-        history_turns: Most earlier turns of a transition.
+        num_alternatives: Maximum number of alternative actions at each step.
+        history_turns: Maximum number of earlier turns in a transition.
 
     Returns:
-        Episodes in the order of the starts, without those that were not solved; and why these were not, by name.
+        Solved episodes in the order of the starts, and the reason for each unsolved episode, by its name.
     """
     solved: list[tuple[Start, ExpertEpisode]] = []
     unsolved: dict[str, str] = {}
@@ -91,8 +91,8 @@ def follow_expert(
     branches = [
         branch for start, episode in solved for branch in _branches(start, episode, num_alternatives, seed)
     ]
-    found_there = _play_branches(pool, branches, history_turns)
-    return [_with_alternatives(start, episode, found_there) for start, episode in solved], unsolved
+    alternatives = _play_branches(pool, branches, history_turns)
+    return [_with_alternatives(start, episode, alternatives) for start, episode in solved], unsolved
 
 
 def _branches(start: Start, episode: ExpertEpisode, count: int, seed: int) -> Iterator[_Branch]:
@@ -110,10 +110,10 @@ def _branches(start: Start, episode: ExpertEpisode, count: int, seed: int) -> It
 def _play_branches(
     pool: EnvironmentPool, branches: Sequence[_Branch], history_turns: int
 ) -> dict[tuple[str, int], list[Transition]]:
-    """What the last action of each branch did, by (id of the expert's episode, turn); without those that never came to it."""
+    """Return the last transition of each branch, by (id of the expert's episode, turn), without branches that ended earlier."""
     found: dict[tuple[str, int], list[Transition]] = defaultdict(list)
-    for first in range(0, len(branches), _MOST_BRANCHES):
-        part = branches[first : first + _MOST_BRANCHES]
+    for first in range(0, len(branches), _MAX_BRANCHES):
+        part = branches[first : first + _MAX_BRANCHES]
         actor = ListActor({branch.start.episode_id: branch.actions for branch in part})
         most = max(len(branch.actions) for branch in part)
         outcome = play(pool, [branch.start for branch in part], actor, most, history_turns)

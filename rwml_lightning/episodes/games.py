@@ -1,4 +1,4 @@
-"""The games of an environment: its tasks by split, and the fixed draws of them that are played."""
+"""The games of an environment: its tasks by split, and fixed draws of games to play."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from rwml_lightning.seeds import derive_seed
 
 @dataclass(frozen=True)
 class Game:
-    """What an environment is reset to.
+    """A game: the task and the seed that an environment is reset with.
 
     Args:
-        task: Task id; empty for an environment without tasks, where the seed is the game.
+        task: Task id; empty for an environment without tasks, in which each seed is a game.
         seed: Seed of the reset.
         split: Split of the environment, for evaluation by split.
     """
@@ -25,30 +25,30 @@ class Game:
 
 
 def episode_name(task: str, number: int) -> str:
-    """Id of a game's episode; ``task`` is empty where the environment has no tasks and the seed is the game."""
+    """Return the id of a game's episode. ``task`` is empty if the environment has no tasks, so that each seed is a game."""
     return f"{task}#{number}"
 
 
 def task_of(episode_id: str) -> str:
-    """Task id in an episode's id."""
+    """Return the task id in an episode's id."""
     return episode_id.rpartition("#")[0]
 
 
 def episode_seed(seed: int, episode_id: str) -> int:
-    """Seed of an episode's reset, from the run's seed."""
+    """Return the seed of an episode's reset, derived from the run's seed."""
     return derive_seed(seed, "episode", episode_id)
 
 
 def is_validation(split: str) -> bool:
-    """Whether games of this split are never trained on."""
+    """Return whether a split is held out from training."""
     return split.startswith(("valid", "test", "eval"))
 
 
 def list_tasks(spec: EnvironmentSpec) -> dict[str, list[str]] | None:
-    """Task ids by split, or ``None`` for an environment without a ``tasks`` attribute.
+    """Return task ids by split, or ``None`` for an environment without a ``tasks`` attribute.
 
     Raises:
-        ValueError: The environment cannot be made, or its ``tasks`` are not texts by split.
+        ValueError: The environment cannot be made, or its ``tasks`` are not task ids by split.
     """
     environment = spec.make()
     tasks = getattr(environment.unwrapped, "tasks", None)
@@ -67,25 +67,25 @@ def draw_games(
     held_out: bool,
     key: str,
 ) -> list[Game]:
-    """Draw games; the draw is fixed, and each game has one seed for its life.
+    """Draw games at random. The draw and the seed of each game are fixed.
 
     Args:
         spec: Environment.
-        splits: Splits of the environment; ``None`` takes those of the sort that ``held_out`` says.
+        splits: Splits of the environment; ``None`` takes the held-out or the training splits, according to ``held_out``.
         num_games: Number of games; ``None`` takes all.
         seed: Seed of the run.
         held_out: Whether the games are for evaluation.
-        key: Name of the setting, for errors.
+        key: Config key, for error messages.
 
     Raises:
-        ValueError: There is no such split, no game in it, or the environment has no tasks and no number of games is given.
+        ValueError: A split does not exist, the splits have no games, or the environment has no tasks and ``num_games`` is not set.
     """
     tasks = list_tasks(spec)
     purpose = "held-out" if held_out else "train"
     if tasks is None:
         if num_games is None:
             raise ValueError(
-                f"{key}.num_games is not set; {spec.id} has no tasks, so it must say how many seeds to play"
+                f"{key}.num_games is not set; {spec.id} has no tasks, so set the number of seeds to play"
             )
         return [Game("", derive_seed(seed, purpose, number)) for number in range(num_games)]
     unknown = sorted(set(splits or ()) - set(tasks))
@@ -95,7 +95,7 @@ def draw_games(
     games = [Game(task, derive_seed(seed, purpose, task), split) for split in chosen for task in tasks[split]]
     if not games:
         raise ValueError(
-            f"{spec.id} has no {purpose} games; its splits are {', '.join(sorted(tasks)) or 'none'}: name some in {key}.splits"
+            f"{spec.id} has no {purpose} games; its splits are {', '.join(sorted(tasks)) or 'none'}: set {key}.splits"
         )
     games.sort(key=lambda game: derive_seed(seed, "games", game.task))
     return games[:num_games]

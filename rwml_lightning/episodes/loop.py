@@ -1,4 +1,4 @@
-"""The environment loop: every episode is begun, stepped, tried again and finished here, whoever acts in it."""
+"""The environment loop: it starts, steps, retries and finishes the episodes of every actor."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Start:
     """An episode to play.
 
     Args:
-        episode_id: Name of the episode; an actor's randomness derives from it.
-        game: Task id; empty for an environment without tasks, where the seed is the game.
+        episode_id: Id of the episode, from which the seeds of an actor derive.
+        game: Task id; empty for an environment without tasks, in which each seed is a game.
         seed: Seed of the reset.
-        split: Split of its transitions.
+        split: Split of the episode's transitions.
     """
 
     episode_id: str
@@ -36,13 +36,13 @@ class Start:
 
 @dataclass(frozen=True)
 class Act:
-    """What an actor does in one turn; a model's act also has the tokens that it read and wrote.
+    """The action of an actor in one turn. For a model, it includes the tokens of the prompt and the completion.
 
     Args:
-        action: Action text, as the environment gets it.
+        action: Action text, as it is passed to the environment.
         thinking: Text before the action.
-        prompt_ids: Tokens that the model read.
-        completion: Tokens that the model sampled.
+        prompt_ids: Token ids of the model's prompt.
+        completion: Completion that the model sampled.
     """
 
     action: str
@@ -55,16 +55,16 @@ class Actor(Protocol):
     """Chooses actions for all live episodes at once."""
 
     needs_walkthrough: bool
-    """Whether the states that it gets hold the solution that the environment stores."""
+    """Whether the actor needs the environment's stored walkthrough in its states."""
 
     def act(self, states: Sequence[EpisodeState]) -> Sequence[Act | None]:
-        """Return one act a state; ``None`` ends the episode, which is then truncated."""
+        """Return one act per state. ``None`` ends the episode, which then counts as truncated."""
         ...
 
 
 @dataclass(frozen=True)
 class PlayedTurn:
-    """One turn: what could be seen before it, what was done, and what came of it."""
+    """One turn of an episode: the view before it, the act, and the transition."""
 
     view: View
     act: Act
@@ -76,9 +76,9 @@ class Played:
     """An episode that ended without a failure of its environment.
 
     Args:
-        episode: Record of it.
-        turns: One a turn of the episode.
-        state: State at its end.
+        episode: Record of the episode.
+        turns: Turns of the episode, in order.
+        state: State at the end of the episode.
     """
 
     episode: Episode
@@ -88,11 +88,11 @@ class Played:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of some episodes.
+    """Result of playing a batch of episodes.
 
     Args:
-        episodes: One an episode, in the order of the starts: played, or lost to its last failure.
-        seconds: Wall seconds of the actor (``act``) and of the environments (``env``).
+        episodes: Played episodes, or the last failure of lost episodes, in the order of the starts.
+        seconds: Wall-clock seconds of the actor (``act``) and of the environments (``env``).
     """
 
     episodes: list[Played | Failure]
@@ -112,17 +112,17 @@ def play(
     history_turns: int = 8,
     attempts: int = 2,
 ) -> Outcome:
-    """Play some episodes at once; one that its environment fails is played again from its start, in a fresh environment.
+    """Play a batch of episodes at once. After a failure of its environment, an episode restarts in a fresh environment.
 
-    An episode ends when the environment says so, when its actor does, or after ``max_turns`` turns.
+    An episode ends when the environment or the actor ends it, or after ``max_turns`` turns.
 
     Args:
         pool: Environments.
         starts: Episodes to play.
-        actor: Chooses the actions.
-        max_turns: Most turns of an episode.
-        history_turns: Most earlier turns of a transition.
-        attempts: How often an episode is played until it is lost.
+        actor: Actor that chooses the actions.
+        max_turns: Maximum number of turns of an episode.
+        history_turns: Maximum number of earlier turns in a transition.
+        attempts: Number of failed attempts after which an episode is lost.
     """
     seconds = {"act": 0.0, "env": 0.0}
     outcomes: dict[int, Played | Failure] = {}
@@ -146,7 +146,7 @@ def _play_once(
     history_turns: int,
     seconds: dict[str, float],
 ) -> dict[int, Played | Failure]:
-    """What became of each episode, by slot."""
+    """Play each episode once, and return the played episode or its failure by slot."""
     live: dict[int, EpisodeState] = {}
     turns: dict[int, list[PlayedTurn]] = {slot: [] for slot in starts}
     outcomes: dict[int, Played | Failure] = {}

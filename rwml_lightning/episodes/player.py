@@ -1,4 +1,4 @@
-"""Policy rollouts: games in, groups of whole episodes out."""
+"""Policy rollouts: they turn games into groups of complete episodes."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ log = logging.getLogger(__name__)
 
 
 class EpisodePlayer:
-    """Lets the policy play several games at once, each several times; every turn of all of them is one batch.
+    """Plays several games at once with the policy, each game several times. The same turn of all episodes is one batch.
 
-    A group that loses a member for good is dropped and counted, never paid 0.
+    A group that loses a member permanently is dropped and counted. It does not get a reward of 0.
 
     Args:
         pool: Environments.
-        policy: Writes the actions.
-        prompt: Turns a state into a prompt.
-        seed: Seed of the run; a sample's seed follows from it and (stage, step, game, member, turn).
-        success_reward: Factor of the environment's reward.
-        invalid_penalty: Taken from what a turn is paid whose action the environment did not accept.
-        max_dropped_share: Stop when more than this share of groups, and more than one, was lost.
+        policy: Client of the policy that writes the actions.
+        prompt: Template that turns a view into a prompt.
+        seed: Seed of the run. The seed of a sample depends on it and on (stage, step, game, member, turn).
+        success_reward: Factor applied to the environment's reward.
+        invalid_penalty: Amount subtracted from the reward of a turn if the environment does not accept its action.
+        max_dropped_share: Share of lost groups above which an error is raised. A single lost group is allowed.
     """
 
     def __init__(
@@ -64,12 +64,12 @@ class EpisodePlayer:
         """Play one batch of groups, in the order of ``games``.
 
         Args:
-            stage: Name that seeds derive from.
-            step: Rollout step that seeds derive from.
-            games: One group each.
-            group_size: Episodes a game.
+            stage: Name from which seeds derive.
+            step: Rollout step from which seeds derive.
+            games: Games to play, one per group.
+            group_size: Number of episodes per game.
             sampling: Temperature and limits of a turn.
-            max_turns: Most turns an episode.
+            max_turns: Maximum number of turns per episode.
 
         Raises:
             ValueError: Too many groups were lost.
@@ -101,12 +101,12 @@ class EpisodePlayer:
         )
 
     def _score(self, played: Played) -> Playthrough:
-        """The episode with its samples, each with what its turn is paid."""
+        """Convert a played episode to a playthrough with one sample and its reward per turn."""
         samples = []
         for turn, done in zip(played.turns, played.episode.turns, strict=True):
             assert turn.act.completion is not None
-            paid = self.success_reward * done.reward - (0.0 if done.valid else self.invalid_penalty)
-            samples.append(ActionSample(turn.act.prompt_ids, turn.act.completion, paid))
+            reward = self.success_reward * done.reward - (0.0 if done.valid else self.invalid_penalty)
+            samples.append(ActionSample(turn.act.prompt_ids, turn.act.completion, reward))
         return Playthrough(played.episode, tuple(samples), tuple(turn.transition for turn in played.turns))
 
     def _count(self, games: Sequence[Game], group_size: int, outcome: Outcome, num_kept: int) -> None:
@@ -124,6 +124,6 @@ class EpisodePlayer:
             place, failure = [*lost.items()][-1]
             raise ValueError(
                 f"{self._num_dropped} of {self._num_groups} groups were lost to failures of the environment, more than "
-                f"data.episodes.max_dropped_share ({self.max_dropped_share}) allows. The same command goes on from the last "
-                f"checkpoint. The last failure: {names[-1]}, member {place % group_size}: {failure.line}"
+                f"data.episodes.max_dropped_share ({self.max_dropped_share}) allows. Run the same command again to continue from "
+                f"the last checkpoint. The last failure: {names[-1]}, member {place % group_size}: {failure.line}"
             )

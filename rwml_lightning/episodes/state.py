@@ -1,4 +1,4 @@
-"""An episode in progress, and the transitions that come of it."""
+"""State of an episode in progress, which produces its transitions."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from rwml_lightning.schema import Episode, Transition, Turn
 
 @dataclass
 class EpisodeState:
-    """An episode in progress, as its player sees it.
+    """State of an episode in progress, as its actor sees it.
 
     Args:
-        episode_id: Game and number of the episode; the player's randomness derives from it.
-        first: What the environment answered to the reset; its ``info`` names what holds for the whole episode.
-        last: What it answered last.
-        walkthrough: Expert actions, if the collection may use them.
-        turns: What happened so far.
-        known_actions: Every action that was admissible at some time.
+        episode_id: Game and number of the episode, from which the seeds of the actor derive.
+        first: Observation after the reset. Its ``info`` applies to the whole episode.
+        last: Latest observation.
+        walkthrough: Expert actions, if the actor needs them.
+        turns: Turns so far.
+        known_actions: All actions that were admissible at any time in the episode.
     """
 
     episode_id: str
@@ -34,7 +34,7 @@ class EpisodeState:
 
     @classmethod
     def begin(cls, episode_id: str, first: Observation, walkthrough: Sequence[str] = ()) -> EpisodeState:
-        """The state after a reset."""
+        """Return the state after a reset."""
         state = cls(episode_id, first, first, walkthrough)
         state.known_actions.update(state.admissible)
         return state
@@ -51,12 +51,12 @@ class EpisodeState:
 
     @property
     def admissible(self) -> tuple[str, ...]:
-        """Actions that the environment names; empty where it names none."""
+        """Admissible actions that the environment lists; empty if it lists none."""
         return tuple(self.last.info.get("admissible_actions", ()))
 
     @property
     def view(self) -> View:
-        """What a policy can see of it."""
+        """View of the state for a policy."""
         info = self.first.info
         return View(
             self.task, tuple(self.turns), self.observation, self.admissible, self.last.messages,
@@ -72,22 +72,22 @@ class EpisodeState:
         history_turns: int = 8,
         split: Literal["train", "validation"] = "train",
     ) -> Transition:
-        """Go on to what the environment answered.
+        """Advance the state by one turn.
 
-        Of the answer's ``info``, ``kind``, ``valid`` and ``knowable`` are those of the transition; ``action`` and ``next_state``
-        take the place of what was done and what was answered, where the environment has a normal form of them. ``background`` in
-        the reset's takes the place of the task for whoever predicts.
+        The ``info`` of ``answer`` sets ``kind``, ``valid`` and ``knowable`` of the transition. If the environment has a normal
+        form of the action or the next state, ``info`` holds it as ``action`` or ``next_state``, which replaces the text.
+        ``background`` in the ``info`` of the reset replaces the task in prompts for predictions.
 
         Args:
-            action: What was done.
-            answer: What came of it.
+            action: Action that was played.
+            answer: Observation that the environment returned.
             environment: Name of the environment.
-            thinking: What the player wrote before its action.
-            history_turns: Most earlier turns of the transition.
+            thinking: Text that the actor wrote before its action.
+            history_turns: Maximum number of earlier turns in the transition.
             split: Split of the transition.
 
         Returns:
-            The step as a sample; its ``transition_id`` is ``<episode_id>/<turn>``.
+            Transition of the turn. Its ``transition_id`` is ``<episode_id>/<turn>``.
         """
         info = answer.info
         action = str(info.get("action", action))
@@ -111,7 +111,7 @@ class EpisodeState:
         return transition
 
     def finish(self, environment: str, game: str, seed: int) -> Episode:
-        """The whole episode, which ends where it is now."""
+        """Return the record of the episode, which ends at the current state."""
         info = self.last.info
         won = info.get("won")
         return Episode(

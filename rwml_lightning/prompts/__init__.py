@@ -1,1 +1,1 @@
-"""What the model reads, as token ids, and how chat templates make them."""
+"""Prompts as token ids, and the chat templates that make them."""

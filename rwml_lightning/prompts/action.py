@@ -1,4 +1,4 @@
-"""What the policy reads before it acts, as token ids that are never decoded and encoded again, and how its answer is read."""
+"""Prompts for actions, as token ids that are never decoded and encoded again, and the parser of the answers."""
 
 from __future__ import annotations
 
@@ -24,29 +24,27 @@ _REPLY = """\
 Current observation: {observation}
 Admissible actions: {actions}"""
 _ACTION = re.compile(r"<action>(.*?)</action>", re.DOTALL)
-_MAX_ACTION_CHARS = 1000  # more is babble, which an environment might quote back into the prompt
+_MAX_ACTION_CHARS = 1000  # an environment might quote a longer text back into the prompt
 
 
 @dataclass(frozen=True)
 class ActionPrompt:
-    """Asks for an action.
+    """Template of the prompts for an action.
 
     Args:
         layout: ``window`` writes a new prompt at every turn, with the last ``history_turns`` turns as text. ``conversation``
-            goes on with the tokens of the turn before, sampled ones included, so that an episode is one growing sequence:
-            what it read and thought stays in sight, and the prefix tree computes it once. ``chat`` does so too, and shows the
-            environment's own chat messages and tools as the tokenizer's chat template has them; an answer is an action as it
-            stands, its thinking removed.
-        history_turns: Most earlier turns that ``window`` shows.
-        max_observation_chars: Longer observations are cut in the middle.
-        system: System message, with the fields ``{task}`` and ``{instructions}`` (of an environment with rules); empty for
+            continues with the tokens of the previous turn, sampled tokens included, so that an episode is one growing
+            sequence: the model still sees its earlier observations and thoughts, and the prefix tree computes them once.
+            ``chat`` is like ``conversation``, but shows the environment's own chat messages and tools through the tokenizer's
+            chat template; the complete answer without its thinking is the action.
+        history_turns: Maximum number of earlier turns in ``window``.
+        max_observation_chars: Maximum number of characters of an observation; a longer one is shortened in the middle.
+        system: System message, with the fields ``{task}`` and ``{instructions}`` (for an environment with rules); empty for
             none.
-        user: First user message, with the fields ``{task}``, ``{history}`` (of ``window``), ``{observation}`` and
-            ``{actions}``, each of which may be left out. In ``chat`` it is there only when the environment begins with no
-            message.
+        user: First user message, with the optional fields ``{task}``, ``{history}`` (for ``window``), ``{observation}`` and
+            ``{actions}``. ``chat`` uses it only if the environment begins with no message.
         reply: Later user messages of ``conversation``, with ``{task}``, ``{observation}`` and ``{actions}``.
-        answer: How imitation writes an action and, where the demonstrations have some, the thinking before it, with
-            ``{action}`` and ``{thinking}``.
+        answer: Answer in imitation labels, with ``{action}`` and, for demonstrations with thoughts, ``{thinking}``.
     """
 
     layout: Literal["window", "conversation", "chat"] = "window"
@@ -64,12 +62,12 @@ class ActionPrompt:
         check_fields("prompt.answer", self.answer, {"action", "thinking"})
 
     def encode(self, chat: ChatFormat, view: View, so_far: tuple[int, ...] | None = None) -> tuple[int, ...]:
-        """Prompt token ids of one turn.
+        """Return the prompt token ids of one turn.
 
         Args:
-            chat: The policy's.
-            view: What it can see.
-            so_far: Prompt and completion of the turn before; ``conversation`` and ``chat`` go on from them.
+            chat: Chat format of the policy.
+            view: View of the episode's state.
+            so_far: Prompt and completion of the previous turn, which ``conversation`` and ``chat`` continue.
         """
         fields = {
             "task": chat.quote(view.task),
@@ -94,7 +92,7 @@ class ActionPrompt:
         return chat.encode_user(system, self.user.format(history=render_history(turns), **fields))
 
     def check(self, chat: ChatFormat) -> None:
-        """Raise a ValueError where the chat template cannot show what the layout needs, before anything is played."""
+        """Raise a ValueError if the chat template cannot show the messages of the layout. Call it before anything is played."""
         user, tool = ({"role": role, "content": "x"} for role in ("user", "tool"))
         chat.encode("x" if self.system else "", [user])
         if self.layout != "window":
@@ -104,7 +102,7 @@ class ActionPrompt:
             chat.encode_reply([tool, tool])
 
     def parse(self, text: str, in_thinking: bool = False) -> tuple[str, str]:
-        """(action, thinking) of an answer; arguments as for :func:`rwml_lightning.answers.read_reply`."""
+        """Return (action, thinking) of a completion; see :func:`rwml_lightning.answers.read_reply` for the arguments."""
         if self.layout != "chat":
             return parse_action(text, in_thinking)
         thinking, said = read_reply(text, in_thinking)
@@ -116,7 +114,7 @@ class ActionPrompt:
 
 
 def parse_action(text: str, in_thinking: bool = False) -> tuple[str, str]:
-    """(action, thinking) of an answer; without ``<action>`` tags the last line is the action."""
+    """Return (action, thinking) of a completion. Without ``<action>`` tags, the last line is the action."""
     thinking, said = read_reply(text, in_thinking)
     found = _ACTION.search(said)
     lines = [line.strip() for line in said.splitlines() if line.strip()]

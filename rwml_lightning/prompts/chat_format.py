@@ -1,4 +1,4 @@
-"""How texts become a policy's tokens and its tokens texts: one place for prompts, labels and completions of both stages."""
+"""Conversion between texts and the policy's tokens, for prompts, labels and completions of every stage."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ To call one, answer with nothing but
 <tool_call>
 {{"name": NAME, "arguments": {{...}}}}
 </tool_call>"""
-_TAIL_TOKENS = 32  # more than the longest tag has, letter by letter
+_TAIL_TOKENS = 32  # more than the longest tag has when each letter is a token
 
 
 class ChatFormat:
-    """A tokenizer, its chat template with that template's arguments, and what ends a completion.
+    """Encodes and decodes text with a tokenizer, its chat template and the end tokens of a completion.
 
     Args:
-        tokenizer: The policy's; without a chat template prompts are plain text.
+        tokenizer: Tokenizer of the policy. Without a chat template, prompts are plain text.
         template_kwargs: Arguments of the chat template, such as ``enable_thinking``.
-        end_token_ids: Tokens at which the generator stops; empty for the tokenizer's end token alone.
+        end_token_ids: Tokens at which the generator stops; empty for only the tokenizer's end token.
     """
 
     def __init__(
@@ -50,38 +50,37 @@ class ChatFormat:
         self._template = ChatTemplate(tokenizer, self.template_kwargs) if has_template else None
 
     def check(self) -> None:
-        """Raise a ValueError, before anything is done, where answers could not be read or prompts not be written."""
+        """Raise a ValueError if the tokenizer cannot write the answer tags or the chat template has no generation prompt."""
         for tag in TAGS:
             written = self._decode(self.tokenizer.encode(tag, add_special_tokens=False))
             if tag not in written:
                 raise ValueError(
                     f"the tokenizer of {self.tokenizer.name_or_path} writes {tag} as {written!r}, so no answer could be read; "
-                    "take another model"
+                    "use another model"
                 )
         if self._template is not None:
             self._template.check()
 
     def quote(self, text: str) -> str:
-        """A text of the environment as it may stand in a message, an answer or a schema: it can spell no control token."""
+        """Quote a text from the environment for a message, an answer or a schema, so that it cannot spell a control token."""
         return self._control.quote(text)
 
     def quote_action(self, text: str) -> str:
-        """An action to imitate; like :meth:`quote`, but the tags that an answer is read by are the model's own to write."""
+        """Quote an action to imitate, like :meth:`quote`, but keep the answer tags, which the model itself writes."""
         return self._control.quote(text, keep=TAGS)
 
     def encode(
         self, system: str, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()
     ) -> tuple[int, ...]:
-        """Token ids up to where the model begins to write; plain text for a tokenizer without a chat template.
+        """Return the token ids of a prompt, up to the start of the completion; plain text without a chat template.
 
         Args:
             system: System message; empty for none.
-            messages: Chat messages after it.
-            tools: Schemas of tools as the environment gives them; a template without a place for them gets them as text in the
-                system message.
+            messages: Chat messages after the system message.
+            tools: Schemas of the environment's tools. If the template does not support tools, the system message lists them.
 
         Raises:
-            ValueError: The chat template does not show all of it.
+            ValueError: The chat template does not show all messages.
         """
         if self._template is None:
             system = _with_tools(system, self._as_texts(tools))
@@ -95,14 +94,14 @@ class ChatFormat:
         return tuple(self._control.encode(self._template.render(chat, self._control.quote_all(tools))))
 
     def encode_user(self, system: str, user: str) -> tuple[int, ...]:
-        """Token ids of a prompt that is one message of the user, after the system's; see :meth:`encode`."""
+        """Return the token ids of a prompt with a system message and one user message; see :meth:`encode`."""
         return self.encode(system, [{"role": "user", "content": user}])
 
     def encode_reply(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        """Tokens between the end of what the policy wrote and where it writes next: its turn's end, what it is answered.
+        """Return the tokens between two completions: the end of the assistant's turn, the messages, the next start.
 
         Raises:
-            ValueError: The chat template does not show an assistant's message as it is, so that none can follow on it.
+            ValueError: The chat template does not show an assistant's message unchanged, so no message can follow it.
         """
         if self._template is None:
             text = "\n\n".join(message["content"] for message in messages)
@@ -110,17 +109,17 @@ class ChatFormat:
         return tuple(self._control.encode(self._template.render_reply(messages)))
 
     def encode_label(self, prompt_ids: Sequence[int], answer: str) -> tuple[int, ...]:
-        """An answer to imitate after a prompt, and the token that ends it.
+        """Return the token ids of an answer to imitate after a prompt, including its end token.
 
         Raises:
-            ValueError: There is no such token.
+            ValueError: The tokenizer has no end token.
         """
         ids = self._control.encode(after_prompt(answer, self._tail(prompt_ids)))
         return (*ids, self.end_id)
 
     @cached_property
     def end_id(self) -> int:
-        """What ends an assistant's turn in the chat template, where the generator stops at it, else the end token."""
+        """Token that ends the assistant's turn in the chat template if the generator stops at it, else the end token."""
         ends: Sequence[int] = ()
         if self._template is not None:
             ends = [
@@ -134,12 +133,12 @@ class ChatFormat:
         return int(end)
 
     def decode(self, completion: Completion) -> str:
-        """What was sampled, special tokens included, without the token that ended it."""
+        """Decode a completion, with its special tokens and without its end token."""
         ids = completion.token_ids
         return self._decode(ids[:-1] if completion.finish_reason == "stop" else ids)
 
     def in_thinking(self, prompt_ids: Sequence[int]) -> bool:
-        """Whether a prompt ends inside thinking, so that its completion begins there."""
+        """Return whether a prompt ends inside thinking, so that its completion begins inside thinking."""
         return ends_in_thinking(self._tail(prompt_ids))
 
     def _as_texts(self, tools: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -155,7 +154,7 @@ class ChatFormat:
 
 
 def fingerprint(chat: ChatFormat) -> str:
-    """What token ids of prompts and answers depend on: vocabulary, chat template and its arguments."""
+    """Return a hash of all that determines the token ids: vocabulary, chat template and its arguments."""
     tokenizer = chat.tokenizer
     text = json.dumps(
         [sorted(tokenizer.get_vocab().items()), tokenizer.chat_template, dict(chat.template_kwargs)]
@@ -168,7 +167,7 @@ def _conversation(system: str, messages: Sequence[Message]) -> list[Message]:
 
 
 def _with_tools(system: str, schemas: Sequence[str]) -> str:
-    """The system message with what a chat template without tools leaves out."""
+    """Return the system message with the tool schemas, for a chat template that does not support tools."""
     if not schemas:
         return system
     return f"{system}\n\n{_TOOLS.format(schemas=chr(10).join(schemas))}".strip()

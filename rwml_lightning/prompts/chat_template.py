@@ -1,4 +1,4 @@
-"""A tokenizer's chat template, tried with marks before it is trusted: every message reaches the prompt, or a line says why not."""
+"""A tokenizer's chat template, tested with marks: every message appears in the prompt, or an error says why not."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Message = Mapping[str, str]
-_TODAY = datetime(2024, 7, 26)  # what Llama's own template falls back to
+_TODAY = datetime(2024, 7, 26)  # the default date of Llama's template
 _MARK = re.compile(f"{MARK_OPEN}[^{MARK_CLOSE}]*{MARK_CLOSE}")
 _ASSISTANT, _TOOL = f"{MARK_OPEN}assistant{MARK_CLOSE}", f"{MARK_OPEN}tool{MARK_CLOSE}"
 _PROBE_TOOL = {
@@ -31,13 +31,13 @@ _PROBE_TOOL = {
 
 
 class Form(NamedTuple):
-    """How messages are given to a template that does not take them as they are.
+    """Form of the messages for a template that does not accept them unchanged.
 
     Args:
-        folded: Roles whose messages become messages of the user: the system's as it is, a tool's reply in
-            ``<tool_response>`` tags.
-        merged: Whether messages of the same role that follow on each other become one, with an empty line between.
-        in_parts: Whether content is a list of parts.
+        folded: Roles that are converted to user messages: system messages unchanged, tool messages in ``<tool_response>``
+            tags.
+        merged: Whether consecutive messages of the same role are joined, with an empty line between them.
+        in_parts: Whether the content of a message is a list of parts.
     """
 
     folded: frozenset[str]
@@ -45,7 +45,7 @@ class Form(NamedTuple):
     in_parts: bool
 
     def arrange(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
-        """The messages in this form."""
+        """Return the messages in this form."""
         arranged: list[dict[str, Any]] = []
         for message in messages:
             role, content = message["role"], message["content"]
@@ -71,16 +71,16 @@ _FORMS = [Form(*folding, in_parts) for folding, in_parts in product(_FOLDINGS, (
 class ChatTemplate:
     """Renders conversations with a tokenizer's chat template.
 
-    Which form a conversation needs is found with marks in place of its texts, once for each sequence of roles: the first
-    :class:`Form` under which every mark is in the result, once and in order. A template that writes today's date gets 26 July
-    2024, so that a prompt is the same on every day.
+    The class selects a :class:`Form` for each sequence of roles. It renders messages with marks in place of texts, and takes
+    the first form that shows every mark once and in order. A template that writes today's date gets 26 July 2024, so that a
+    prompt is the same on every day.
 
     Args:
-        tokenizer: Has the template.
+        tokenizer: Tokenizer with a chat template.
         template_kwargs: Arguments of the template, such as ``enable_thinking``.
 
     Raises:
-        ValueError: An argument that the template does not have, or that is not the template's to take.
+        ValueError: The template does not use an argument, or ``apply_chat_template`` takes the argument itself.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template_kwargs: Mapping[str, Any]) -> None:
@@ -91,7 +91,7 @@ class ChatTemplate:
         for name in template_kwargs:
             if name in taken or not re.search(rf"\b{re.escape(name)}\b", str(tokenizer.chat_template)):
                 raise ValueError(
-                    f"data.chat_template_kwargs names {name!r}, which is no argument of {self._name}; leave it out"
+                    f"data.chat_template_kwargs names {name!r}, which is not an argument of {self._name}; remove it"
                 )
 
     @property
@@ -99,10 +99,10 @@ class ChatTemplate:
         return f"the chat template of {self.tokenizer.name_or_path or 'the tokenizer'}"
 
     def render(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> str:
-        """The prompt up to where the model begins to write.
+        """Render the prompt up to the start of the completion.
 
         Raises:
-            ValueError: A message does not reach it.
+            ValueError: The template does not show every message.
         """
         form = self._form(tuple(message["role"] for message in messages), bool(tools))
         try:
@@ -111,22 +111,22 @@ class ChatTemplate:
             raise ValueError(f"{self._name} refuses the conversation: {_first_line(error)}") from error
 
     def render_reply(self, messages: Sequence[Message]) -> str:
-        """What stands between the end of an assistant's message and where the model writes next.
+        """Render the text between the end of an assistant's message and the start of the next completion.
 
         Raises:
-            ValueError: The template does not show the assistant's message as it is, or not what follows on it.
+            ValueError: The template does not show the assistant's message unchanged, or not the messages after it.
         """
         said = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _ASSISTANT}]
         try:
             rendered = self.render([*said, *messages])
         except ValueError as error:
             raise ValueError(
-                f"{error}; an episode cannot be a conversation, so set prompt.layout to 'window'"
+                f"{error}; or set prompt.layout to 'window', which needs no conversation"
             ) from error
         return rendered.rpartition(_ASSISTANT)[2]
 
     def shows_tools(self, roles: Sequence[str]) -> bool:
-        """Whether a conversation of these roles has a place for schemas of tools, in any form."""
+        """Return whether the template shows tool schemas in a conversation of these roles, in any form."""
         try:
             self._form(tuple(roles), with_tools=True)
         except ValueError:
@@ -134,19 +134,18 @@ class ChatTemplate:
         return True
 
     def check(self) -> None:
-        """Raise a ValueError where the template does not say that the assistant is to write now."""
+        """Raise a ValueError if the template has no generation prompt for the assistant."""
         form = self._form(("user",))
         asked = form.arrange([_message("user", 0)])
         if self._apply(asked) != self._apply(asked, generation=False):
             return
         answered = self.render([_message("user", 0), _message("assistant", 1)])
-        before_answer = _MARK.split(answered)[
-            1
-        ]  # some templates end the user's turn with what begins the assistant's
+        # Some templates always end the user's turn with the start of the assistant's turn.
+        before_answer = _MARK.split(answered)[1]
         if before_answer.split() != _MARK.split(self._apply(asked))[1].split():
             raise ValueError(
                 f"{self._name} has no generation prompt: it does not use add_generation_prompt, so the model would have to "
-                "write the beginning of its own turn; take another chat template"
+                "write the start of its turn; use another chat template"
             )
 
     def _form(self, roles: tuple[str, ...], with_tools: bool = False) -> Form:
@@ -163,18 +162,16 @@ class ChatTemplate:
             if problem is None:
                 return form
             problems.append(problem)
-        instead = (
-            "give prompt.system a text, which would stand before it, or " if roles[0] == "assistant" else ""
-        )
+        instead = "set prompt.system to a text, which comes before it, or " if roles[0] == "assistant" else ""
         raise ValueError(
-            f"{self._name} cannot show a conversation of {', '.join(roles)}: it {problems[0]}; {instead}take another chat "
+            f"{self._name} cannot show a conversation of {', '.join(roles)}: it {problems[0]}; {instead}use another chat "
             "template"
         )
 
     def _problem(
         self, form: Form, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]
     ) -> str | None:
-        """What is wrong with messages of marks in a form, if anything."""
+        """Return the problem of a form with messages of marks, or ``None`` if it shows them correctly."""
         try:
             text = self._apply(form.arrange(messages), tools)
         except (TemplateError, TypeError) as error:
@@ -194,7 +191,7 @@ class ChatTemplate:
     def _hides_assistant(
         self, form: Form, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], text: str
     ) -> bool:
-        """Whether a message of the assistant's looks the same as if the user had written it."""
+        """Return whether an assistant's message looks the same as a user message."""
         for place, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
@@ -203,7 +200,7 @@ class ChatTemplate:
                 if self._apply(form._replace(merged=False).arrange(swapped), tools) == text:
                     return True
             except (TemplateError, TypeError):
-                continue  # it tells them apart
+                continue  # the template distinguishes the two roles
         return False
 
     def _apply(
@@ -219,7 +216,7 @@ class ChatTemplate:
 
 
 def _message(role: str, number: int) -> dict[str, str]:
-    """A message with a mark for its text."""
+    """Return a message with a mark as its text."""
     return {"role": role, "content": f"{MARK_OPEN}{number}{MARK_CLOSE}"}
 
 

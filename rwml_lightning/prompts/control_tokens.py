@@ -1,4 +1,4 @@
-"""Texts of the environment as token ids: one that spells a control token of the tokenizer stays a text."""
+"""Token ids of texts from the environment: a text that spells a control token is encoded as plain text."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from rwml_lightning.printable import well_formed
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Unicode promises that these are no characters, so no text has a use for them; one that holds them is quoted too.
+# Unicode guarantees that these are noncharacters, so no text needs them. A text that contains them is quoted too.
 _OPEN, _CLOSE, MARK_OPEN, MARK_CLOSE = "\ufdd0", "\ufdd1", "\ufdd2", "\ufdd3"
 _QUOTED = re.compile(f"{_OPEN}([0-9]+){_CLOSE}")
 
 
 class ControlTokens:
-    """Quotes what spells a control token, and encodes texts that hold such quotations.
+    """Quotes the spellings of control tokens in texts, and encodes texts with such quotations.
 
-    Control tokens are the tokenizer's special tokens, and of its other added tokens those that its chat template writes or that
-    an answer is read by (:data:`rwml_lightning.answers.TAGS`). Texts that spell none are encoded as the tokenizer does.
+    Control tokens are the tokenizer's special tokens, and its other added tokens if the chat template writes them or they are
+    answer tags (:data:`rwml_lightning.answers.TAGS`). Texts without their spellings are encoded as the tokenizer encodes them.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -52,7 +52,7 @@ class ControlTokens:
         return re.compile("|".join(map(re.escape, self._spellings)))
 
     def quote(self, text: str, keep: tuple[str, ...] = ()) -> str:
-        """The text with each spelling of a control token in quotation, except those to ``keep``."""
+        """Quote each spelling of a control token in a text, except the spellings in ``keep``."""
 
         def quoted(found: re.Match[str]) -> str:
             spelling = found.group()
@@ -61,7 +61,7 @@ class ControlTokens:
         return self._spelt.sub(quoted, text)
 
     def quote_all(self, value: Any) -> Any:
-        """A JSON value with all its texts quoted."""
+        """Return a JSON value with all its texts quoted."""
         if isinstance(value, str):
             return self.quote(value)
         if isinstance(value, Mapping):
@@ -71,11 +71,11 @@ class ControlTokens:
         return value
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
-        """Token ids of a text with quotations.
+        """Return the token ids of a text with quotations.
 
         Args:
-            text: What stands outside quotations may hold control tokens.
-            add_special_tokens: Whether the tokenizer adds its own, such as one that begins a text.
+            text: Text with quotations. Outside of them, spellings of control tokens become control tokens.
+            add_special_tokens: Whether the tokenizer adds special tokens, such as a beginning-of-text token.
         """
         first, *rest = _QUOTED.split(well_formed(text))
         ids = list(self.tokenizer.encode(first, add_special_tokens=add_special_tokens))
@@ -85,7 +85,7 @@ class ControlTokens:
         return ids
 
     def _literally(self, spelling: str) -> list[int]:
-        """Its first character and the rest, each on its own, so that no tokenizer finds the control token."""
+        """Encode the first character and the rest separately, so that no tokenizer finds the control token."""
         first, rest = spelling[:1], self.quote(spelling[1:])
         ids = self.tokenizer.encode(first, add_special_tokens=False, split_special_tokens=True)
         return list(ids) + (self.encode(rest) if rest else [])

@@ -1,4 +1,4 @@
-"""What the model reads before it predicts a next state, and what prompts of both stages share."""
+"""Prompts for next states, and functions shared by the prompts of all stages."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ Potential action: {action}"""
 
 
 def render_history(turns: Sequence[Turn]) -> str:
-    """Earlier turns, oldest first, as the lines that stand before the current observation; empty without turns."""
+    """Render earlier turns, oldest first, as the lines before the current observation; empty without turns."""
     return "".join(f"Past observation: {turn.observation}\nPast action: {turn.action}\n" for turn in turns)
 
 
 @dataclass(frozen=True)
 class WorldModelPrompt:
-    """Asks for the next state: role, task, history, current observation, potential action (arXiv 2602.05842, appendix).
+    """Template of the prompts for a next state: role, task, history, current observation, action (arXiv 2602.05842, appendix).
 
     Args:
-        history_turns: Most earlier turns shown (H; the paper does not give it).
-        max_observation_chars: Longer past and current observations are cut in the middle, next states never.
+        history_turns: Maximum number of earlier turns in the prompt (H; the paper does not give it).
+        max_observation_chars: Maximum number of characters of a past or current observation; a longer one is shortened in the
+            middle. Next states are never shortened.
         system: System message; empty for none.
         user: User message with the fields ``{task}``, ``{history}``, ``{observation}`` and ``{action}``.
     """
@@ -44,11 +45,11 @@ class WorldModelPrompt:
         check_fields("data.predictions.prompt.user", self.user, {"task", "history", "observation", "action"})
 
     def render(self, transition: Transition, quote: Callable[[str], str] = str) -> str:
-        """The user message for one transition; the real next state is no part of it.
+        """Render the user message for one transition. It does not contain the real next state.
 
         Args:
-            transition: What is to be predicted.
-            quote: Applied to every text of the environment, after it was shortened.
+            transition: Transition to predict.
+            quote: Function applied to every text from the environment, after shortening.
         """
         recent = transition.history[-self.history_turns :] if self.history_turns else ()
         most = self.max_observation_chars
@@ -61,21 +62,21 @@ class WorldModelPrompt:
         )
 
     def encode(self, chat: ChatFormat, transition: Transition) -> tuple[int, ...]:
-        """Prompt token ids."""
+        """Return the prompt token ids of a transition."""
         return chat.encode_user(self.system, self.render(transition, chat.quote))
 
     def check(self, chat: ChatFormat) -> None:
-        """Raise a ValueError where the chat template cannot show the prompt."""
+        """Raise a ValueError if the chat template cannot show the prompt."""
         chat.encode_user(self.system, "x")
 
 
 def encode_answer(chat: ChatFormat, prompt_ids: Sequence[int], next_state: str) -> tuple[int, ...]:
-    """Label of next-state SFT: empty thinking, the next state, the end token (arXiv 2602.05842, WM SFT)."""
+    """Return the label of next-state SFT: empty thinking, the next state, the end token (arXiv 2602.05842, WM SFT)."""
     return chat.encode_label(prompt_ids, format_answer(chat.quote(next_state)))
 
 
 def shorten(text: str, max_chars: int) -> str:
-    """The text itself, or its head and tail around an ellipsis when it is longer than ``max_chars`` characters."""
+    """Return the text, or its head and tail around an ellipsis if it is longer than ``max_chars`` characters."""
     if len(text) <= max_chars:
         return text
     head = max_chars * 2 // 3
@@ -83,15 +84,16 @@ def shorten(text: str, max_chars: int) -> str:
 
 
 def check_fields(key: str, template: str, allowed: set[str]) -> None:
-    """Raise a ValueError that names the key when a template asks for a field that does not exist."""
+    """Raise a ValueError that names the key if a template contains an unknown field."""
     from string import Formatter
 
     try:
         used = {name for _, name, _, _ in Formatter().parse(template) if name is not None}
     except ValueError as error:
-        raise ValueError(f"{key} is no template: {error}; write {{{{ and }}}} for braces") from error
+        raise ValueError(f"{key} is not a valid template: {error}; write {{{{ and }}}} for braces") from error
     unknown = sorted(used - allowed)
     if unknown:
         raise ValueError(
-            f"{key} asks for {{{unknown[0]}}}; it may use " + ", ".join(f"{{{n}}}" for n in sorted(allowed))
+            f"{key} contains the unknown field {{{unknown[0]}}}; use only "
+            + ", ".join(f"{{{n}}}" for n in sorted(allowed))
         )

@@ -1,4 +1,4 @@
-"""The policy as rollouts see it: what writes, how its texts become tokens, and how many of them fit."""
+"""The policy for rollouts: its generator, its chat format and its context length."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PolicyClient:
-    """What is needed to ask the policy.
+    """Client of the policy, with which rollouts generate completions.
 
     Args:
-        generator: Writes completions.
+        generator: Generator of completions.
         chat: Chat format of the policy.
-        context: Most tokens of a prompt and its completion together; ``None`` for no limit.
+        context: Maximum number of tokens of a prompt and its completion together; ``None`` for no limit.
     """
 
     generator: Generator
@@ -29,22 +29,22 @@ class PolicyClient:
     context: int | None = None
 
     def fits(self, num_tokens: int) -> bool:
-        """Whether so many tokens fit the context."""
+        """Return whether this number of tokens fits the context."""
         return self.context is None or num_tokens <= self.context
 
     @classmethod
     def of(
         cls, module: PolicyModule, generator: Generator, template_kwargs: Mapping[str, Any]
     ) -> PolicyClient:
-        """Ask a module's policy through a generator.
+        """Create a client of a module's policy.
 
         Args:
-            module: Module of the policy; nothing but its tokenizer is loaded.
-            generator: Writes completions.
+            module: Module of the policy. Only its tokenizer is loaded.
+            generator: Generator of completions.
             template_kwargs: Arguments of the chat template.
 
         Raises:
-            ValueError: No answer could be read or no token ends a completion; see :meth:`ChatFormat.check`.
+            ValueError: The tokenizer or its chat template cannot be used; see :meth:`ChatFormat.check`.
         """
         ends = getattr(generator, "end_token_ids", None) or end_token_ids(module.model)
         chat = ChatFormat(module.tokenizer, template_kwargs, ends)

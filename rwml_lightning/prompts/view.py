@@ -1,4 +1,4 @@
-"""What a policy can see when it is to act."""
+"""The view of an episode's state from which a policy chooses an action."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from rwml_lightning.schema import Turn
 
 @dataclass(frozen=True)
 class View:
-    """What a policy can see when it is to act.
+    """Everything that a policy sees when it chooses an action.
 
     Args:
         task: Task text.
         history: All earlier turns.
         observation: Current state text.
-        admissible: Actions that the environment names; empty where it names none.
-        messages: The current state as chat messages; at the beginning there may be none.
-        instructions: How it is to behave, where the environment has rules.
-        tools: Schemas of the tools that it can call, as chat templates take them.
+        admissible: Admissible actions that the environment lists; empty if it lists none.
+        messages: Current state as chat messages; may be empty at the start.
+        instructions: Rules of behaviour, if the environment has any.
+        tools: Schemas of the available tools, in the format of chat templates.
     """
 
     task: str

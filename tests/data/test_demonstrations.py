@@ -180,7 +180,7 @@ def test_what_does_not_fit_is_refused(
         collect(pool, tiny_tokenizer, tmp_path / "d.parquet", prompt=prompt, source="reflection")
     with pytest.raises(ValueError, match=r"reflection\.num_alternatives is 0"):
         Reflection(0)
-    with pytest.raises(ValueError, match=r"reflection\.user asks for \{outcome\}"):
+    with pytest.raises(ValueError, match=r"reflection\.user contains the unknown field \{outcome\}"):
         Reflection(user="{outcome}")
     write_transitions(tmp_path / "t.parquet", [])
     with pytest.raises(ValueError, match="is not a file of demonstrations"):

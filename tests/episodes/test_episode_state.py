@@ -193,5 +193,7 @@ def test_each_template_takes_its_fields_and_no_other(field: str, allowed: set[st
         if name in allowed:
             assert getattr(ActionPrompt(**settings), field) == f"{{{name}}}"
         else:
-            with pytest.raises(ValueError, match=rf"^prompt\.{field} asks for \{{{name}\}}; it may use "):
+            with pytest.raises(
+                ValueError, match=rf"^prompt\.{field} contains the unknown field \{{{name}\}}; use only "
+            ):
                 ActionPrompt(**settings)

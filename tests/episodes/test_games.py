@@ -45,12 +45,10 @@ def test_games_have_one_seed_for_their_life_and_a_fixed_order(held_out: bool) ->
 
 def test_without_games_of_a_sort_the_splits_are_named() -> None:
     spec = EnvironmentSpec("support.environments.RoomsEnv", {"games": {"b": ["x"], "a": []}, "folder": "x"})
-    with pytest.raises(
-        ValueError, match=r"has no held-out games; its splits are a, b: name some in k\.splits"
-    ):
+    with pytest.raises(ValueError, match=r"has no held-out games; its splits are a, b: set k\.splits"):
         draw_games(spec, None, None, 0, True, "k")
     none = EnvironmentSpec("support.environments.RoomsEnv", {"games": {}, "folder": "x"})
-    with pytest.raises(ValueError, match=r"has no train games; its splits are none: name some"):
+    with pytest.raises(ValueError, match=r"has no train games; its splits are none: set k\.splits"):
         draw_games(none, None, None, 0, False, "k")
 
 

@@ -90,9 +90,9 @@ def test_a_template_that_hides_what_the_assistant_wrote_is_refused(
 @pytest.mark.parametrize(
     ("field", "message"),
     [
-        ({"reply": "{history}"}, r"prompt\.reply asks for \{history\}"),
-        ({"answer": "{act}"}, r"prompt\.answer asks for \{act\}"),
-        ({"system": "{rules}"}, r"prompt\.system asks for \{rules\}"),
+        ({"reply": "{history}"}, r"prompt\.reply contains the unknown field \{history\}"),
+        ({"answer": "{act}"}, r"prompt\.answer contains the unknown field \{act\}"),
+        ({"system": "{rules}"}, r"prompt\.system contains the unknown field \{rules\}"),
     ],
 )
 def test_unknown_fields_are_named(field: dict[str, str], message: str) -> None:

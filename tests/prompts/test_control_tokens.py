@@ -186,6 +186,6 @@ def test_a_tokenizer_that_cannot_write_the_tags_is_refused() -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     words_only = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
     with pytest.raises(
-        ValueError, match=r"writes <think> as '<unk>.*', so no answer could be read; take another"
+        ValueError, match=r"writes <think> as '<unk>.*', so no answer could be read; use another"
     ):
         ChatFormat(words_only).check()

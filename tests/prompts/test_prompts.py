@@ -52,13 +52,16 @@ def test_braces_in_texts_are_text(text: str) -> None:
     [
         (
             "{acton}",
-            r"data.predictions.prompt.user asks for \{acton\}; it may use \{action\}, \{history\}, \{observation\}, \{task\}",
+            r"data.predictions.prompt.user contains the unknown field \{acton\}; use only \{action\}, \{history\}, \{observation\}, \{task\}",
         ),
-        ("{next_state}", r"asks for \{next_state\}"),
-        ("{0} {}", r"asks for \{\}"),
-        ("{action.__class__}", r"asks for \{action.__class__\}"),
-        ("{action", r"data.predictions.prompt.user is no template: .*; write \{\{ and \}\} for braces"),
-        ("{action} }", r"data.predictions.prompt.user is no template"),
+        ("{next_state}", r"contains the unknown field \{next_state\}"),
+        ("{0} {}", r"contains the unknown field \{\}"),
+        ("{action.__class__}", r"contains the unknown field \{action.__class__\}"),
+        (
+            "{action",
+            r"data.predictions.prompt.user is not a valid template: .*; write \{\{ and \}\} for braces",
+        ),
+        ("{action} }", r"data.predictions.prompt.user is not a valid template"),
     ],
 )
 def test_a_template_with_other_fields_is_refused(user: str, message: str) -> None:
@@ -96,7 +99,7 @@ def test_action_prompts_list_what_is_admissible(tiny_tokenizer: PreTrainedTokeni
         "Admissible actions: go, stay\n"
     )
     assert "thought" not in text
-    with pytest.raises(ValueError, match=r"asks for \{action\}"):
+    with pytest.raises(ValueError, match=r"contains the unknown field \{action\}"):
         ActionPrompt(user="{action}")
 
 
