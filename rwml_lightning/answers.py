@@ -1,7 +1,7 @@
-"""How a completion is read, in every stage: the thinking, what was said after it, and the answer in what was said.
+"""Parsing of completions in every stage: the thinking, the reply after it, and the answer in the reply.
 
-Only what follows the end of the thinking is an answer: a draft in the thinking never is one, however deep it is nested and
-wherever the completion was cut off.
+Only text after the end of the thinking can be an answer. A draft inside the thinking is never an answer, even if thinking is
+nested or the completion was cut off.
 """
 
 from __future__ import annotations
@@ -16,20 +16,22 @@ _THINKING = {
     "<|channel>thought": "<channel|>",
     "<|channel|>analysis<|message|>": "<|channel|>final<|message|>",
 }
-"""What opens thinking, and what closes it, in the chat templates of different families."""
+"""Opening and closing tags of thinking in the chat templates of different model families."""
 TAGS = (
     "<think>", "</think>", "<next_state>", "</next_state>", "<action>", "</action>", "<tool_call>", "</tool_call>",
 )  # fmt: skip
-"""Tags that a model is asked to write."""
+"""Tags that the prompts request in answers."""
 _BOUNDARY = re.compile("|".join(map(re.escape, (*_THINKING, *_THINKING.values()))))
 _NEXT_STATE = re.compile(r"<next_state>(.*?)</next_state>", re.DOTALL)
 _NO_THINKING = re.compile(r"\A<think></think>\n?")
 
 
 class Reply(NamedTuple):
-    """Args:
-    thinking: What was thought, for records; several thoughts stand on lines of their own.
-    said: What follows the last thinking; empty where the thinking was cut off.
+    """Completion split into thinking and reply.
+
+    Args:
+        thinking: Text of the thinking, for records; several thoughts are on separate lines.
+        said: Text after the last thinking; empty if the thinking was cut off.
     """
 
     thinking: str
@@ -37,9 +39,11 @@ class Reply(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """Args:
-    thinking: As in :class:`Reply`.
-    next_state: Text inside the first ``<next_state>`` of what was said; ``None`` when missing or empty.
+    """Completion split into thinking and predicted next state.
+
+    Args:
+        thinking: As in :class:`Reply`.
+        next_state: Text inside the first ``<next_state>`` of the reply; ``None`` if missing or empty.
     """
 
     thinking: str
@@ -47,14 +51,14 @@ class Answer(NamedTuple):
 
 
 def read_reply(text: str, in_thinking: bool = False) -> Reply:
-    """Split a completion into thinking and what was said.
+    """Split a completion into thinking and reply.
 
-    Thinking may be nested, and ends where as much is closed as was opened; without that, all the rest is thinking. A closing
-    tag without an opening one means that the prompt had opened it, and an opening one with which such a completion begins
-    repeats the prompt's. What stands before thinking is neither thought nor said.
+    Thinking may be nested. It ends when every opening tag has a closing tag; otherwise the rest of the text is thinking. A
+    closing tag without an opening tag means that the prompt opened the thinking. If the prompt opened it and the completion
+    begins with an opening tag, that tag repeats the prompt's tag. Text before the thinking belongs to neither part.
 
     Args:
-        text: The completion, special tokens included.
+        text: Decoded completion, special tokens included.
         in_thinking: Whether the prompt ends inside thinking (:func:`ends_in_thinking`).
     """
     thoughts: list[str] = []
@@ -76,9 +80,9 @@ def read_reply(text: str, in_thinking: bool = False) -> Reply:
 
 
 def extract_answer(text: str, in_thinking: bool = False) -> Answer:
-    """Split a completion into thinking and predicted next state; arguments as for :func:`read_reply`.
+    """Split a completion into thinking and predicted next state; see :func:`read_reply` for the arguments.
 
-    The paper does not say what a missing tag earns; here, as in its later re-implementations, no prediction means reward 0.
+    The paper does not define the reward of a missing tag. Here, as in its later re-implementations, it is 0.
     """
     thinking, said = read_reply(text, in_thinking)
     found = _NEXT_STATE.search(said)
@@ -86,18 +90,21 @@ def extract_answer(text: str, in_thinking: bool = False) -> Answer:
 
 
 def format_answer(next_state: str, thinking: str = "") -> str:
-    """The answer that :func:`extract_answer` reads back; with empty thinking the label of next-state SFT."""
+    """Format an answer that :func:`extract_answer` can parse; with empty thinking, it is the label of next-state SFT."""
     return f"<think>{thinking}</think>\n<next_state>{next_state}</next_state>"
 
 
 def ends_in_thinking(prompt: str) -> bool:
-    """Whether a prompt ends with a tag that opens thinking, as some chat templates write it for the model."""
+    """Return whether a prompt ends with an opening tag of thinking. Some chat templates write this tag for the model."""
     return prompt.rstrip().endswith(tuple(_THINKING))
 
 
 def after_prompt(answer: str, prompt: str) -> str:
-    """An answer to imitate as it goes on from the end of a prompt: thinking that the prompt has opened is closed and not opened
-    again, and after thinking that it has closed there is no empty one."""
+    """Adapt an answer to imitate to the end of its prompt.
+
+    If the prompt has opened the thinking, the answer only closes it. If the prompt has closed the thinking, the answer has no
+    empty thinking.
+    """
     tail = prompt.rstrip()
     for opening, closing in _THINKING.items():
         if tail.endswith(opening):

@@ -1,6 +1,6 @@
-"""The words of the whole project: frozen records that travel between environment, generator, reward, trainer and run store.
+"""The shared records of the project, as frozen dataclasses, for environments, generators, rewards, trainer and run store.
 
-Standard library only, so that a reader of the run store needs neither torch nor a trainer.
+The module uses only the standard library, so that a reader of the run store needs neither torch nor a trainer.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from typing import Literal
 
 FinishReason = Literal["stop", "length"]
 REWARD_TOLERANCE = 1e-5
-"""Rewards of a group that differ by no more than this, times their magnitude where it is above 1, count as equal."""
+"""Rewards of a group count as equal if they differ by at most this value times max(1, magnitude of the rewards)."""
 
 
 def same_rewards(rewards: Iterable[float]) -> bool:
-    """Whether rewards of a group are equal but for the noise of computing them, so that they say nothing of what is better.
+    """Return whether the rewards of a group are equal up to numerical noise, so that they rank no member above another.
 
-    Cosines in float32 come out up to about 1e-6 apart for texts that an embedder reads as the same. Advantages are divided by
-    the standard deviation, which would blow such noise up to the size of a real difference.
+    Cosines in float32 differ by up to about 1e-6 for texts that an embedder treats as equal. Advantages are divided by the
+    standard deviation, which would scale such noise up to the size of a real difference.
     """
     values = list(rewards)
     if not values:
@@ -29,14 +29,14 @@ def same_rewards(rewards: Iterable[float]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One exchange with an environment: what the agent saw and what it did then.
+    """One turn of an episode: an observation and the action that followed it.
 
     Args:
-        observation: State text the action answered.
-        action: Action text, as given to the environment.
+        observation: State text before the action.
+        action: Action text, as passed to the environment.
         valid: Whether the environment accepted the action.
-        reward: Reward the environment paid for this action.
-        thinking: What the model wrote before its action, if anything.
+        reward: Reward of the environment for this action.
+        thinking: Text that the model wrote before its action, if any.
     """
 
     observation: str
@@ -51,17 +51,17 @@ class Episode:
     """One playthrough of one task.
 
     Args:
-        episode_id: Unique within a run or transition file.
+        episode_id: Id that is unique within a run or transition file.
         environment: Name of the environment, for example ``alfworld``.
         game: Task id, as ``reset(options={"task": game})`` takes it.
-        task: Task text, as the agent reads it.
-        seed: Seed given to ``reset``.
-        turns: What happened, in order.
-        final_observation: State after the last action.
-        success: Whether the task was solved; ``None`` where the environment does not say.
+        task: Task text that the agent reads.
+        seed: Seed passed to ``reset``.
+        turns: Turns in order.
+        final_observation: State text after the last action.
+        success: Whether the task was solved; ``None`` if the environment does not report it.
         truncated: Whether a limit ended the episode before the environment did.
-        kind: What sort of task it was, for evaluation by kind; empty where the environment does not say.
-        measures: Numbers that the environment gives with it, by name, for evaluation.
+        kind: Kind of task, for evaluation by kind; empty if the environment does not report it.
+        measures: Measures from the environment by name, for evaluation.
     """
 
     episode_id: str
@@ -83,7 +83,7 @@ class Episode:
 
     @property
     def solved(self) -> bool:
-        """Whether it counts as a success; where the environment does not say, whether it was paid anything above 0."""
+        """Whether the episode was solved. If the environment does not report success, whether its return is above 0."""
         return self.episode_return > 0 if self.success is None else self.success
 
 
@@ -92,17 +92,17 @@ class Transition:
     """One sample of world-model learning: <s_<=t, a_t, s_t+1> (arXiv 2602.05842, section 3).
 
     Args:
-        transition_id: Unique within a transition file.
+        transition_id: Id that is unique within a transition file.
         environment: Name of the environment.
-        game: Task id; the train/validation split is by this.
+        game: Task id, by which transitions are split into training and validation.
         task: Task text.
         history: Earlier turns, oldest first, at most H of them.
         observation: Current state text s_t.
         action: Action a_t that led to the next state.
-        next_state: What the environment really answered, s_t+1.
-        kind: What sort of step it was (``state_change``, ``navigation``, ...), for evaluation by kind.
+        next_state: Real next state text s_t+1.
+        kind: Kind of step (``state_change``, ``navigation``, ...), for evaluation by kind.
         valid: Whether the environment accepted the action.
-        knowable: Whether the next state follows from the history (False: it shows something never seen before).
+        knowable: Whether the next state follows from the history (False: it shows something that was never observed before).
         split: ``train`` or ``validation``.
     """
 
@@ -122,12 +122,12 @@ class Transition:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample a completion.
+    """Sampling parameters of a completion.
 
     Args:
-        max_tokens: Most new tokens.
-        temperature: 0 is greedy.
-        top_p: Nucleus; 1 keeps every token.
+        max_tokens: Maximum number of new tokens.
+        temperature: Sampling temperature; 0 is greedy.
+        top_p: Probability mass of nucleus sampling; 1 keeps every token.
     """
 
     max_tokens: int
@@ -137,14 +137,14 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What a generator wrote after one prompt.
+    """A completion that a generator sampled after one prompt.
 
     Args:
-        token_ids: Sampled tokens, the end token included when one was sampled.
+        token_ids: Sampled tokens, including the end token if one was sampled.
         logprobs: Log-probability of each token under the distribution it was sampled from (after temperature and
-            top-p), in nats; as long as ``token_ids``.
+            top-p), in nats; same length as ``token_ids``.
         finish_reason: ``stop`` (an end token) or ``length`` (``max_tokens``).
-        policy_version: Version of the weights that wrote it.
+        policy_version: Version of the weights that sampled it.
     """
 
     token_ids: tuple[int, ...]
@@ -155,14 +155,14 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What a reward says of one prediction.
+    """Score of one prediction by a reward.
 
     Args:
-        reward: What the trainer maximises.
-        similarity: How alike the reward finds predicted and real next state: their cosine in the embedding space, their
-            overlap, a judge's verdict; ``None`` without a prediction or where the reward does not compare.
-        well_formed: Whether the answer had a non-empty ``<next_state>``.
-        parts: What the reward was made of, by name.
+        reward: Reward that the trainer maximises.
+        similarity: Similarity of predicted and real next state: their cosine in the embedding space, their overlap, or a
+            judge's verdict; ``None`` without a prediction or if the reward does not compare texts.
+        well_formed: Whether the completion has a non-empty ``<next_state>``.
+        parts: Parts of the reward by name.
     """
 
     reward: float
@@ -173,16 +173,16 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One member of a group: a completion, read and scored.
+    """One member of a group: a parsed and scored completion.
 
     Args:
-        completion: Tokens as sampled.
-        text: Decoded completion, for people; never encoded again.
+        completion: Completion as sampled.
+        text: Decoded completion for display; never encoded again.
         thinking: Text inside ``<think>``.
-        next_state: Text inside ``<next_state>``; ``None`` when missing or empty.
+        next_state: Text inside ``<next_state>``; ``None`` if missing or empty.
         score: Reward and its parts.
         advantage: Group-relative advantage.
-        member: Place in the group.
+        member: Position in the group.
     """
 
     completion: Completion
@@ -199,9 +199,9 @@ class Group:
     """All predictions for one transition, from one prompt.
 
     Args:
-        transition: What really happened.
-        prompt_ids: Prompt as the generator got it.
-        prompt: The same as text, for people.
+        transition: Transition with the real next state.
+        prompt_ids: Token ids of the prompt.
+        prompt: User message of the prompt as text, for display.
         predictions: Members in order.
     """
 
@@ -212,21 +212,21 @@ class Group:
 
     @property
     def zero_variance(self) -> bool:
-        """Whether all rewards are the same, so that the group teaches nothing."""
+        """Whether all rewards are equal, so that the group gives no training signal."""
         return same_rewards(prediction.score.reward for prediction in self.predictions)
 
 
 @dataclass(frozen=True, slots=True)
 class RolloutBatch:
-    """What one optimizer step is made from.
+    """Rollouts of one optimizer step.
 
     Args:
         step: Position in training (rollout step), from which all seeds derive.
-        policy_version: Version of the weights that wrote the completions.
-        groups: One per prompt that survived.
-        temperature: Temperature they were sampled at; the trainer's log-probabilities use the same.
-        dropped_groups: How many prompts were lost to failures after retries.
-        seconds: Wall seconds by phase (``generate``, ``reward``, ``env``).
+        policy_version: Version of the weights that sampled the completions.
+        groups: Groups, one per prompt that was not dropped.
+        temperature: Sampling temperature; the trainer's log-probabilities use the same.
+        dropped_groups: Number of prompts lost to failures after retries.
+        seconds: Wall-clock seconds by phase (``generate``, ``reward``, ``env``).
     """
 
     step: int
@@ -242,9 +242,9 @@ class Label:
     """A prompt and the answer to imitate.
 
     Args:
-        name: Name of the sample, for errors.
+        name: Name of the sample, for error messages.
         prompt_ids: Token ids of the prompt.
-        answer_ids: Token ids of the answer, the end token included.
+        answer_ids: Token ids of the answer, including the end token.
     """
 
     name: str
@@ -262,13 +262,13 @@ class LabelledBatch:
 
 @dataclass(frozen=True, slots=True)
 class ActionSample:
-    """One turn of an episode, as the policy read and wrote it.
+    """Prompt and completion of the policy in one turn of an episode.
 
     Args:
-        prompt_ids: Tokens that it read; those of earlier turns among them where the prompt is a conversation.
-        completion: What it sampled.
-        reward: What the turn is paid: the environment's reward, scaled, less the penalty for an invalid action.
-        advantage: How much better than its peers the turn did.
+        prompt_ids: Token ids of the prompt; in a conversation they include the tokens of earlier turns.
+        completion: Completion that the policy sampled.
+        reward: Reward of the turn: the environment's scaled reward minus the penalty for an invalid action.
+        advantage: Group-relative advantage of the turn.
     """
 
     prompt_ids: tuple[int, ...]
@@ -279,7 +279,7 @@ class ActionSample:
 
 @dataclass(frozen=True, slots=True)
 class Playthrough:
-    """An episode, the samples that it was made of, one a turn, and what its actions did."""
+    """An episode with its samples, one per turn, and the transitions of its actions."""
 
     episode: Episode
     samples: tuple[ActionSample, ...]
@@ -287,7 +287,7 @@ class Playthrough:
 
     @property
     def total_reward(self) -> float:
-        """Sum of what the turns were paid, which may differ from the environment's own return."""
+        """Sum of the rewards of the turns, which may differ from the environment's return."""
         return sum(sample.reward for sample in self.samples)
 
 
@@ -301,16 +301,16 @@ class EpisodeGroup:
 
     @property
     def zero_variance(self) -> bool:
-        """Whether all were paid the same, so that their episode-level advantages are 0."""
+        """Whether all members have the same total reward, so that their episode-level advantages are 0."""
         return same_rewards(member.total_reward for member in self.members)
 
 
 @dataclass(frozen=True, slots=True)
 class EpisodeBatch:
-    """What one optimizer step of the policy stage is made from; other fields as in :class:`RolloutBatch`.
+    """Rollouts of one optimizer step of the policy stage; other fields as in :class:`RolloutBatch`.
 
     Args:
-        labels: Next states that the episodes' own actions led to, for a loss that keeps the policy predicting.
+        labels: Next-state labels from the episodes' own actions, for a loss that keeps the policy's ability to predict.
     """
 
     step: int

@@ -57,12 +57,12 @@ class Demonstrations:
 
 
 def collect_demonstrations(
-    wanted: Demonstrations, player: EpisodePlayer, games: Sequence[Game], max_tokens: int
+    settings: Demonstrations, player: EpisodePlayer, games: Sequence[Game], max_tokens: int
 ) -> None:
     """Play games and write the turns of solved episodes as labels. The file appears only when it is complete.
 
     Args:
-        wanted: Settings of the demonstrations.
+        settings: Settings of the demonstrations.
         player: Player with the environments, prompt and chat format, and with the generator if the policy writes text.
         games: Games to play.
         max_tokens: For ``policy``: maximum number of tokens per turn.
@@ -70,26 +70,30 @@ def collect_demonstrations(
     Raises:
         ValueError: No episode was solved, or the answer template has no field for reflections.
     """
-    if wanted.source == "reflection" and "{thinking}" not in player.prompt.answer:
+    if settings.source == "reflection" and "{thinking}" not in player.prompt.answer:
         raise ValueError(
             "data.episodes.demonstrations.source is 'reflection', but data.episodes.prompt.answer has no field {thinking}; add it"
         )
     labels: list[Label] = []
     unsolved: dict[str, str] = {}
     solved = 0
-    chunks = [games[start : start + wanted.batch_size] for start in range(0, len(games), wanted.batch_size)]
+    chunks = [
+        games[start : start + settings.batch_size] for start in range(0, len(games), settings.batch_size)
+    ]
     console = Terminal(stderr=True)
     for number, chunk in enumerate(
-        track(chunks, f"demonstrations by {wanted.source}", console=console, disable=not console.is_terminal)
+        track(
+            chunks, f"demonstrations by {settings.source}", console=console, disable=not console.is_terminal
+        )
     ):
-        if wanted.source == "policy":
+        if settings.source == "policy":
             episodes = list(
-                _policy_labels(wanted, player, number, chunk, Sampling(max_tokens, wanted.temperature))
+                _policy_labels(settings, player, number, chunk, Sampling(max_tokens, settings.temperature))
             )
         else:
-            experts, missing = _follow_expert(wanted, player, chunk)
+            experts, missing = _follow_expert(settings, player, chunk)
             unsolved |= missing
-            episodes = list(_expert_labels(wanted, player, experts))
+            episodes = list(_expert_labels(settings, player, experts))
         solved += len(episodes)
         labels += [label for episode in episodes for label in episode]
     if not labels:
@@ -98,17 +102,19 @@ def collect_demonstrations(
             "data.episodes.demonstrations.episodes_per_game, or set data.episodes.demonstrations.source to 'expert'"
             + "".join(f"; {name}: {reason}" for name, reason in [*unsolved.items()][-1:])
         )
-    write_labels(Path(wanted.path), labels, {**asdict(wanted), "tokenizer": fingerprint(player.policy.chat)})
+    write_labels(
+        Path(settings.path), labels, {**asdict(settings), "tokenizer": fingerprint(player.policy.chat)}
+    )
     console.print(
-        f"{len(labels)} turns of {solved} solved episodes from {len(games)} games, written to {wanted.path}"
+        f"{len(labels)} turns of {solved} solved episodes from {len(games)} games, written to {settings.path}"
     )
 
 
 def _policy_labels(
-    wanted: Demonstrations, player: EpisodePlayer, number: int, games: Sequence[Game], sampling: Sampling
+    settings: Demonstrations, player: EpisodePlayer, number: int, games: Sequence[Game], sampling: Sampling
 ) -> Iterator[list[Label]]:
     batch = player.collect(
-        "demonstrations", number, games, wanted.episodes_per_game, sampling, wanted.max_turns
+        "demonstrations", number, games, settings.episodes_per_game, sampling, settings.max_turns
     )
     for group in batch.groups:
         for member in (one for one in group.members if one.episode.solved):
@@ -120,23 +126,28 @@ def _policy_labels(
 
 
 def _follow_expert(
-    wanted: Demonstrations, player: EpisodePlayer, games: Sequence[Game]
+    settings: Demonstrations, player: EpisodePlayer, games: Sequence[Game]
 ) -> tuple[list[ExpertEpisode], dict[str, str]]:
     starts = [Start(f"expert-{episode_name(game.task, 0)}", game.task, game.seed) for game in games]
-    num_alternatives = wanted.reflection.num_alternatives if wanted.source == "reflection" else 0
+    num_alternatives = settings.reflection.num_alternatives if settings.source == "reflection" else 0
     return follow_expert(
-        player.pool, starts, wanted.max_turns, player.seed, num_alternatives, history_turns=wanted.max_turns
+        player.pool,
+        starts,
+        settings.max_turns,
+        player.seed,
+        num_alternatives,
+        history_turns=settings.max_turns,
     )
 
 
 def _expert_labels(
-    wanted: Demonstrations, player: EpisodePlayer, episodes: Sequence[ExpertEpisode]
+    settings: Demonstrations, player: EpisodePlayer, episodes: Sequence[ExpertEpisode]
 ) -> Iterator[list[Label]]:
     """Yield the labels of each episode, without turns that do not fit the context."""
     steps = [step for episode in episodes for step in episode.steps]
     thoughts = iter(
-        write_reflections(wanted.reflection, steps, player.policy, player.seed)
-        if wanted.source == "reflection"
+        write_reflections(settings.reflection, steps, player.policy, player.seed)
+        if settings.source == "reflection"
         else [""] * len(steps)
     )
     for episode in episodes:

@@ -144,8 +144,12 @@ class EpisodeSource(Source):
     @property
     def policy_demonstrates(self) -> bool:
         """Whether the policy must first write the demonstrations that it learns from."""
-        wanted = self.settings.demonstrations
-        return wanted is not None and wanted.source != "expert" and not Path(wanted.path).exists()
+        demonstrations = self.settings.demonstrations
+        return (
+            demonstrations is not None
+            and demonstrations.source != "expert"
+            and not Path(demonstrations.path).exists()
+        )
 
     @override
     def check(self) -> None:
@@ -158,10 +162,10 @@ class EpisodeSource(Source):
         self.environment.prepare(self.seed)
         if learns == "samples":
             return
-        wanted = self.settings.need_demonstrations()
-        if not Path(wanted.path).exists():
-            most = self.settings.sampling.max_tokens
-            collect_demonstrations(wanted, self.player, self._draw_training(), most)
+        demonstrations = self.settings.need_demonstrations()
+        if not Path(demonstrations.path).exists():
+            max_tokens = self.settings.sampling.max_tokens
+            collect_demonstrations(demonstrations, self.player, self._draw_training(), max_tokens)
 
     @override
     def set_up(self, stage: str) -> None:
@@ -199,13 +203,13 @@ class EpisodeSource(Source):
     def training(self, learns: Learns, stage: str) -> Draw[Game, EpisodeBatch] | Draw[Label, LabelledBatch]:
         settings = self.settings
         if learns == "labels":
-            wanted = settings.need_demonstrations()
-            labels = read_labels(Path(wanted.path), self.policy.chat)
+            demonstrations = settings.need_demonstrations()
+            labels = read_labels(Path(demonstrations.path), self.policy.chat)
 
             def imitate(step: int, labels: Sequence[Label]) -> LabelledBatch:
                 return LabelledBatch(step, tuple(labels))
 
-            return Draw(labels, wanted.labels_per_step, imitate, settings.num_passes, in_parts=True)
+            return Draw(labels, demonstrations.labels_per_step, imitate, settings.num_passes, in_parts=True)
 
         def play(step: int, games: Sequence[Game]) -> EpisodeBatch:
             # A game has another seed in every step that uses it.

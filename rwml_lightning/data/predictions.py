@@ -183,9 +183,9 @@ class PredictionSource(Source):
 
     def _fitting(self, transitions: Sequence[Transition]) -> list[Transition]:
         settings = self.settings
-        most = settings.sampling.max_tokens
+        max_tokens = settings.sampling.max_tokens
         return select_fitting(
-            settings.path, transitions, settings.prompt, self.policy, most, settings.on_broken
+            settings.path, transitions, settings.prompt, self.policy, max_tokens, settings.on_broken
         )
 
     def keep_only(self, transition_ids: Iterable[str]) -> None:

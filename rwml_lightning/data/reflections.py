@@ -63,7 +63,7 @@ class Reflection:
 
 
 def write_reflections(
-    how: Reflection,
+    settings: Reflection,
     steps: Sequence[ExpertStep],
     policy: PolicyClient,
     seed: int,
@@ -74,10 +74,11 @@ def write_reflections(
     compare with.
     """
     asked = [number for number, step in enumerate(steps) if step.alternatives]
-    if how.server is None:
-        room = math.inf if policy.context is None else policy.context - how.max_tokens
+    if settings.server is None:
+        room = math.inf if policy.context is None else policy.context - settings.max_tokens
         encoded = {
-            number: policy.chat.encode_user("", how.ask(steps[number], policy.chat.quote)) for number in asked
+            number: policy.chat.encode_user("", settings.ask(steps[number], policy.chat.quote))
+            for number in asked
         }
         asked = [number for number, prompt in encoded.items() if len(prompt) <= room]
         if len(asked) < len(encoded):
@@ -87,7 +88,7 @@ def write_reflections(
         prompts = [encoded[number] for number in asked]
         seeds = [[derive_seed(seed, "reflection", steps[n].transition.transition_id)] for n in asked]
         written = (
-            policy.generator.generate(prompts, Sampling(how.max_tokens, how.temperature), seeds)
+            policy.generator.generate(prompts, Sampling(settings.max_tokens, settings.temperature), seeds)
             if prompts
             else []
         )
@@ -96,8 +97,8 @@ def write_reflections(
             for prompt, (completion,) in zip(prompts, written, strict=True)
         ]
     else:
-        client = ServerClient(how.server, "data.episodes.demonstrations.reflection.server")
-        answers = client.ask("chat/completions", [_request(how, how.ask(steps[n])) for n in asked])
+        client = ServerClient(settings.server, "data.episodes.demonstrations.reflection.server")
+        answers = client.ask("chat/completions", [_request(settings, settings.ask(steps[n])) for n in asked])
         lost = [answer for answer in answers if isinstance(answer, NoAnswerError)]
         if lost:
             log.warning(
@@ -115,11 +116,11 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _request(how: Reflection, text: str) -> Request[str]:
+def _request(settings: Reflection, text: str) -> Request[str]:
     body = {
         "messages": [{"role": "user", "content": text}],
-        "max_tokens": how.max_tokens,
-        "temperature": how.temperature,
+        "max_tokens": settings.max_tokens,
+        "temperature": settings.temperature,
     }
     return Request(lambda failures: body, _read)
 

@@ -14,7 +14,7 @@ _KEYS = {
     ("episodes", "samples"): ("games_per_step", "splits and num_games, and data.environment"),
     ("episodes", "labels"): ("demonstrations.labels_per_step", "demonstrations"),
 }
-"""Config keys for the number of items per step and for the choice of items, by (source of the stage, type of its training data)."""
+"""Config keys that set the number of items per step and select the items, by (source, type of training data)."""
 
 
 def check_same_items(

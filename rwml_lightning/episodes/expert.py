@@ -115,8 +115,8 @@ def _play_branches(
     for first in range(0, len(branches), _MAX_BRANCHES):
         part = branches[first : first + _MAX_BRANCHES]
         actor = ListActor({branch.start.episode_id: branch.actions for branch in part})
-        most = max(len(branch.actions) for branch in part)
-        outcome = play(pool, [branch.start for branch in part], actor, most, history_turns)
+        max_turns = max(len(branch.actions) for branch in part)
+        outcome = play(pool, [branch.start for branch in part], actor, max_turns, history_turns)
         for branch, played in zip(part, outcome.episodes, strict=True):
             if isinstance(played, Played) and len(played.turns) == len(branch.actions):
                 expert = branch.start.episode_id.rpartition("~")[0]

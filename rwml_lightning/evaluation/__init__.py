@@ -1,4 +1,4 @@
-"""Held-out results with confidence intervals: of a world model beside model-free floors, of a policy by kind of task."""
+"""Held-out results with confidence intervals: world models and model-free floors, and policies by kind of task."""
 
 from rwml_lightning.evaluation.bootstrap import bootstrap_intervals
 from rwml_lightning.evaluation.episodes import (

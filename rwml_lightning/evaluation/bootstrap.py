@@ -1,11 +1,11 @@
-"""How far a mean may lie from the truth: percentile bootstrap intervals, all measures at once."""
+"""Percentile bootstrap intervals of means, for all measures at once."""
 
 from __future__ import annotations
 
 import numpy as np
 from jaxtyping import Float
 
-_CHUNK_ELEMENTS = 1 << 22  # resampled indices that exist at once, some 100 MB with their counts
+_CHUNK_ELEMENTS = 1 << 22  # number of resampled indices in memory at once, about 100 MB with their counts
 
 
 def bootstrap_intervals(
@@ -14,22 +14,22 @@ def bootstrap_intervals(
     num_resamples: int = 2000,
     seed: int = 0,
 ) -> Float[np.ndarray, "measures 2"]:
-    """Percentile bootstrap interval of the mean of every column (Efron 1979).
+    """Compute the percentile bootstrap interval of the mean of every column (Efron 1979).
 
-    A row is drawn as a whole, so that what belongs together stays together: the samples of one transition, its measures,
-    or two models' answers to it when ``values`` are differences.
+    Rows are resampled as a whole, which keeps the samples and the measures of one transition together. If ``values`` are
+    differences, this also keeps the predictions of two models for the same transition together.
 
     Args:
-        values: One row a transition, one column a measure.
+        values: Values with one row per transition and one column per measure.
         confidence: Share of the resampled means that the interval covers.
-        num_resamples: Means that are drawn.
-        seed: The same seed gives the same interval.
+        num_resamples: Number of resampled means.
+        seed: Seed of the resampling. The same seed gives the same interval.
 
     Returns:
         Lower and upper bound of every measure.
 
     Raises:
-        ValueError: Fewer than two rows, which say nothing about their spread.
+        ValueError: ``values`` has fewer than two rows, so their spread is unknown.
     """
     count = len(values)
     if count < 2:
@@ -49,8 +49,8 @@ def bootstrap_intervals(
 def _draw_counts(
     generator: np.random.Generator, num_resamples: int, count: int
 ) -> Float[np.ndarray, "resamples transitions"]:
-    """How often each of ``count`` rows stands in each resample; every resample has ``count`` draws."""
+    """Draw resamples of ``count`` rows each, and return how often each row occurs in each resample."""
     drawn = generator.integers(0, count, (num_resamples, count))
-    drawn += count * np.arange(num_resamples)[:, None]  # a range of its own for every resample
+    drawn += count * np.arange(num_resamples)[:, None]  # a separate index range for every resample
     counts = np.bincount(drawn.ravel(), minlength=num_resamples * count)
     return counts.reshape(num_resamples, count).astype(np.float64)

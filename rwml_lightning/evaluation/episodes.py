@@ -1,4 +1,4 @@
-"""How well a policy acts: success and what it costs, by kind of task, with confidence intervals over games."""
+"""Evaluation of a policy: success, turns and tokens by kind of task, with confidence intervals over games."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ EPISODE_MEASURES: Mapping[str, str] = {
     "truncated": "cut off",
     "completion_tokens": "tokens\na turn",
 }
-"""Measures and what a table calls them; see :func:`measure_game`. ``pass@k`` and ``pass^k`` are measured where a game is played
-k times; ``do_nothing``, what an agent earns that ends the episode at once, where the environment says so."""
+"""Measures and their names in tables; see :func:`measure_game`. ``pass@k`` and ``pass^k`` require at least k episodes of a game.
+``do_nothing`` is the reward of an agent that ends the episode at once; only some environments report it."""
 
 _SHARES = {"success", "do_nothing", "invalid_actions", "repeated_actions", "truncated", "invalid_tool_calls"}
 
@@ -37,8 +37,8 @@ class EpisodeResult:
 
     Args:
         name: ``all``, or a kind of task.
-        count: Episodes in the row.
-        num_games: Games that they play.
+        count: Number of episodes in the row.
+        num_games: Number of games of these episodes.
         values: Mean of each measure over the games that have it.
         intervals: Lower and upper bound at 95 % by measure; empty for a single game.
     """
@@ -51,14 +51,20 @@ class EpisodeResult:
 
 
 def measure_game(group: EpisodeGroup) -> dict[str, float]:
-    """The episodes of one game, measured.
+    """Measure the episodes of one game.
 
-    ``success`` is the share of episodes that were solved (where the environment does not say, that were paid anything above 0),
-    ``steps_to_success`` the mean number of turns of those, ``invalid_actions`` and ``repeated_actions`` shares of turns: what
-    the environment did not accept, and what was done in the same episode in answer to the same observation before.
-    ``truncated`` is the share of episodes that a limit cut off. ``pass@k`` is the chance that at least one of k episodes is
-    solved, unbiased (arXiv 2107.03374, equation 1), ``pass^k`` that all of them are (arXiv 2406.12045, section 4), for powers of
-    2 up to the number of episodes. What the environment itself measured (``info["measures"]``) is there by its own names.
+    - ``success``: Share of solved episodes. If the environment does not report success, an episode with a return above 0
+      counts as solved.
+    - ``steps_to_success``: Mean number of turns of the solved episodes.
+    - ``turns``: Mean number of turns of all episodes.
+    - ``invalid_actions``: Share of turns with an action that the environment did not accept.
+    - ``repeated_actions``: Share of turns that repeat an earlier action of the episode after the same observation.
+    - ``completion_tokens``: Mean number of sampled tokens per turn.
+    - ``truncated``: Share of episodes that were cut off by a limit.
+    - ``pass@k``: Unbiased probability that at least one of k episodes is solved (arXiv 2107.03374, equation 1).
+    - ``pass^k``: Probability that all of k episodes are solved (arXiv 2406.12045, section 4).
+
+    k takes the powers of 2 up to the number of episodes. Measures from the environment (``info["measures"]``) keep their names.
     """
     members = group.members
     solved = [member.episode.solved for member in members]
@@ -91,23 +97,23 @@ def measure_game(group: EpisodeGroup) -> dict[str, float]:
 
 
 def num_repeated(member: Playthrough) -> int:
-    """Turns that did what an earlier turn of the episode had done in answer to the same observation."""
+    """Count the turns that repeat an earlier action of the episode after the same observation."""
     pairs = [(turn.observation, turn.action) for turn in member.episode.turns]
     return len(pairs) - len(set(pairs))
 
 
 def pass_at_k(num_episodes: int, num_solved: int, k: int) -> float:
-    """Chance that k of the episodes, drawn without replacement, have a solved one among them."""
+    """Compute the probability that at least one of k episodes, drawn without replacement, is solved."""
     return 1 - comb(num_episodes - num_solved, k) / comb(num_episodes, k)
 
 
 def pass_all_k(num_episodes: int, num_solved: int, k: int) -> float:
-    """Chance that k of the episodes, drawn without replacement, are all solved."""
+    """Compute the probability that all of k episodes, drawn without replacement, are solved."""
     return comb(num_solved, k) / comb(num_episodes, k)
 
 
 def summarise_episodes(groups: Sequence[EpisodeGroup]) -> list[EpisodeResult]:
-    """``all``, then each split of the environment where there are several, then each kind of task."""
+    """Summarise episodes in rows: ``all``, then each split if there are several, then each kind of task."""
     rows = {"all": list(groups)}
     splits = sorted({group.split for group in groups})
     if len(splits) > 1:
@@ -133,7 +139,7 @@ def _summarise(name: str, groups: Sequence[EpisodeGroup]) -> EpisodeResult:
 
 
 def success_metrics(results: Iterable[EpisodeResult], prefix: str) -> dict[str, float]:
-    """Flat metrics: ``<prefix>/success`` for ``all``, with its bounds, ``<prefix>/<kind>/success`` for the rest."""
+    """Return flat metrics: ``<prefix>/success`` with its bounds for ``all``, ``<prefix>/<kind>/success`` for other rows."""
     metrics: dict[str, float] = {}
     for result in results:
         scope = prefix if result.name == "all" else f"{prefix}/{result.name}"
@@ -144,10 +150,10 @@ def success_metrics(results: Iterable[EpisodeResult], prefix: str) -> dict[str, 
 
 
 def render_episodes(title: str, rows: Mapping[str, EpisodeResult]) -> RenderableType:
-    """A row a result under the name that it is given; a column a measure, behind ± half the width of its 95 % interval.
+    """Render a table with one named row per result and one column per measure.
 
-    Of pass@k the largest k alone is shown, so that a terminal of 80 columns is wide enough. What the environment itself measured
-    comes in a table below, with pass^k.
+    The number after ± is half the width of the 95 % interval. The table shows pass@k only for the largest k, so that it fits
+    80 columns. A second table shows the environment's own measures and pass^k.
     """
     known = list(dict.fromkeys(measure for result in rows.values() for measure in result.values))
     success, *others = EPISODE_MEASURES

@@ -1,4 +1,4 @@
-"""Evaluations that a module holds: held-out predictions and played games; groups in, rows and metrics out."""
+"""Held-out evaluations of a module: they turn groups of predictions or games into table rows and metrics."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from rwml_lightning.evaluation.results import Result, as_metrics, summarise, sum
 from rwml_lightning.schema import EpisodeBatch, EpisodeGroup, Group
 
 Gather = Callable[[list[Any]], list[Any]]
-"""Gives every rank's items: an interval is one of all of them, not a mean of the ranks' own."""
+"""Function that gathers the items of all ranks. An interval is computed from all items, not averaged over ranks."""
 
 
 @dataclass(frozen=True, slots=True)
 class HeldOutBatch:
-    """Predictions of some held-out transitions, measured.
+    """Predictions of a batch of held-out transitions, with their measures.
 
     Args:
-        groups: One a transition.
-        measured: What each group scored.
-        floors: For each group, what predictors without a model score on its transition, by name.
+        groups: Groups of predictions, one per transition.
+        measured: Measures of each group.
+        floors: For each group, the measures of its transition by name of the floor.
     """
 
     groups: tuple[Group, ...]
@@ -31,10 +31,10 @@ class HeldOutBatch:
 
 
 class HeldOutPredictions:
-    """Held-out predictions of a world model.
+    """Collects the held-out predictions of a world model and summarises them.
 
-    After a validation ``groups`` holds the predictions, ``measured`` what each transition scored, ``results`` the rows by kind of
-    step, and ``floors`` the rows of predictors without a model.
+    After a validation, ``groups`` holds the predictions, ``measured`` the measures of each transition, ``results`` the rows by
+    kind of step, and ``floors`` the rows of the model-free predictors.
     """
 
     def __init__(self) -> None:
@@ -66,7 +66,10 @@ class HeldOutPredictions:
 
 
 class PlayedGames:
-    """Held-out games that a policy played; after a validation ``groups`` holds them, and ``results`` the rows by kind of task."""
+    """Collects the held-out games of a policy and summarises them.
+
+    After a validation, ``groups`` holds the games and ``results`` the rows by kind of task.
+    """
 
     def __init__(self) -> None:
         self.start()

@@ -1,4 +1,4 @@
-"""What is measured of the predictions for one held-out transition."""
+"""Measures of the predictions for one held-out transition."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ MEASURES: Mapping[str, str] = {
     "well_formed": "well-\nformed",
     "agreement": "agree-\nment",
 }
-"""Measures and what a table calls them; see :func:`measure` for each."""
+"""Measures and their names in tables; see :func:`measure` for each."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The K predictions for one transition, measured.
+    """Measures of the K predictions for one transition.
 
     Args:
-        transition_id: Which transition.
-        kind: Its kind of step.
-        knowable: Whether its next state follows from the history.
-        count: K.
+        transition_id: Id of the transition.
+        kind: Kind of step of the transition.
+        knowable: Whether the next state follows from the history.
+        count: Number of predictions K.
         values: Mean over the K predictions of each of :data:`MEASURES`, in [0, 1] (similarity: [-1, 1]).
     """
 
@@ -51,15 +51,19 @@ def measure(
     """Measure the predictions for one transition.
 
     A missing prediction counts as 0 in every measure. White space is normalised before texts are compared.
-    ``similarity`` is the scores' own, ``accuracy`` the share above ``threshold``, ``exact`` the share equal to
-    the real next state, ``rouge_l`` the F-measure over the longest common subsequence of words, ``well_formed`` the share
-    with a non-empty ``<next_state>``, and ``agreement`` the share of pairs of predictions that are equal, for K above 1.
+
+    - ``similarity``: Mean similarity in the scores.
+    - ``accuracy``: Share of predictions with a similarity above ``threshold``.
+    - ``exact``: Share of predictions equal to the real next state.
+    - ``rouge_l``: Mean F-measure over the longest common subsequence of words.
+    - ``well_formed``: Share of completions with a non-empty ``<next_state>``.
+    - ``agreement``: Share of equal pairs of predictions, for K above 1.
 
     Args:
-        transition: What really happened.
+        transition: Transition with the real next state.
         predictions: K predicted next states, at least one.
         scores: Score of each prediction.
-        threshold: Similarity above which a prediction counts as right.
+        threshold: Similarity above which a prediction counts as correct.
     """
     real = _normalise(transition.next_state)
     texts = [None if prediction is None else _normalise(prediction) for prediction in predictions]
@@ -77,7 +81,7 @@ def measure(
 
 
 def measure_groups(groups: Iterable[Group], reward: NextStateReward) -> list[Measured]:
-    """Measure groups by the scores that their predictions carry, which ``reward`` gave."""
+    """Measure groups with the scores of their predictions, which ``reward`` computed."""
     return [
         measure(
             group.transition,
@@ -92,10 +96,10 @@ def measure_groups(groups: Iterable[Group], reward: NextStateReward) -> list[Mea
 def measure_floors(
     transitions: Sequence[Transition], reward: NextStateReward, floors: Mapping[str, Predictor]
 ) -> list[dict[str, Measured]]:
-    """Measure predictors without a model on each transition, so that wording is not taken for knowledge.
+    """Measure model-free predictors (floors) on each transition, to show the score of mere wording without knowledge.
 
     Returns:
-        For each transition its measures by the name of the floor, without those that got no verdict.
+        For each transition, its measures by name of the floor, without predictions that have no score.
     """
     rows: list[dict[str, Measured]] = [{} for _ in transitions]
     for name, predict in floors.items():

@@ -1,4 +1,4 @@
-"""Rows of an evaluation: means over transitions with their intervals, differences between models, model-free floors."""
+"""Results of an evaluation: means over transitions with intervals, and differences between models."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from rwml_lightning.evaluation.measures import MEASURES, Measured
 class Result:
     """One row of an evaluation table: means over transitions; see :func:`rwml_lightning.evaluation.measure`.
 
-    ``Result(**row)`` reads back what JSON made of ``dataclasses.asdict``.
+    ``Result(**row)`` restores a result from the JSON of ``dataclasses.asdict``.
 
     Args:
         name: ``all``, ``knowable``, ``not knowable``, a kind of step, or the name of a floor or model.
-        count: Predictions in the row.
-        num_transitions: Transitions that they predict.
+        count: Number of predictions in the row.
+        num_transitions: Number of predicted transitions.
         similarity: Mean similarity.
-        accuracy: Share with a distance under tau_d.
-        exact: Share equal to the real next state.
+        accuracy: Share of predictions with a distance under tau_d.
+        exact: Share of predictions equal to the real next state.
         rouge_l: Mean ROUGE-L F-measure.
-        well_formed: Share with a non-empty ``<next_state>``.
-        agreement: Share of equal pairs among a transition's predictions; ``None`` where each has but one.
+        well_formed: Share of completions with a non-empty ``<next_state>``.
+        agreement: Share of equal pairs among a transition's predictions; ``None`` with one prediction per transition.
         intervals: Lower and upper bound at 95 % by measure; empty for a single transition.
     """
 
@@ -46,13 +46,13 @@ class Result:
 
 @dataclass(frozen=True)
 class ModelResult:
-    """What one model scored, as its file holds it.
+    """Evaluation of one model, as stored in its file.
 
     Args:
-        model: As the user named it.
+        model: Name of the model, as the user gave it.
         results: Rows by kind of step, ``all`` first.
         floors: Rows of the model-free predictors.
-        measured: Every transition, for paired differences.
+        measured: Measures of every transition, for paired differences.
     """
 
     model: str
@@ -62,7 +62,7 @@ class ModelResult:
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> ModelResult:
-        """Read back what JSON made of ``dataclasses.asdict``."""
+        """Create a result from the JSON of ``dataclasses.asdict``."""
         return cls(
             model=found["model"],
             results=[Result(**row) for row in found["results"]],
@@ -73,10 +73,10 @@ class ModelResult:
 
 @dataclass(frozen=True)
 class Difference:
-    """How much better one model is than another on the transitions that both answered.
+    """Paired difference between two models on the transitions that both predicted.
 
     Args:
-        num_transitions: Transitions in common.
+        num_transitions: Number of common transitions.
         values: Mean difference by measure.
         intervals: Lower and upper bound at 95 % by measure; empty for a single transition.
     """
@@ -87,7 +87,7 @@ class Difference:
 
 
 def summarise(name: str, measured: Sequence[Measured]) -> Result:
-    """Mean of each measure over ``measured``, which must not be empty, and its interval."""
+    """Compute the mean and interval of each measure over ``measured``, which must not be empty."""
     assert measured, f"no predictions in {name}"
     measures, values = _matrix(measured)
     return Result(
@@ -100,7 +100,7 @@ def summarise(name: str, measured: Sequence[Measured]) -> Result:
 
 
 def summarise_by_kind(measured: Sequence[Measured]) -> list[Result]:
-    """``all``, then whether the next state could be known from the history, then each kind of step."""
+    """Summarise transitions in rows: ``all``, then ``knowable`` and ``not knowable`` next states, then each kind of step."""
     rows = {"all": list(measured)}
     for item in sorted(measured, key=lambda item: not item.knowable):
         rows.setdefault("knowable" if item.knowable else "not knowable", []).append(item)
@@ -110,18 +110,18 @@ def summarise_by_kind(measured: Sequence[Measured]) -> list[Result]:
 
 
 def paired_difference(measured: Sequence[Measured], base: Sequence[Measured]) -> Difference:
-    """What ``measured`` has over ``base``, transition by transition.
+    """Compute the mean difference of ``measured`` to ``base`` over their common transitions.
 
-    Pairing takes out what makes a transition easy or hard for both, so that the interval is narrower than those of the
-    two means.
+    Pairing removes the difficulty that a transition has for both models, so the interval is narrower than the intervals of
+    the two means.
 
     Raises:
-        ValueError: They have no transition in common.
+        ValueError: The models have no transition in common.
     """
     of_base = {item.transition_id: item for item in base}
     common = [item for item in measured if item.transition_id in of_base]
     if not common:
-        raise ValueError("the two models answered no transition in common")
+        raise ValueError("the two models have no transition in common")
     names, values = _matrix(common)
     base_names, base_values = _matrix([of_base[item.transition_id] for item in common])
     measures = [name for name in names if name in base_names]
@@ -134,7 +134,7 @@ def paired_difference(measured: Sequence[Measured], base: Sequence[Measured]) ->
 
 
 def as_metrics(results: Iterable[Result], prefix: str) -> dict[str, float]:
-    """Flat metrics: ``<prefix>/accuracy`` for ``all``, with its bounds, ``<prefix>/<kind>/accuracy`` for the rest."""
+    """Return flat metrics: ``<prefix>/accuracy`` with its bounds for ``all``, ``<prefix>/<kind>/accuracy`` for other rows."""
     metrics: dict[str, float] = {}
     for result in results:
         scope = prefix if result.name == "all" else f"{prefix}/{result.name.replace(' ', '_')}"
@@ -147,7 +147,7 @@ def as_metrics(results: Iterable[Result], prefix: str) -> dict[str, float]:
 
 
 def _matrix(measured: Sequence[Measured]) -> tuple[list[str], Float[np.ndarray, "transitions measures"]]:
-    """Measures that every transition has, and their values."""
+    """Return the measures that every transition has, and their values."""
     measures = [name for name in MEASURES if all(name in item.values for item in measured)]
     return measures, np.array([[item.values[name] for name in measures] for item in measured])
 

@@ -1,4 +1,4 @@
-"""Metrics of what a training step learnt from."""
+"""Metrics of the rollouts of a training step."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from rwml_lightning.schema import EpisodeBatch, RolloutBatch
 
 
 def rollout_metrics(batch: RolloutBatch) -> dict[str, float]:
-    """Metrics of one world-model rollout batch: ``wm/``, ``time/`` and ``throughput/``.
+    """Compute the metrics of one world-model rollout batch: ``wm/``, ``time/`` and ``throughput/``.
 
-    Means are over predictions; similarity and parts of the reward are over those that have one.
+    Means are over predictions. Means of the similarity and of parts of the reward are over predictions that have a value.
     """
     predictions = [p for group in batch.groups for p in group.predictions]
     metrics = {f"time/{phase}": seconds for phase, seconds in batch.seconds.items()}
@@ -42,10 +42,10 @@ def rollout_metrics(batch: RolloutBatch) -> dict[str, float]:
 
 
 def episode_metrics(batch: EpisodeBatch) -> dict[str, float]:
-    """Metrics of one batch of episodes: ``policy/``, ``time/`` and ``throughput/``.
+    """Compute the metrics of one batch of episodes: ``policy/``, ``time/`` and ``throughput/``.
 
-    Means are over games, so that each counts the same; see :func:`rwml_lightning.evaluation.measure_game`. ``policy/return``
-    is what an episode was paid, the penalty for invalid actions included.
+    Means are over games, so that each game has the same weight; see :func:`rwml_lightning.evaluation.measure_game`.
+    ``policy/return`` is the return of an episode, including the penalty for invalid actions.
     """
     metrics = {f"time/{phase}": seconds for phase, seconds in batch.seconds.items()}
     metrics["policy/dropped_groups"] = float(batch.dropped_groups)

@@ -1,4 +1,4 @@
-"""Results as tables of at most 100 columns: a value, and behind ± half the width of its 95 % interval."""
+"""Tables of results, at most 100 columns wide. A cell shows a value and, after ±, half the width of its 95 % interval."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SECTION_ENDS = ("all", "not knowable")
 
 
 def render_results(title: str, results: Sequence[Result]) -> Table:
-    """A row a result, for example a kind of step or a floor; a column a measure."""
+    """Render one row per result, for example a kind of step or a floor, and one column per measure."""
     measures = _measures(results)
     table = _table(title, ["", "n", *(MEASURES[name] for name in measures)])
     for result in results:
@@ -27,7 +27,7 @@ def render_comparison(
     differences: Mapping[str, Difference],
     floors: Sequence[Result],
 ) -> Table:
-    """Models by name, each but the first above its paired difference to the first, and the floors below."""
+    """Render one row per model, with its paired difference to the first model below it, and the floors at the end."""
     measures = _measures([*results.values(), *floors])
     table = _table(title, ["", "n", *(MEASURES[name] for name in measures)])
     for name, result in results.items():
@@ -44,7 +44,7 @@ def render_comparison(
 
 
 def render_by_kind(title: str, columns: Mapping[str, Sequence[Result]], measure: str = "accuracy") -> Table:
-    """One measure by kind of step: a row a kind, a column an evaluation."""
+    """Render one measure by kind of step, with one row per kind and one column per evaluation."""
     table = _table(title, ["", "n", *columns])
     by_name = {column: {result.name: result for result in results} for column, results in columns.items()}
     for name in dict.fromkeys(result.name for results in columns.values() for result in results):
@@ -70,7 +70,7 @@ def _add_result(
 
 
 def _measures(results: Sequence[Result]) -> list[str]:
-    """Measures that any row has."""
+    """Return the measures that at least one row has."""
     return [name for name in MEASURES if any(getattr(result, name) is not None for result in results)]
 
 
@@ -79,7 +79,7 @@ def _result_cell(result: Result, measure: str) -> str:
 
 
 def _cell(value: float | None, interval: Sequence[float] | None, signed: bool = False) -> str:
-    """``0.52 ±.06``; a difference ``+.12 ±.06``."""
+    """Format a value as ``0.52 ±.06``, or a difference as ``+.12 ±.06``."""
     if value is None:
         return ""
     text = f"{value:+.2f}".replace("+0.", "+.").replace("-0.", "-.") if signed else f"{value:.2f}"

@@ -50,7 +50,7 @@ class ChatFormat:
         self._template = ChatTemplate(tokenizer, self.template_kwargs) if has_template else None
 
     def check(self) -> None:
-        """Raise a ValueError if the tokenizer cannot write the answer tags or the chat template has no generation prompt."""
+        """Raise a ValueError if the tokenizer changes the answer tags or the chat template has no generation prompt."""
         for tag in TAGS:
             written = self._decode(self.tokenizer.encode(tag, add_special_tokens=False))
             if tag not in written:

@@ -52,12 +52,12 @@ class WorldModelPrompt:
             quote: Function applied to every text from the environment, after shortening.
         """
         recent = transition.history[-self.history_turns :] if self.history_turns else ()
-        most = self.max_observation_chars
-        turns = [Turn(quote(shorten(turn.observation, most)), quote(turn.action)) for turn in recent]
+        max_chars = self.max_observation_chars
+        turns = [Turn(quote(shorten(turn.observation, max_chars)), quote(turn.action)) for turn in recent]
         return self.user.format(
             task=quote(transition.task),
             history=render_history(turns),
-            observation=quote(shorten(transition.observation, most)),
+            observation=quote(shorten(transition.observation, max_chars)),
             action=quote(transition.action),
         )
 
