@@ -1,4 +1,4 @@
-"""The run store (``trace.db``): what the trainer records and the dashboard reads. Standard library only."""
+"""The run store (``trace.db``): the trainer writes it and the dashboard reads it. Standard library only."""
 
 from rwml_lightning.trace.locate import newest_run, trace_path
 from rwml_lightning.trace.query import COLUMNS, Filter, GroupQuery

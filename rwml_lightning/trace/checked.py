@@ -1,4 +1,4 @@
-"""Rows of a run store as records. A run folder may come from anybody, so that what its columns hold is checked."""
+"""Conversion of rows to records. A run folder may come from anyone, so the values of its store are checked."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ Record = TypeVar("Record")
 
 
 class DamagedRow(ValueError):
-    """A row that no writer of a run store writes; says which column holds what."""
+    """Raised for a row that no writer of a run store produces. The message names the column and its value."""
 
 
-def record(kind: type[Record], row: Mapping[str, Any]) -> Record:
-    """A frozen record from a row.
+def to_record(kind: type[Record], row: Mapping[str, Any]) -> Record:
+    """Build a frozen record from a row.
 
     Args:
-        kind: The record's class.
-        row: Values by the names of its fields.
+        kind: Class of the record.
+        row: Values by field name.
 
     Raises:
-        DamagedRow: A value is not of its field's type.
+        DamagedRow: A value does not have the type of its field.
     """
     for name, allowed in _field_types(kind).items():  # type: ignore[arg-type]
         if name in row and not isinstance(row[name], allowed):
@@ -35,55 +35,55 @@ def record(kind: type[Record], row: Mapping[str, Any]) -> Record:
     return kind(**row)
 
 
-def parsed(text: Any, what: str) -> Any:
-    """What JSON says; ``what`` names the column in the error.
+def parse_json(text: Any, what: str) -> Any:
+    """Parse JSON text. The error names the column ``what``.
 
     Raises:
-        DamagedRow: It is none.
+        DamagedRow: The text is not valid JSON.
     """
     try:
         return json.loads(text)
     except (TypeError, ValueError, RecursionError):
-        raise DamagedRow(f"{what} holds {text!r:.60} where JSON should stand") from None
+        raise DamagedRow(f"{what} holds {text!r:.60}, which is not valid JSON") from None
 
 
-def numbers(values: Any, what: str) -> tuple[float, ...]:
-    """A list of JSON as floats.
+def to_floats(values: Any, what: str) -> tuple[float, ...]:
+    """Convert a JSON list to floats. The error names the column ``what``.
 
     Raises:
-        DamagedRow: It is no list of numbers.
+        DamagedRow: ``values`` is not a list of numbers.
     """
     try:
         if isinstance(values, list) and all(isinstance(value, (int, float)) for value in values):
             return tuple(map(float, values))
     except OverflowError:
         pass
-    raise DamagedRow(f"{what} holds {values!r:.60} where a list of numbers should stand")
+    raise DamagedRow(f"{what} holds {values!r:.60}, which is not a list of numbers")
 
 
-def number_by_name(values: Any, what: str) -> dict[str, float]:
-    """An object of JSON as floats by name.
+def to_floats_by_name(values: Any, what: str) -> dict[str, float]:
+    """Convert a JSON object to floats by name. The error names the column ``what``.
 
     Raises:
-        DamagedRow: It is none, or holds anything but numbers.
+        DamagedRow: ``values`` is not an object, or one of its values is not a number.
     """
     if not isinstance(values, dict):
-        raise DamagedRow(f"{what} holds {values!r:.60} where numbers by name should stand")
-    return dict(zip(values, numbers(list(values.values()), what), strict=True))
+        raise DamagedRow(f"{what} holds {values!r:.60}, which is not an object of numbers")
+    return dict(zip(values, to_floats(list(values.values()), what), strict=True))
 
 
-def columns(rows: Iterable[tuple[Any, ...]], *types: type | UnionType) -> list[tuple[Any, ...]]:
-    """Rows of a query, their values checked by place.
+def check_columns(rows: Iterable[tuple[Any, ...]], *types: type | UnionType) -> list[tuple[Any, ...]]:
+    """Return the rows of a query after a check that each column has the given type.
 
     Raises:
-        DamagedRow: A value is of another type.
+        DamagedRow: A value has another type.
     """
-    found = list(rows)
-    for place, allowed in enumerate(types):
-        for row in found:
-            if not isinstance(row[place], allowed):
-                raise DamagedRow(f"{row[place]!r:.60} stands where a number should")
-    return found
+    checked = list(rows)
+    for column, allowed in enumerate(types):
+        for row in checked:
+            if not isinstance(row[column], allowed):
+                raise DamagedRow(f"a column of numbers holds {row[column]!r:.60}")
+    return checked
 
 
 @cache
@@ -92,7 +92,7 @@ def _field_types(kind: type) -> Mapping[str, tuple[type, ...]]:
 
 
 def _types(hint: Any) -> tuple[type, ...]:
-    """Classes that a value of an annotation has."""
+    """Return the classes that a value with this annotation may have."""
     if get_origin(hint) is UnionType:
         return tuple(one for part in get_args(hint) for one in _types(part))
     if get_origin(hint) is Literal:
@@ -102,19 +102,19 @@ def _types(hint: Any) -> tuple[type, ...]:
     return (object,) if hint is Any else (get_origin(hint) or hint,)
 
 
-def number(value: float | None) -> float:
-    """A number that is always there; SQLite keeps NaN as NULL."""
+def float_or_nan(value: float | None) -> float:
+    """Return NaN for ``None``, since SQLite stores NaN as NULL."""
     return math.nan if value is None else value
 
 
-def history(text: str) -> tuple[Turn, ...]:
-    """Read the turns of a transition's history.
+def parse_history(text: str) -> tuple[Turn, ...]:
+    """Parse the turns of a transition's history.
 
     Raises:
-        DamagedRow: The text is no list of turns.
+        DamagedRow: The text is not a list of turns.
     """
-    turns = parsed(text, "history")
+    turns = parse_json(text, "history")
     names = [field.name for field in fields(Turn)]
     if not isinstance(turns, list) or not all(isinstance(t, list) and len(t) == len(names) for t in turns):
-        raise DamagedRow(f"history holds {text!r:.60} where turns should stand")
-    return tuple(record(Turn, dict(zip(names, turn, strict=True))) for turn in turns)
+        raise DamagedRow(f"history holds {text!r:.60}, which is not a list of turns")
+    return tuple(to_record(Turn, dict(zip(names, turn, strict=True))) for turn in turns)

@@ -1,4 +1,4 @@
-"""Where a run's store lies."""
+"""Search for the store of a run."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ TRACE_NAME = "trace.db"
 
 
 def newest_run(root: str | Path = "runs") -> Path:
-    """Folder of the run under ``root`` that was written last.
+    """Return the folder of the run under ``root`` that was written last.
 
     Raises:
-        TraceError: There is none.
+        TraceError: ``root`` holds no run.
     """
 
     def last_write(folder: Path) -> float:
@@ -27,7 +27,15 @@ def newest_run(root: str | Path = "runs") -> Path:
 
 
 def trace_path(run: str | Path | None = None, root: str | Path = "runs") -> Path:
-    """The ``trace.db`` of a run folder, of such a file itself, or of the newest run when ``run`` is ``None``."""
+    """Return the path of a run's ``trace.db``.
+
+    Args:
+        run: Run folder or ``trace.db`` file; ``None`` selects the newest run.
+        root: Folder of all runs.
+
+    Raises:
+        TraceError: The file does not exist.
+    """
     path = newest_run(root) if run is None else Path(run)
     if path.is_dir():
         path /= TRACE_NAME

@@ -1,4 +1,4 @@
-"""Which groups to list, in which order: a small record that becomes SQL."""
+"""Filters and sort order of the list of groups, converted to SQL."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ OPERATORS = ("=", "!=", "<", "<=", ">", ">=", "contains")
 
 
 def column(name: str) -> str:
-    """SQL of a column; ValueError with the nearest name for an unknown one."""
+    """Return the SQL expression of a column, or raise a ValueError that names the most similar column."""
     if name not in COLUMNS:
         near = get_close_matches(name, COLUMNS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(COLUMNS)}"
+        hint = f"did you mean {near[0]!r}?" if near else f"known columns are {', '.join(COLUMNS)}"
         raise ValueError(f"no column {name!r} in the list of groups: {hint}")
     return COLUMNS[name]
 
@@ -54,7 +54,7 @@ def column(name: str) -> str:
 class Filter:
     """A condition on one column, for example ``Filter("mean_reward", ">=", 0.5)``.
 
-    Numbers compare as numbers; ``contains`` looks for a part of a text, without regard to (ASCII) case.
+    Numbers are compared as numbers. ``contains`` searches for a substring and ignores (ASCII) case.
     """
 
     column: str
@@ -62,9 +62,9 @@ class Filter:
     value: float | str
 
     def sql(self) -> tuple[str, float | str]:
-        """Condition with one placeholder, and its value."""
+        """Return the SQL condition with one placeholder, and its value."""
         if self.operator not in OPERATORS:
-            raise ValueError(f"no operator {self.operator!r}: known are {', '.join(OPERATORS)}")
+            raise ValueError(f"no operator {self.operator!r}: known operators are {', '.join(OPERATORS)}")
         if self.operator == "contains":
             escaped = re.sub(r"([\\%_])", r"\\\1", str(self.value))
             return f"{column(self.column)} LIKE ? ESCAPE '\\'", f"%{escaped}%"
@@ -73,16 +73,16 @@ class Filter:
 
 @dataclass(frozen=True, slots=True)
 class GroupQuery:
-    """Which groups, in which order.
+    """Filters and order of a list of groups.
 
     Args:
-        stage: Only this stage.
-        source: ``train``, the name of an evaluation, or ``None`` for both.
-        order_by: A name of :data:`COLUMNS`; groups without a value come last, equals newest first.
-        descending: Largest first.
-        filters: Conditions that all hold.
-        search: Words that all occur in action, real next state or predicted next states of the group; the last one
-            may be unfinished.
+        stage: Stage of the groups, or ``None`` for all stages.
+        source: ``train``, the name of an evaluation, or ``None`` for all sources.
+        order_by: Name in :data:`COLUMNS`. Groups without a value come last; groups with equal values come newest first.
+        descending: Whether the largest value comes first.
+        filters: Conditions that a group must all satisfy.
+        search: Words that must all occur in the group's action, real next state or predicted next states. The last word
+            may be incomplete.
     """
 
     stage: str | None = None
@@ -93,25 +93,26 @@ class GroupQuery:
     search: str = ""
 
     def where(self) -> tuple[str, list[float | str]]:
-        """``FROM ... WHERE ...`` and its values; only tables that the query names are joined."""
+        """Return the ``FROM ... WHERE ...`` clause and its values. It joins only the tables that the query uses."""
         filters = list(self.filters)
         filters += [Filter("stage", "=", self.stage)] if self.stage is not None else []
         filters += [Filter("source", "=", self.source)] if self.source is not None else []
-        parts = [one.sql() for one in filters]
+        parts = [condition.sql() for condition in filters]
         conditions = [condition for condition, _ in parts]
         values = [value for _, value in parts]
         if self.search.strip():
             conditions.append("groups.id IN (SELECT rowid FROM group_search WHERE group_search MATCH ?)")
             values.append(match_expression(self.search))
         tables = {
-            column(name).partition(".")[0] for name in (self.order_by, *(one.column for one in filters))
+            column(name).partition(".")[0]
+            for name in (self.order_by, *(condition.column for condition in filters))
         }
         joins = [JOIN_TRANSITIONS] if tables & {"transitions", "task"} else []
         joins += [JOIN_TASK] if "task" in tables else []
         return f"FROM groups {' '.join(joins)} WHERE {' AND '.join(conditions) or '1'}", values
 
     def order(self) -> str:
-        """``ORDER BY ...``."""
+        """Return the ``ORDER BY`` clause."""
         direction = "DESC" if self.descending else "ASC"
         if self.order_by in ("id", "step"):
             return f"ORDER BY {column(self.order_by)} {direction}, groups.id {direction}"
@@ -119,7 +120,7 @@ class GroupQuery:
 
 
 def match_expression(search: str) -> str:
-    """FTS5 expression for words as a person types them; nothing in it is read as FTS5 syntax."""
+    """Return the FTS5 expression for words that a user typed. No part of the words is read as FTS5 syntax."""
     words = re.findall(r"\w+", well_formed(search))
     quoted = " AND ".join(f'"{word}"' for word in words)
     return f"{quoted} *" if words else '""'  # the empty phrase matches nothing

@@ -1,4 +1,4 @@
-"""The reading side of the run store: never creates or changes the file, works while the trainer writes."""
+"""Read access to the run store, also while the trainer writes. Only a command to the trainer changes the file."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from typing import Any, get_args
 from rwml_lightning.schema import Episode, Transition, Turn
 from rwml_lightning.trace.checked import (
     Record,
-    columns,
-    history,
-    number,
-    number_by_name,
-    numbers,
-    parsed,
-    record,
+    check_columns,
+    float_or_nan,
+    parse_history,
+    parse_json,
+    to_floats,
+    to_floats_by_name,
+    to_record,
 )
 from rwml_lightning.trace.query import JOIN_TASK, JOIN_TRANSITIONS, GroupQuery
 from rwml_lightning.trace.records import (
@@ -37,7 +37,7 @@ from rwml_lightning.trace.records import (
     StageInfo,
     Step,
 )
-from rwml_lightning.trace.tables import TraceError, as_text, bound, check_version, named_errors, named_row
+from rwml_lightning.trace.tables import TraceError, as_text, check_version, named_errors, parameters, row_dict
 
 _SUMMARY = """
 groups.id, stage, step, source, position, transition_id, environment, game, kind, split, valid, knowable, action,
@@ -49,18 +49,18 @@ _EPISODE = "id, stage, step, source, position, episode_id, environment, game, ki
 
 def _summary(row: dict[str, Any]) -> GroupSummary:
     flags = {name: bool(row[name]) for name in ("valid", "knowable", "zero_variance")}
-    rewards = numbers(parsed(row["rewards"], "rewards"), "rewards")
-    return record(GroupSummary, {**row, **flags, "rewards": rewards})
+    rewards = to_floats(parse_json(row["rewards"], "rewards"), "rewards")
+    return to_record(GroupSummary, {**row, **flags, "rewards": rewards})
 
 
 class TraceReader:
-    """Reads a run's ``trace.db``. Each call sees one committed state. Use one reader a thread.
+    """Reads a run's ``trace.db``. Each call sees one committed state. Use one reader per thread.
 
     Args:
-        path: The database file.
+        path: Database file.
 
     Raises:
-        TraceError: There is no such file, or it is no run store, damaged, or of another version.
+        TraceError: The file does not exist, is not a run store, is damaged, or has another version.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -69,15 +69,14 @@ class TraceReader:
             raise TraceError(f"{path}: no such file; name a run folder or its trace.db")
         with named_errors(self.path):
             self._db = self._connect()
-        self._db.row_factory, self._db.text_factory = named_row, as_text
-        self._db.execute(
-            "PRAGMA cache_size = -32768"
-        )  # KiB: the list of a hundred thousand groups, sorted again
+        self._db.row_factory, self._db.text_factory = row_dict, as_text
+        # In KiB; enough to sort a list of 100,000 groups again.
+        self._db.execute("PRAGMA cache_size = -32768")
 
     def _connect(self) -> sqlite3.Connection:
         uri = self.path.resolve().as_uri()
-        # A store that was closed in good order and lies in a read-only folder opens as one that nobody will change.
-        unchanging = not self.path.with_name(self.path.name + "-wal").exists()
+        # A store without a write-ahead log in a read-only folder can only be opened as immutable.
+        closed = not self.path.with_name(self.path.name + "-wal").exists()
         for options in ("mode=ro", "mode=ro&immutable=1"):
             db = sqlite3.connect(f"{uri}?{options}", uri=True, timeout=10, isolation_level=None)
             try:
@@ -85,7 +84,7 @@ class TraceReader:
                 return db
             except sqlite3.OperationalError as error:
                 db.close()
-                if not unchanging or not re.search("unable to open|readonly", str(error)):
+                if not closed or not re.search("unable to open|readonly", str(error)):
                     raise
             except BaseException:
                 db.close()
@@ -99,35 +98,35 @@ class TraceReader:
         self.close()
 
     def close(self) -> None:
-        """Closes the file."""
+        """Close the file."""
         self._db.close()
 
     def interrupt(self) -> None:
-        """Ends the query that another thread waits for, which then raises :class:`TraceError`."""
-        with suppress(sqlite3.ProgrammingError):  # it is closed already
+        """Interrupt the query of another thread, which then raises :class:`TraceError`."""
+        with suppress(sqlite3.ProgrammingError):  # the database is already closed
             self._db.interrupt()
 
     def _rows(self, statement: str, values: Sequence[Any] = ()) -> list[dict[str, Any]]:
         with named_errors(self.path):
-            return self._db.execute(statement, bound(values)).fetchall()
+            return self._db.execute(statement, parameters(values)).fetchall()
 
     def _records(self, kind: type[Record], rows: Iterable[dict[str, Any]]) -> list[Record]:
         with named_errors(self.path):
-            return [record(kind, row) for row in rows]
+            return [to_record(kind, row) for row in rows]
 
     def _numbers(self, statement: str, values: Sequence[Any], *types: type | UnionType) -> list[Any]:
-        """Columns of numbers, where a dict for each of a hundred thousand rows would be most of the time."""
+        """Query columns of numbers as tuples. For 100,000 rows, a dict per row would take most of the time."""
         cursor = self._db.cursor()
         cursor.row_factory = None
         with named_errors(self.path):
-            return columns(cursor.execute(statement, bound(values)), *types)
+            return check_columns(cursor.execute(statement, parameters(values)), *types)
 
     def data_version(self) -> int:
-        """A number that changes when anything was committed: a cheap test whether to look again."""
+        """Return a number that changes with every commit, as a cheap check for new data."""
         return self._rows("PRAGMA data_version")[0]["data_version"]
 
     def run(self) -> RunInfo:
-        """How the run stands."""
+        """Return the state of the run."""
         rows = self._records(RunInfo, self._rows("SELECT created, heartbeat, status, detail FROM run"))
         if not rows:
             raise TraceError(
@@ -136,7 +135,7 @@ class TraceReader:
         return rows[0]
 
     def stages(self) -> list[StageInfo]:
-        """Stages in the order in which they began."""
+        """Return the stages in the order in which they started."""
         rows = self._rows(
             "SELECT s.*, max(step) AS last_step, max(time) AS last_time FROM stages AS s "
             "LEFT JOIN steps USING (stage) GROUP BY stage ORDER BY started"
@@ -144,20 +143,20 @@ class TraceReader:
         return self._records(StageInfo, rows)
 
     def steps(self, stage: str, since_step: int = 0) -> list[Step]:
-        """Recorded steps of a stage from ``since_step`` on."""
+        """Return the recorded steps of a stage from ``since_step`` on."""
         rows = self._rows(
             "SELECT * FROM steps WHERE stage = ? AND step >= ? ORDER BY step", (stage, since_step)
         )
         return self._records(Step, rows)
 
     def latest_step(self) -> Step | None:
-        """The step recorded last, of whatever stage."""
+        """Return the step of any stage that was recorded last."""
         rows = self._rows("SELECT * FROM steps ORDER BY time DESC, step DESC LIMIT 1")
         return next(iter(self._records(Step, rows)), None)
 
     def metric_names(self, stage: str) -> list[str]:
-        """Names that occur in a stage."""
-        # Hops from name to name over the key instead of reading every value.
+        """Return the names of a stage's metrics."""
+        # The query jumps from name to name in the primary key, so it does not read every value.
         rows = self._rows(
             "WITH RECURSIVE names(name) AS (SELECT min(name) FROM metrics WHERE stage = ?1 UNION ALL "
             "SELECT (SELECT min(name) FROM metrics WHERE stage = ?1 AND name > names.name) FROM names "
@@ -169,30 +168,30 @@ class TraceReader:
     def metrics(
         self, stage: str, names: Iterable[str] | None = None, since_step: int = 0
     ) -> dict[str, list[tuple[int, float]]]:
-        """Curves by name.
+        """Return the curves of a stage's metrics.
 
         Args:
-            stage: Which stage.
-            names: Which metrics; all when left out. One that was never recorded has an empty curve.
-            since_step: First step wanted.
+            stage: Name of the stage.
+            names: Names of the metrics; ``None`` selects all. A metric that was never recorded has an empty curve.
+            since_step: First step of the curves.
 
         Returns:
-            For each name its (step, value) pairs in order of the step.
+            (step, value) pairs of each metric by its name, in order of the step.
         """
         statement = "SELECT step, value FROM metrics WHERE stage = ? AND name = ? AND step >= ? ORDER BY step"
         curves = {}
         for name in self.metric_names(stage) if names is None else names:
             rows = self._numbers(statement, (stage, name, since_step), int, int | float | None)
-            curves[name] = [(step, number(value)) for step, value in rows]
+            curves[name] = [(step, float_or_nan(value)) for step, value in rows]
         return curves
 
     def count_groups(self, query: GroupQuery = GroupQuery()) -> int:  # noqa: B008 - frozen
-        """How many groups a query has."""
+        """Return the number of groups that match a query."""
         where, values = query.where()
         return self._rows(f"SELECT count(*) AS num_groups {where}", values)[0]["num_groups"]
 
     def group_ids(self, query: GroupQuery = GroupQuery(), limit: int = -1, offset: int = 0) -> array[int]:  # noqa: B008
-        """Ids of a query's groups in its order: eight bytes each, so that a list of any length can be held."""
+        """Return the ids of a query's groups in its order. An id takes eight bytes, so any list fits in memory."""
         where, values = query.where()
         statement = f"SELECT groups.id {where} {query.order()} LIMIT ? OFFSET ?"
         return array(
@@ -200,7 +199,7 @@ class TraceReader:
         )
 
     def groups_by_id(self, ids: Iterable[int]) -> list[GroupSummary]:
-        """Rows for ids, in their order; an id that was replaced meanwhile is left out."""
+        """Return the groups with these ids in this order, without those that were replaced meanwhile."""
         wanted = list(ids)
         rows = self._rows(
             f"SELECT {_SUMMARY} FROM groups {JOIN_TRANSITIONS} {JOIN_TASK} WHERE groups.id IN (SELECT value FROM json_each(?))",
@@ -208,7 +207,7 @@ class TraceReader:
         )
         with named_errors(self.path):
             found = {row["id"]: _summary(row) for row in rows}
-        return [found[one] for one in wanted if one in found]
+        return [found[key] for key in wanted if key in found]
 
     def groups(
         self,
@@ -216,11 +215,11 @@ class TraceReader:
         limit: int = 100,
         offset: int = 0,
     ) -> list[GroupSummary]:
-        """One page of the list of groups."""
+        """Return one page of the list of groups."""
         return self.groups_by_id(self.group_ids(query, limit, offset))
 
     def group(self, group_id: int) -> GroupDetail | None:
-        """One group in full; ``None`` when a repeated step has replaced it."""
+        """Return one group with its texts, or ``None`` if a repeated step has replaced it."""
         rows = self._rows(
             "SELECT task.body AS task, history.body AS history, observation.body AS observation, "
             "real.body AS next_state, prompt.body AS prompt FROM groups "
@@ -236,26 +235,26 @@ class TraceReader:
             return None
         (row,), (summary,) = rows, summaries
         shared = ("transition_id", "environment", "game", "action", "kind", "valid", "knowable", "split")
-        told = {name: row[name] for name in ("task", "observation", "next_state")}
+        values = {name: row[name] for name in ("task", "observation", "next_state")}
         with named_errors(self.path):
-            told |= {name: getattr(summary, name) for name in shared} | {"history": history(row["history"])}
-            transition = record(Transition, told)
-            return record(
+            values |= {name: getattr(summary, name) for name in shared}
+            transition = to_record(Transition, values | {"history": parse_history(row["history"])})
+            return to_record(
                 GroupDetail, {"summary": summary, "transition": transition, "prompt": row["prompt"]}
             )
 
     def predictions(self, group_id: int) -> list[PredictionRecord]:
-        """Members of a group in order."""
+        """Return the predictions of a group in order."""
         rows = self._rows("SELECT * FROM predictions WHERE group_id = ? ORDER BY member", (group_id,))
         with named_errors(self.path):
             for row in rows:
                 row["well_formed"] = bool(row["well_formed"])
-                row["parts"] = number_by_name(parsed(row["parts"], "parts"), "parts")
-                row["reward"], row["advantage"] = number(row["reward"]), number(row["advantage"])
+                row["parts"] = to_floats_by_name(parse_json(row["parts"], "parts"), "parts")
+                row["reward"], row["advantage"] = float_or_nan(row["reward"]), float_or_nan(row["advantage"])
         return self._records(PredictionRecord, rows)
 
     def same_transition(self, transition_id: str) -> list[GroupSummary]:
-        """All groups of one transition, in the order in which they were recorded."""
+        """Return all groups of one transition in the order of their recording."""
         return self.groups_by_id(
             row["id"]
             for row in self._rows(
@@ -266,12 +265,12 @@ class TraceReader:
         )
 
     def episode_ids(self, stage: str | None = None) -> array[int]:
-        """Ids of episodes, newest step first."""
+        """Return the ids of the episodes, newest step first."""
         statement = "SELECT id FROM episodes WHERE ? IN (stage, '') ORDER BY step DESC, position"
         return array("q", (key for (key,) in self._numbers(statement, (stage or "",), int)))
 
     def episodes_by_id(self, ids: Iterable[int]) -> list[EpisodeSummary]:
-        """Rows for ids, in their order; an id that was replaced meanwhile is left out."""
+        """Return the episodes with these ids in this order, without those that were replaced meanwhile."""
         wanted = list(ids)
         rows = self._rows(
             f"SELECT {_EPISODE} FROM episodes WHERE id IN (SELECT value FROM json_each(?))",
@@ -280,25 +279,25 @@ class TraceReader:
         for row in rows:
             row["success"] = None if row["success"] is None else bool(row["success"])
             row["truncated"] = bool(row["truncated"])
-            row["episode_return"] = number(row["episode_return"])
-        found = {one.id: one for one in self._records(EpisodeSummary, rows)}
-        return [found[one] for one in wanted if one in found]
+            row["episode_return"] = float_or_nan(row["episode_return"])
+        found = {episode.id: episode for episode in self._records(EpisodeSummary, rows)}
+        return [found[key] for key in wanted if key in found]
 
     def latest_ids(self, until: Step) -> tuple[int, int]:
-        """Largest ids of a group and of an episode that were recorded up to a step, 0 where there were none."""
-        here = (
+        """Return the largest group id and the largest episode id recorded up to a step, 0 if there is none."""
+        up_to_step = (
             "((stage = ?1 AND step <= ?2) OR stage IN "
             "(SELECT stage FROM stages WHERE started < (SELECT started FROM stages WHERE stage = ?1)))"
         )
         row = self._rows(
-            f"SELECT (SELECT max(id) FROM groups WHERE {here}) AS last_group, "
-            f"(SELECT max(id) FROM episodes WHERE {here}) AS last_episode",
+            f"SELECT (SELECT max(id) FROM groups WHERE {up_to_step}) AS last_group, "
+            f"(SELECT max(id) FROM episodes WHERE {up_to_step}) AS last_episode",
             (until.stage, until.step),
         )[0]
         return row["last_group"] or 0, row["last_episode"] or 0
 
     def episode(self, key: int) -> Episode | None:
-        """One episode with its turns, by :attr:`EpisodeSummary.id`; ``None`` when it was replaced."""
+        """Return the episode with this :attr:`EpisodeSummary.id` and its turns, or ``None`` if it was replaced."""
         rows = self._rows(
             "SELECT episode_id, environment, game, kind, seed, success, truncated, task.body AS task, "
             "final.body AS final_observation FROM episodes JOIN texts AS task ON task.id = episodes.task "
@@ -313,7 +312,7 @@ class TraceReader:
             (key,),
         )
         for turn in turns:
-            turn["valid"], turn["reward"] = bool(turn["valid"]), number(turn["reward"])
+            turn["valid"], turn["reward"] = bool(turn["valid"]), float_or_nan(turn["reward"])
         (row,) = rows
         row["success"] = None if row["success"] is None else bool(row["success"])
         row["truncated"] = bool(row["truncated"])
@@ -321,23 +320,24 @@ class TraceReader:
         return episode
 
     def evaluations(self, stage: str | None = None) -> list[Evaluation]:
-        """Held-out results in the order in which they were recorded."""
+        """Return the held-out results in the order of their recording."""
         rows = self._rows("SELECT * FROM evaluations WHERE ? IN (stage, '') ORDER BY time", (stage or "",))
         with named_errors(self.path):
-            return [record(Evaluation, {**row, "result": parsed(row["result"], "result")}) for row in rows]
+            results = [{**row, "result": parse_json(row["result"], "result")} for row in rows]
+        return self._records(Evaluation, results)
 
     def commands(self, limit: int = 20) -> list[Command]:
-        """Commands sent to the trainer, newest first, with its answers."""
+        """Return the commands to the trainer with its answers, newest first."""
         return self._records(Command, self._rows("SELECT * FROM control ORDER BY id DESC LIMIT ?", (limit,)))
 
     def send_command(self, command: CommandName) -> int:
-        """Asks something of the trainer, the one thing that a reader writes.
+        """Send a command to the trainer. This is the only write of a reader.
 
         Returns:
-            The command's id; look for its answer in :meth:`commands`.
+            Id of the command. :meth:`commands` returns its answer.
         """
         if command not in get_args(CommandName):
-            raise ValueError(f"no command {command!r}: known are {', '.join(get_args(CommandName))}")
+            raise ValueError(f"no command {command!r}: known commands are {', '.join(get_args(CommandName))}")
         insert = "INSERT INTO control (time, command) VALUES (?, ?)"
         with named_errors(self.path):
             db = sqlite3.connect(f"{self.path.resolve().as_uri()}?mode=rw", uri=True, timeout=10)

@@ -1,4 +1,4 @@
-"""What the run store gives back: frozen records, one for each thing that a reader lists."""
+"""Frozen records that the run store returns, one class for each kind of row."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CommandName = Literal["checkpoint", "pause", "continue", "stop"]
 
 @dataclass(frozen=True, slots=True)
 class RunInfo:
-    """State of the run. Times are seconds since the epoch; ``heartbeat`` is the writer's last sign of life."""
+    """State of the run. Times are seconds since the epoch. ``heartbeat`` is the time of the trainer's last write."""
 
     created: float
     heartbeat: float
@@ -23,13 +23,13 @@ class RunInfo:
 
     @property
     def alive(self) -> bool:
-        """Whether the trainer has not said that it ended; one that was killed is told by an old heartbeat."""
+        """Whether the trainer has not recorded its end. A killed trainer stays alive here, with an old heartbeat."""
         return self.status in ("running", "paused")
 
 
 @dataclass(frozen=True, slots=True)
 class StageInfo:
-    """A stage of training. ``resumed`` is the time of the last restart; ``last_step`` is ``None`` before the first."""
+    """A stage of training. ``resumed`` is the time of the last restart. ``last_step`` is ``None`` before the first step."""
 
     stage: str
     total_steps: int
@@ -42,7 +42,7 @@ class StageInfo:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A recorded step and when it was recorded (seconds since the epoch)."""
+    """A recorded step and the time of its recording (seconds since the epoch)."""
 
     stage: str
     step: int
@@ -53,8 +53,8 @@ class Step:
 class GroupSummary:
     """One row of the list of groups.
 
-    Means are over members; similarities over those that have one, ``None`` when none has. ``source`` is ``train`` or
-    the name of the evaluation that made the group.
+    Means are over the members of the group. Similarities are over the members with a similarity, and ``None`` if no
+    member has one. ``source`` is ``train`` or the name of the evaluation that made the group.
     """
 
     id: int
@@ -84,7 +84,7 @@ class GroupSummary:
 
 @dataclass(frozen=True, slots=True)
 class GroupDetail:
-    """One group in full, but for its predictions."""
+    """One group with its full texts, but without its predictions."""
 
     summary: GroupSummary
     transition: Transition
@@ -93,7 +93,7 @@ class GroupDetail:
 
 @dataclass(frozen=True, slots=True)
 class PredictionRecord:
-    """One member of a group: what the model wrote, and what it was worth. ``tokens`` is the completion's length."""
+    """One member of a group: a completion and its scores. ``tokens`` is the completion's number of tokens."""
 
     group_id: int
     member: int
@@ -112,7 +112,7 @@ class PredictionRecord:
 
 @dataclass(frozen=True, slots=True)
 class EpisodeSummary:
-    """One row of the list of episodes; ``id`` is the store's own."""
+    """One row of the list of episodes. ``id`` is the row id in the store."""
 
     id: int
     stage: str
@@ -131,7 +131,7 @@ class EpisodeSummary:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Held-out results at a step: ``result`` is what the trainer gave, for example metrics by kind of action."""
+    """Held-out results at a step. ``result`` holds the trainer's values, for example metrics by kind of action."""
 
     stage: str
     step: int
@@ -142,7 +142,7 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """What a reader asked of the trainer; ``acknowledged`` is ``None`` until it was heard."""
+    """A command from a reader to the trainer. ``acknowledged`` is the time of its answer, ``None`` until then."""
 
     id: int
     time: float

@@ -1,8 +1,8 @@
-"""Table definitions of the run store, and what tells a run store from any other file.
+"""Table definitions of the run store, and the check that a file is a run store.
 
-Texts that repeat (prompts, observations, next states, tasks) are stored once, found by their digest, so that rows of
-``groups`` and ``transitions`` stay narrow and a sort over a million predictions reads few pages. Completions are
-stored as written: each is read only together with its group.
+Texts that repeat (prompts, observations, next states, tasks) are stored once and found by their digest. Rows of
+``groups`` and ``transitions`` therefore stay narrow, and a sort over a million predictions reads few pages. Completions
+are stored inline, since each is read only together with its group.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ CREATE TABLE transitions (
     next_state INTEGER NOT NULL REFERENCES texts
 );
 CREATE INDEX transitions_by_name ON transitions (transition_id);
--- AUTOINCREMENT: an id is never given twice, so that what group_search says of a replaced group points nowhere.
+-- AUTOINCREMENT never reuses an id, so the entry of a replaced group in group_search matches no other group.
 CREATE TABLE groups (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     stage TEXT NOT NULL,
@@ -149,18 +149,18 @@ CREATE TABLE control (
     acknowledged REAL,
     answer TEXT
 );
--- One row a group and no copy of the text; columnsize is for ranking, which nobody asks for.
+-- One row per group, without a copy of the text. columnsize serves only ranking, which no query uses.
 CREATE VIRTUAL TABLE group_search USING fts5(action, next_state, predictions, content='', columnsize=0);
 """
 
 
 class TraceError(ValueError):
-    """A run store that cannot be used; the message is one line for people."""
+    """Raised for a run store that cannot be used. The message is one line for users."""
 
 
 @contextmanager
 def named_errors(path: Path) -> Iterator[None]:
-    """Turns what SQLite raises, and rows that nobody writes, into a :class:`TraceError` that names the file and what to do."""
+    """Convert errors of SQLite and damaged rows to a :class:`TraceError` that names the file and what to do."""
     try:
         yield
     except DamagedRow as error:
@@ -170,22 +170,22 @@ def named_errors(path: Path) -> Iterator[None]:
         if "fts5" in reason:
             advice = "use a Python whose SQLite has FTS5 (Debian's, conda's and python.org's have it)"
         elif "locked" in reason or "busy" in reason:
-            advice = "another process holds it; try again"
+            advice = "another process has locked the file; try again"
         elif "malformed" in reason or "not a database" in reason:
-            advice = "the file is damaged or no run store; copy what `sqlite3 FILE .recover` can save"
+            advice = "the file is damaged or is not a run store; `sqlite3 FILE .recover` may save its data"
         else:
             advice = "check the disk and the folder's permissions"
         raise TraceError(f"{path}: cannot use this run store ({reason}): {advice}") from error
 
 
-def named_row(cursor: sqlite3.Cursor, row: tuple[Any, ...]) -> dict[str, Any]:
-    """Row factory: a dict by column name, with texts that :func:`storable` wrote as bytes made text again."""
+def row_dict(cursor: sqlite3.Cursor, row: tuple[Any, ...]) -> dict[str, Any]:
+    """Convert a row to a dict by column name. Texts that :func:`storable` encoded as bytes are decoded."""
     values = (as_text(value) if isinstance(value, bytes) else value for value in row)
     return {column[0]: value for column, value in zip(cursor.description, values, strict=True)}
 
 
 def as_text(stored: bytes) -> str:
-    """Text from bytes as :func:`storable` writes them; of any others those that are no UTF-8 stand as escapes."""
+    """Decode bytes that :func:`storable` encoded. In other bytes, everything that is not UTF-8 becomes an escape."""
     try:
         return stored.decode("utf-8", "surrogatepass")
     except UnicodeDecodeError:
@@ -193,7 +193,7 @@ def as_text(stored: bytes) -> str:
 
 
 def storable(text: str) -> str | bytes:
-    """Text as SQLite takes it: itself, or bytes when a lone surrogate makes it unfit for UTF-8."""
+    """Return a text as SQLite accepts it: unchanged, or as bytes if a lone surrogate makes it invalid UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -201,29 +201,31 @@ def storable(text: str) -> str | bytes:
     return text
 
 
-def bound(values: Iterable[Any]) -> list[Any]:
-    """Values of a statement, the texts among them :func:`storable`."""
+def parameters(values: Iterable[Any]) -> list[Any]:
+    """Return the parameters of a statement, with each text converted by :func:`storable`."""
     return [storable(value) if isinstance(value, str) else value for value in values]
 
 
 def has_tables(db: sqlite3.Connection) -> bool:
-    """Whether anything was ever defined in this database."""
+    """Return whether the database defines any table."""
     return db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone() is not None
 
 
 def check_version(db: sqlite3.Connection, path: Path) -> None:
-    """Raises :class:`TraceError` unless the open database is a run store that this version understands."""
+    """Raise a :class:`TraceError` unless the open database is a run store that this version can read."""
     if not has_tables(db):
-        raise TraceError(f"{path}: empty, no run was recorded in it (yet); start one or name another folder")
+        raise TraceError(
+            f"{path}: the file is empty, no run was recorded in it yet; start a run or name another folder"
+        )
     (application_id,) = db.execute("PRAGMA application_id").fetchone()
     if application_id != APPLICATION_ID:
         raise TraceError(
-            f"{path}: an SQLite file, but not a run store of rwml-lightning; name a run's trace.db"
+            f"{path}: this SQLite file is not a run store of rwml-lightning; name a run's trace.db"
         )
     (version,) = db.execute("PRAGMA user_version").fetchone()
     if version > SCHEMA_VERSION:
         raise TraceError(
-            f"{path}: written by a newer rwml-lightning (store version {version}, known up to {SCHEMA_VERSION}); upgrade"
+            f"{path}: written by a newer rwml-lightning (store version {version}, supported up to {SCHEMA_VERSION}); upgrade rwml-lightning"
         )
     if version < SCHEMA_VERSION:
         raise TraceError(
@@ -233,7 +235,7 @@ def check_version(db: sqlite3.Connection, path: Path) -> None:
 
 
 def create_tables(db: sqlite3.Connection) -> None:
-    """Defines everything in one transaction: a reader sees an empty file or a whole store."""
+    """Define all tables in one transaction, so that a reader sees an empty file or a complete store."""
     db.executescript(
         f"BEGIN IMMEDIATE; {TABLES} PRAGMA application_id = {APPLICATION_ID}; "
         f"PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"

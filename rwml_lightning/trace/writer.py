@@ -1,4 +1,4 @@
-"""The writing side of the run store: one transaction a step, so that kill -9 loses nothing that was committed."""
+"""Write access to the run store. Each step is one transaction, so kill -9 loses nothing that was committed."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from rwml_lightning.schema import Episode, Group, Prediction, Transition
 from rwml_lightning.trace.records import Command, Status
 from rwml_lightning.trace.tables import (
     TraceError,
-    bound,
     check_version,
     create_tables,
     has_tables,
     named_errors,
-    named_row,
+    parameters,
+    row_dict,
 )
 
 
 def insert(db: sqlite3.Connection, table: str, row: Mapping[str, Any], or_replace: bool = False) -> int:
-    """Inserts one row given by column name and returns its id."""
+    """Insert one row, given as values by column name, and return its id."""
     verb = "INSERT OR REPLACE" if or_replace else "INSERT"
     statement = f"{verb} INTO {table} ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})"
-    cursor = db.execute(statement, bound(row.values()))
+    cursor = db.execute(statement, parameters(row.values()))
     assert cursor.lastrowid is not None
     return cursor.lastrowid
 
@@ -42,15 +42,15 @@ def _mean(values: Iterable[float]) -> float | None:
 
 
 class TraceWriter:
-    """Writes a run's ``trace.db``; there is one writer a run, used from one thread.
+    """Writes a run's ``trace.db``. A run has one writer, which is used from one thread.
 
-    A store that exists is continued. Commands that were sent while nobody listened are answered as expired.
+    An existing store is continued. Commands that were sent while no trainer was running are answered as expired.
 
     Args:
-        path: The database file; its folder is made.
+        path: Database file. Its folder is created.
 
     Raises:
-        TraceError: The file is no run store, is damaged, or is of another version.
+        TraceError: The file is not a run store, is damaged, or has another version.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -70,9 +70,9 @@ class TraceWriter:
         (mode,) = self._db.execute("PRAGMA journal_mode = WAL").fetchone()
         if mode != "wal":
             raise TraceError(
-                f"{self.path}: this file system has no write-ahead log; keep runs on a local disk"
+                f"{self.path}: this file system does not support a write-ahead log; keep runs on a local disk"
             )
-        # In WAL mode NORMAL is safe against a killed process; a power cut may cost the last steps, never the file.
+        # In WAL mode, NORMAL is safe against a killed process. A power cut may lose the last steps, but not the file.
         self._db.execute("PRAGMA synchronous = NORMAL")
         self._db.execute("PRAGMA foreign_keys = ON")
         self._db.execute("PRAGMA journal_size_limit = 67108864")
@@ -98,12 +98,12 @@ class TraceWriter:
         self.close()
 
     def close(self) -> None:
-        """Closes the file; the status stays as it was set."""
+        """Close the file. The run keeps its last status."""
         self._db.close()
 
     @contextmanager
     def _transaction(self) -> Iterator[float]:
-        """Everything inside is committed together or not at all; gives the time and counts as a heartbeat."""
+        """Commit all statements inside together or not at all. Update the heartbeat and yield its time."""
         with named_errors(self.path):
             self._db.execute("BEGIN IMMEDIATE")
             try:
@@ -112,39 +112,39 @@ class TraceWriter:
                 yield now
                 self._db.execute("COMMIT")
             except BaseException:
-                if self._db.in_transaction:  # a full disk has rolled back already
+                if self._db.in_transaction:  # on a full disk, SQLite has already rolled back
                     self._db.execute("ROLLBACK")
                 raise
 
     def start_stage(self, stage: str, total_steps: int, config_text: str) -> None:
-        """Announces a stage (``wm_sft``, ``wm_grpo``, ``policy_grpo``), or that it goes on after a restart."""
+        """Record the start of a stage (``wm_sft``, ``wm_grpo``, ``policy_grpo``), or its restart."""
         with self._transaction() as now:
             self._db.execute(
                 "INSERT INTO stages VALUES (?, ?, ?, ?, NULL) ON CONFLICT (stage) DO UPDATE SET "
                 "total_steps = excluded.total_steps, config = excluded.config, resumed = excluded.started",
-                bound((stage, total_steps, config_text, now)),
+                parameters((stage, total_steps, config_text, now)),
             )
 
     def write_step(
         self, stage: str, step: int, metrics: Mapping[str, float], groups: Iterable[Group] = ()
     ) -> None:
-        """Records one optimizer step; what was recorded for the same step before is replaced.
+        """Record one optimizer step. An earlier record of the same step is replaced.
 
         Args:
             stage: Name given to :meth:`start_stage`.
             step: Optimizer step.
             metrics: Values by name, for example ``wm/reward``.
-            groups: What the step was made from.
+            groups: Groups that the step was trained on.
         """
         with self._transaction() as now:
-            place = bound((stage, step))
+            place = parameters((stage, step))
             if self._db.execute("SELECT 1 FROM steps WHERE stage = ? AND step = ?", place).fetchone():
-                # Reads all curves of the stage, which lie by name: not for every step.
+                # The delete reads all curves of the stage, which are sorted by name, so only a repeated step runs it.
                 self._db.execute("DELETE FROM metrics WHERE stage = ? AND step = ?", place)
             self._db.execute("INSERT OR REPLACE INTO steps VALUES (?, ?, ?)", [*place, now])
             self._db.executemany(
                 "INSERT INTO metrics VALUES (?, ?, ?, ?)",
-                [bound((stage, name, step, float(value))) for name, value in metrics.items()],
+                [parameters((stage, name, step, float(value))) for name, value in metrics.items()],
             )
             self._replace_groups(stage, step, "train", groups)
 
@@ -157,14 +157,14 @@ class TraceWriter:
         name: str = "held_out",
         metrics: Mapping[str, float] | None = None,
     ) -> None:
-        """Records results on held-out transitions, and the predictions they come from.
+        """Record results on held-out transitions, and the predictions behind them.
 
         Args:
             stage: Name given to :meth:`start_stage`.
             step: Optimizer step after which the model was evaluated.
-            result: Anything that JSON can say, for example metrics by kind of action, floors among them.
-            groups: Predictions that a reader may look at.
-            name: Which evaluation, when there are several; not ``train``.
+            result: Any JSON value, for example metrics by kind of action, including the floors.
+            groups: Groups of predictions for a reader to show.
+            name: Name of the evaluation, if there are several; not ``train``.
             metrics: Values by name for the stage's curves, for example ``val/accuracy``.
         """
         assert name != "train", "'train' is the source of training groups"
@@ -173,61 +173,61 @@ class TraceWriter:
             insert(self._db, "evaluations", row, or_replace=True)
             self._db.executemany(
                 "INSERT OR REPLACE INTO metrics VALUES (?, ?, ?, ?)",
-                [bound((stage, name, step, float(value))) for name, value in (metrics or {}).items()],
+                [parameters((stage, name, step, float(value))) for name, value in (metrics or {}).items()],
             )
             self._replace_groups(stage, step, name, groups)
 
     def write_episodes(
         self, stage: str, step: int, episodes: Iterable[Episode], source: str = "train"
     ) -> None:
-        """Records the episodes of one step; those recorded for the same step and source before are replaced.
+        """Record the episodes of one step. Earlier records of the same step and source are replaced.
 
         Args:
             stage: Name given to :meth:`start_stage`.
             step: Optimizer step.
-            episodes: In order.
-            source: ``train``, or the name of the evaluation that played them.
+            episodes: Episodes in order.
+            source: ``train``, or the name of the evaluation that played the episodes.
         """
         place = {"stage": stage, "step": step, "source": source}
         with self._transaction():
             self._db.execute(
-                "DELETE FROM episodes WHERE stage = ? AND step = ? AND source = ?", bound(place.values())
+                "DELETE FROM episodes WHERE stage = ? AND step = ? AND source = ?", parameters(place.values())
             )
             for position, episode in enumerate(episodes):
                 self._write_episode({**place, "position": position}, episode)
 
     def set_status(self, status: Status, detail: str = "") -> None:
-        """Says how the run stands; ``detail`` is one line for people, such as the error it failed with."""
+        """Set the status of the run. ``detail`` is one line for users, for example the error of a failed run."""
         with self._transaction():
-            self._db.execute("UPDATE run SET status = ?, detail = ?", bound((status, detail)))
+            self._db.execute("UPDATE run SET status = ?, detail = ?", parameters((status, detail)))
 
     def heartbeat(self) -> None:
-        """Signs of life between steps; every other write is one too."""
+        """Update the heartbeat between steps. Every other write updates it too."""
         with self._transaction():
             pass
 
     def take_commands(self) -> list[Command]:
-        """Commands not yet acknowledged, oldest first."""
+        """Return the commands that are not yet acknowledged, oldest first."""
         with named_errors(self.path):
             cursor = self._db.execute("SELECT * FROM control WHERE acknowledged IS NULL ORDER BY id")
-            return [Command(**named_row(cursor, row)) for row in cursor]
+            return [Command(**row_dict(cursor, row)) for row in cursor]
 
     def acknowledge(self, command_id: int, answer: str) -> None:
-        """Tells the sender that the command was heard, and what came of it."""
+        """Acknowledge a command and record the answer for its sender."""
         with self._transaction() as now:
             self._db.execute(
                 "UPDATE control SET acknowledged = ?, answer = ? WHERE id = ?",
-                bound((now, answer, command_id)),
+                parameters((now, answer, command_id)),
             )
 
     def _text(self, body: str) -> int:
-        """Id of a text that is stored once."""
+        """Return the id of a text, which is stored once."""
         digest = hashlib.blake2b(body.encode("utf-8", "surrogatepass"), digest_size=16).digest()
         known = self._db.execute("SELECT id FROM texts WHERE digest = ?", (digest,)).fetchone()
         return known[0] if known else insert(self._db, "texts", {"digest": digest, "body": body})
 
     def _transition(self, transition: Transition) -> int:
-        """Id of a transition that is stored once, however often it is predicted."""
+        """Return the id of a transition, which is stored once however often it is predicted."""
         row: dict[str, Any] = {
             "transition_id": transition.transition_id,
             "environment": transition.environment,
@@ -248,7 +248,8 @@ class TraceWriter:
 
     def _replace_groups(self, stage: str, step: int, source: str, groups: Iterable[Group]) -> None:
         self._db.execute(
-            "DELETE FROM groups WHERE stage = ? AND step = ? AND source = ?", bound((stage, step, source))
+            "DELETE FROM groups WHERE stage = ? AND step = ? AND source = ?",
+            parameters((stage, step, source)),
         )
         for position, group in enumerate(groups):
             self._write_group({"stage": stage, "step": step, "source": source, "position": position}, group)

@@ -139,12 +139,12 @@ def _torn(path: Path) -> None:
 
 
 FILES = {
-    "empty": (lambda path: path.write_bytes(b""), "empty, no run was recorded"),
-    "text": (lambda path: path.write_text("step,reward\n" * 200), "damaged or no run store"),
+    "empty": (lambda path: path.write_bytes(b""), "the file is empty, no run was recorded"),
+    "text": (lambda path: path.write_text("step,reward\n" * 200), "damaged or is not a run store"),
     "foreign": (_foreign, "not a run store"),
     "newer": (_version(SCHEMA_VERSION + 1), "newer rwml-lightning"),
     "older": (_version(SCHEMA_VERSION - 1), "older rwml-lightning"),
-    "torn": (_torn, "damaged or no run store"),
+    "torn": (_torn, "damaged or is not a run store"),
 }
 
 
