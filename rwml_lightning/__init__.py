@@ -1,1 +1,1 @@
-"""Reinforcement World Model Learning: train language-model agents to predict what their actions do."""
+"""Reinforcement World Model Learning: train language-model agents to predict the effects of their actions."""

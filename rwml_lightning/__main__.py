@@ -1,4 +1,4 @@
-"""``python -m rwml_lightning``."""
+"""Entry point of ``python -m rwml_lightning``."""
 
 from rwml_lightning.cli import main
 

@@ -1,4 +1,4 @@
-"""The command line: Lightning's own, with a run folder and a warm-up, and one table of further commands."""
+"""The command line: Lightning's CLI with a run folder, a warm-up and further commands."""
 
 from __future__ import annotations
 
@@ -47,16 +47,16 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "export": export,
     "weight_change": weight_change,
 }
-"""Commands beside Lightning's; one that has an argument ``configured`` takes a config."""
+"""Commands that Lightning does not have. A command with an argument ``configured`` takes a config."""
 
 
 def takes_config(command: str) -> bool:
-    """Whether a command reads a config."""
+    """Return whether a command takes a config."""
     return command not in COMMANDS or "configured" in inspect.signature(COMMANDS[command]).parameters
 
 
 class RWMLCLI(LightningCLI):
-    """``fit``, ``validate`` and ``test`` of Lightning, and :data:`COMMANDS`."""
+    """Command line with Lightning's ``fit``, ``validate`` and ``test``, and :data:`COMMANDS`."""
 
     model: PolicyModule
     datamodule: RolloutDataModule
@@ -99,33 +99,33 @@ class RWMLCLI(LightningCLI):
         super()._add_subcommands(parser, **kwargs)
         for name, command in COMMANDS.items():
             description = (command.__doc__ or "").partition("\n")[0]
-            own = self.init_parser(description=description)
+            subparser = self.init_parser(description=description)
             if takes_config(name):
-                self._add_arguments(own)
-            added = own.add_function_arguments(command, skip={"configured"})
+                self._add_arguments(subparser)
+            added = subparser.add_function_arguments(command, skip={"configured"})
             self._subcommand_method_arguments[name] = added
-            self._subcommand_parsers[name] = own
-            parser._subcommands_action.add_subcommand(name, own, help=description)
+            self._subcommand_parsers[name] = subparser
+            parser._subcommands_action.add_subcommand(name, subparser, help=description)
 
     @override
     def _parse_ckpt_path(self) -> None:
-        """Take no settings from a checkpoint, as Lightning would: they are the config's."""
+        """Read no settings from a checkpoint, unlike Lightning: all settings come from the config."""
 
     @override
     def add_arguments_to_parser(self, parser: Any) -> None:
-        parser.add_argument("--run", type=Run, default=Run(), help="Which run this is, and where it lies.")
+        parser.add_argument("--run", type=Run, default=Run(), help="Name and folder of the run.")
         parser.add_argument("--warm_up", type=WarmUp | None, default=None, help="Next-state SFT before GRPO.")
         parser.add_argument(
             "--checkpoint_every",
             type=int,
             default=50,
-            help="Optimizer steps between two checkpoints; one is saved at the end of a batch.",
+            help="Optimizer steps between two checkpoints, which are saved at the end of a batch.",
         )
         parser.add_argument(
             "--control",
             type=ControlName,
             default="none",
-            help="Train on a reward that knows nothing; the run is named after it.",
+            help="Train on a reward without information, as a control. The run is named after the control.",
         )
         parser.link_arguments("seed_everything", "data.seed")
 
@@ -138,8 +138,8 @@ class RWMLCLI(LightningCLI):
         name_control(config)
         if config.trainer.max_epochs != 1:
             raise ValueError(
-                f"trainer.max_epochs is {config.trainer.max_epochs}, but all passes over the data make up one epoch: leave it "
-                "out, and set num_passes of data.predictions or data.episodes"
+                f"trainer.max_epochs is {config.trainer.max_epochs}, but all passes over the data form one epoch; remove it and "
+                "set num_passes of data.predictions or data.episodes"
             )
         model = config.model.init_args.model
         generator = config.data.generator
@@ -187,37 +187,37 @@ class RWMLCLI(LightningCLI):
         )
 
     def _evaluating_trainer(self) -> L.Trainer:
-        """A trainer that takes several models: the config's callbacks would take them for one run."""
+        """Make a trainer for several models, without the config's callbacks, which would treat them as one run."""
         callbacks = default_callbacks([], None, None)
         return super().instantiate_trainer(logger=False, callbacks=callbacks, enable_checkpointing=False)
 
     def _run_config(self) -> str:
-        """The whole config, as every command takes it; what only ``fit`` takes stands in a comment."""
+        """Return the whole config for every command. ``ckpt_path``, which only ``fit`` takes, becomes a comment."""
         text = self._parser("fit").dump(self.config["fit"], skip_none=False)
         lines = [line for line in text.splitlines() if not line.startswith("ckpt_path:")]
         given = self._get(self.config_init, "ckpt_path")
         return "\n".join([*([f"# --ckpt_path {printable(given)}"] if given else []), *lines, ""])
 
     def fit(self, model: PolicyModule, **kwargs: Any) -> None:
-        """All stages of the config, from where an earlier run of the same config stopped."""
+        """Run all stages of the config, or resume them where an earlier run of the same config stopped."""
         assert self.folder is not None
         print(printable(f"run folder: {self.folder.path}"), file=sys.stderr)
-        wanted, callbacks = self._get(self.config_init, "warm_up"), default_callbacks([], self.folder, None)
+        settings, callbacks = self._get(self.config_init, "warm_up"), default_callbacks([], self.folder, None)
         pipeline.run(
-            self.trainer, model, self.datamodule, self.folder, wanted, callbacks, kwargs.get("ckpt_path")
+            self.trainer, model, self.datamodule, self.folder, settings, callbacks, kwargs.get("ckpt_path")
         )
         if self.trainer.is_global_zero and self.folder.trace.exists():
             print_summary(self.folder)
 
     def validate(self, model: PolicyModule, **kwargs: Any) -> None:
-        """Held-out results of a checkpoint, or of the model as it is, as a table."""
+        """Print a table of held-out results of a checkpoint, or of the config's model."""
         self._evaluate_with(self.trainer.validate, model, kwargs)
         if model.reads == "predictions" and not model.held_out.results:
             raise ValueError(f"{self.datamodule.need_predictions().path} holds no validation transitions")
         print_evaluation(model)
 
     def test(self, model: PolicyModule, **kwargs: Any) -> None:
-        """Success of a policy on all held-out games, or on those that ``data.episodes.test`` names."""
+        """Measure the success of a policy on all held-out games, or on the games in ``data.episodes.test``."""
         self._evaluate_with(self.trainer.test, model, kwargs)
         print_evaluation(model)
 
@@ -232,19 +232,19 @@ class RWMLCLI(LightningCLI):
 
 
 def check_stage(command: str, model: PolicyModule, data: RolloutDataModule) -> None:
-    """Refuse a module that cannot do what the command asks for, whatever else is there."""
+    """Check that the module supports the command."""
     stage = type(model).__name__
     if command == "test" and model.reads != "episodes":
-        raise ValueError(f"test plays episodes, which {stage} does not; measure it with validate or evaluate")
+        raise ValueError(f"test plays episodes, but {stage} does not; use validate or evaluate")
     control = "none" if data.predictions is None else data.predictions.control
     if command == "fit" and control != "none" and not model.on_policy:
         raise ValueError(
-            f"control is {control!r}, which replaces rewards, but {stage} learns from labels; leave control out"
+            f"control is {control!r}, which replaces rewards, but {stage} learns from labels; remove control"
         )
 
 
 def print_evaluation(module: PolicyModule) -> None:
-    """Print the tables of the last evaluation: games that were played, and predictions that were made."""
+    """Print the tables of the last evaluation: results of played games and of predictions."""
     if module.games.results:
         Terminal().print(render_episodes("Evaluation games", {row.name: row for row in module.games.results}))
     if module.held_out.results:
@@ -255,7 +255,7 @@ def print_evaluation(module: PolicyModule) -> None:
 def default_callbacks(
     given: list[Callback], folder: RunFolder | None, checkpoint_every: int | None
 ) -> list[Callback]:
-    """What every run has, unless the config brings its own of the kind."""
+    """Return the callbacks of every run, except classes that the config already has."""
     from rwml_callbacks import (
         EpisodeTable,
         PredictionTable,
@@ -279,16 +279,16 @@ def default_callbacks(
         defaults.append(TraceRecorder(folder.trace))
     if folder is not None and checkpoint_every is not None:
         defaults.append(StepCheckpoint(folder.checkpoints, checkpoint_every))
-    return [callback for callback in defaults if not any(isinstance(own, type(callback)) for own in given)]
+    return [callback for callback in defaults if not any(isinstance(one, type(callback)) for one in given)]
 
 
 def name_control(config: Namespace) -> None:
-    """Name a control in the run and in its loggers, so that none of its plots can be taken for the true reward's."""
+    """Add the name of the control to the run and its loggers, so that no plot of it looks like one of the true reward."""
     if config.control == "none":
         return
     if config.data.predictions is None:
         raise ValueError(
-            f"control is {config.control!r}, which replaces rewards of predictions, and data.predictions is not set"
+            f"control is {config.control!r}, which replaces the rewards of predictions, but data.predictions is not set"
         )
     config.data.predictions.control = config.control
     suffix = f"-{config.control}"
@@ -301,7 +301,7 @@ def name_control(config: Namespace) -> None:
 
 
 def quieten() -> None:
-    """Leave the terminal to what a user wants to know, and let no text of others steer it."""
+    """Silence the messages of libraries, and print untrusted text to the terminal without control sequences."""
     guard_terminal()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
@@ -315,7 +315,7 @@ def quieten() -> None:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Entry point of ``python -m rwml_lightning``; a user's mistake ends in one line and exit code 2."""
+    """Run the command line. An error of the user ends in one line and exit code 2."""
     arguments = sys.argv[1:] if args is None else args
     quieten()
     commands = [*RWMLCLI.subcommands(), *COMMANDS]

@@ -1,4 +1,4 @@
-"""Config errors for people: one line that names the key as the user wrote it, and the nearest name that exists."""
+"""Config errors in one line, which names the key as the user wrote it and the most similar existing key."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ _WRONG_TYPE = re.compile(r"Expected an? (.+?)\.? Got value: (.*)")
 
 
 class ReadableParser(LightningArgumentParser):
-    """Lightning's parser; a mistake ends in one line and exit code 2, before anything is loaded."""
+    """Lightning's parser. An error of the user ends in one line and exit code 2, before anything is loaded."""
 
     @override
     def parse_args(self, args: Any = None, *others: Any, **more: Any) -> Any:
         parsed = super().parse_args(args, *others, **more)
-        # jsonargparse passes over an unknown option of a group within a group that may be null.
+        # jsonargparse ignores an unknown option in a nested group whose parent may be null.
         given = (sys.argv[1:] if args is None else args) if isinstance(args, list | None) else []
         unknown = unknown_options(given, known_keys(self))
         if unknown:
@@ -49,32 +49,32 @@ class ReadableParser(LightningArgumentParser):
     @override
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:
-            super().error(message, ex)  # of a part: raises, and the whole is explained further out
+            super().error(message, ex)  # a nested parser raises, and the outer parser explains the error
         print(printable(f"error: {explain(message, known_keys(self))}"), file=sys.stderr)
         raise SystemExit(2) from ex
 
 
 def explain(message: str, keys: Collection[str]) -> str:
-    """One line for one of jsonargparse's messages.
+    """Convert an error message of jsonargparse to one line.
 
     Args:
-        message: As jsonargparse words it, over several lines.
-        keys: Every key that the command knows.
+        message: Message of jsonargparse, with several lines.
+        keys: All keys of the command.
     """
     path, class_path = _path(message)
     if found := _UNKNOWN_KEY.search(message):
         group, *names = found.groups()
         key = ".".join(part for part in (group if path else "", *names) if part)
         name = _join(path, class_path, key)
-        own = _class_keys(class_path, _join(path, class_path, "")[:-1])
-        return f"{name} is no known key{_deeper(name, keys) or _nearest(name, own or keys)}"
+        class_keys = _class_keys(class_path, _join(path, class_path, "")[:-1])
+        return f"{name} is not a known key{_deeper(name, keys) or _nearest(name, class_keys or keys)}"
     if found := _UNKNOWN_OPTION.search(message):
-        return f"{_join(path, class_path, found.group(1))} is no known key{_nearest(found.group(1), _options(class_path))}"
+        return f"{_join(path, class_path, found.group(1))} is not a known key{_nearest(found.group(1), _options(class_path))}"
     if found := _NO_SUCH_CLASS.search(message):
         module, name = found.groups()
         return f"{path}: {module} has no {name}{_nearest(name, dir(importlib.import_module(module)))}"
     if path and (found := _WRONG_KIND.search(message)):
-        return f"{path} is {found.group(1)!r}, which is no {found.group(2)}"
+        return f"{path} is {found.group(1)!r}, which is not a {found.group(2)}"
     if found := _REQUIRED.search(message):
         return f"{_join(path, class_path, found.group(1))} is missing"
     if found := _WRONG_TYPE.search(message):
@@ -87,11 +87,13 @@ def explain(message: str, keys: Collection[str]) -> str:
 
 
 def unknown_options(arguments: Iterable[str], keys: Set[str]) -> list[str]:
-    """Options of a command line that lie in a group of known keys and are none; what a class or a dict takes is not known here.
+    """Return the options of a command line that are unknown, although their group has known keys.
+
+    The keys of classes and dicts are not known here, so their options are not checked.
 
     Args:
         arguments: The command line.
-        keys: Every key that the command knows.
+        keys: All keys of the command.
     """
     groups = {key.rpartition(".")[0] for key in keys}
     names = [re.split(r"[=+]", a.removeprefix("--"))[0] for a in arguments if a.startswith("--")]
@@ -99,13 +101,13 @@ def unknown_options(arguments: Iterable[str], keys: Set[str]) -> list[str]:
 
 
 def reason(error: Exception) -> str:
-    """What a constructor said, where jsonargparse wraps it in a list of all types that its key takes."""
+    """Return the message of an error, without jsonargparse's list of all types that the key accepts."""
     found = _UNION.match(str(error))
     return found.group(1) if found else str(error)
 
 
 def known_keys(parser: Any) -> set[str]:
-    """Keys of a parser and of its subcommands, as the user writes them."""
+    """Return the keys of a parser and of its subcommands, as the user writes them."""
     keys: set[str] = set()
     for action in parser._actions:
         if action.dest.endswith(".help"):
@@ -119,7 +121,7 @@ def known_keys(parser: Any) -> set[str]:
 
 
 def _fields(typehint: Any, key: str) -> Iterator[str]:
-    """Keys of a dataclass, or of the one in a union, below its own; the parser has no action for those of a union."""
+    """Yield the keys of a dataclass, or of a dataclass in a union, for which the parser has no actions."""
     for kind in (typehint, *get_args(typehint)):
         if isinstance(kind, type) and dataclasses.is_dataclass(kind):
             for name, hint in get_type_hints(kind).items():
@@ -128,7 +130,7 @@ def _fields(typehint: Any, key: str) -> Iterator[str]:
 
 
 def _class_keys(class_path: str | None, prefix: str) -> list[str]:
-    """Keys of the groups that a class takes, below ``prefix``."""
+    """Return the keys of the dataclass arguments of a class, with ``prefix``."""
     if class_path is None:
         return []
     hints = get_type_hints(_load(class_path).__init__)
@@ -136,7 +138,7 @@ def _class_keys(class_path: str | None, prefix: str) -> list[str]:
 
 
 def _path(message: str) -> tuple[str, str | None]:
-    """The key that the innermost part of a message speaks of, and the class that it is an argument of."""
+    """Return the key in the innermost part of a message, and the class that has the key as an argument."""
     path, class_path = "", None
     for found in _KEY_OR_CLASS.finditer(message):
         if found["class_path"]:
@@ -147,7 +149,7 @@ def _path(message: str) -> tuple[str, str | None]:
 
 
 def _join(path: str, class_path: str | None, key: str) -> str:
-    """``key`` below ``path``: under ``init_args`` when a class is named there, directly for a dataclass."""
+    """Append ``key`` to ``path``: after ``init_args`` for an argument of a class, directly for a field of a dataclass."""
     if not path:
         return key
     loaded = _load(class_path)
@@ -163,7 +165,7 @@ def _load(class_path: str | None) -> Any:
 
 
 def _options(class_path: str | None) -> list[str]:
-    """Arguments of a class and of those it inherits from."""
+    """Return the arguments of a class and of its base classes."""
     loaded = _load(class_path)
     signatures = [
         inspect.signature(base) for base in getattr(loaded, "__mro__", ()) if "__init__" in vars(base)
@@ -175,7 +177,10 @@ def _options(class_path: str | None) -> list[str]:
 
 
 def _deeper(name: str, keys: Collection[str]) -> str:
-    """The keys that hold all parts of a name in order, or of as much of its beginning as any do: where groups have taken it in."""
+    """Suggest keys that contain the parts of a name in order, for keys that have moved into a group.
+
+    The last parts of the name are dropped until a key matches.
+    """
     parts = name.split(".")
     while len(parts) > 1 and ".".join(parts) not in keys:
         found = sorted((key for key in keys if _holds(key, parts)), key=lambda key: (key.count("."), key))

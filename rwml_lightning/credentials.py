@@ -1,6 +1,6 @@
-"""Keys and passwords stay out of configs, since a run's config is written to its folder, its store and its loggers.
+"""Checks that keep secrets out of configs, since a run's config is written to its folder, its store and its loggers.
 
-No message repeats a value that may be a secret.
+No message shows a value that may be a secret.
 """
 
 from __future__ import annotations
@@ -24,73 +24,75 @@ _KEY = re.compile(r"[\x21-\x7e]+")
 
 
 def check_server_url(url: str, setting: str) -> None:
-    """Refuse an address that is none, or that could hold a key: with a user, a query or a fragment.
+    """Check that a server's URL is valid and has no user, query or fragment, any of which could hold a secret.
 
     Args:
-        url: Address of a server.
-        setting: Name of its key in the config, for the error.
+        url: URL of a server.
+        setting: Config key of the URL, for the error.
 
     Raises:
-        ValueError: Names the key.
+        ValueError: The URL is not accepted; the message names the config key.
     """
     if not _SERVER.fullmatch(url):
         raise ValueError(
-            f"{setting} must look like http://127.0.0.1:8000/v1, without user, password, query and fragment; a key goes into an "
-            "environment variable that api_key_env names"
+            f"{setting} must look like http://127.0.0.1:8000/v1, without user, password, query and fragment; put a key into an "
+            "environment variable and name the variable in api_key_env"
         )
 
 
 def read_key(variable: str | None, setting: str) -> str | None:
-    """Value of the environment variable that holds a server's key; ``None`` without one.
+    """Read a server's API key from an environment variable.
 
     Args:
-        variable: Its name.
-        setting: Name of its key in the config, for the error.
+        variable: Name of the variable; ``None`` if the server needs no API key.
+        setting: Config key of the variable's name, for the error.
 
     Raises:
-        ValueError: The name is no name of a variable, or the variable is not set or holds more than a key.
+        ValueError: The name is not valid, or the variable is not set or holds characters that no API key has.
     """
     if variable is None:
         return None
     if not _VARIABLE.fullmatch(variable):
         raise ValueError(
-            f"{setting} must be the name of an environment variable in capitals, such as OPENAI_API_KEY; the key itself "
-            "belongs in no config"
+            f"{setting} must be the name of an environment variable in capitals, such as OPENAI_API_KEY; never put the "
+            "key itself into a config"
         )
     key = os.environ.get(variable)
     if not key:
         raise ValueError(f"{setting} names {variable}, which is not set in the environment")
-    if not _KEY.fullmatch(key):  # an HTTP client's error about such a header would show it
-        raise ValueError(f"{setting} names {variable}, which holds white space or characters that no key has")
+    if not _KEY.fullmatch(key):  # the error of an HTTP client for such a header would show the key
+        raise ValueError(
+            f"{setting} names {variable}, which holds white space or characters that no API key has"
+        )
     return key
 
 
 def check_config(config: Mapping[str, Any] | Namespace) -> None:
-    """Refuse a config that holds what looks like a secret, wherever it stands.
+    """Check that no value of a config looks like a secret, at any depth.
 
     Args:
-        config: Nested mappings, namespaces and lists, as a parser gives them.
+        config: Nested mappings, namespaces and lists, as a parser returns them.
 
     Raises:
-        ValueError: Names the key of the first one: a setting called ``api_key``, ``password`` or alike, a header, or a URL
-            with a user, a query or a fragment.
+        ValueError: The config has a setting with a name such as ``api_key`` or ``password``, an authorization header, or a
+            URL with a user, a query or a fragment. The message names the key of the first one.
     """
     for path, name, value in _texts(config, ""):
         plain_name = name.lower().removeprefix("x-").replace("-", "_")
         if _SECRET_NAME.fullmatch(plain_name) or _HEADER.fullmatch(value):
             raise ValueError(
-                f"{path} looks like a secret, and a config is written to the run folder and to loggers; leave it out and name an "
-                "environment variable (api_key_env, where there is such a key), or read one in your own code"
+                f"{path} looks like a secret, and a config is written to the run folder and to loggers; remove it and name an "
+                "environment variable instead (in api_key_env if that key exists, else read one in your own code)"
             )
         if _USERINFO.search(value) or _WITH_QUERY.fullmatch(value):
             raise ValueError(
                 f"{path} is a URL with a user, a query or a fragment, which may hold a key, and a config is written to the run "
-                "folder and to loggers; take a URL without them"
+                "folder and to loggers; use a URL without them"
             )
 
 
 def _texts(value: Any, path: str, name: str = "") -> Iterator[tuple[str, str, str]]:
-    """Path, own name and value of every text that is not empty."""
+    """Yield path, key and value of every text that is not empty."""
     if isinstance(value, str):
         if value:
             yield path, name, value
@@ -99,5 +101,5 @@ def _texts(value: Any, path: str, name: str = "") -> Iterator[tuple[str, str, st
         for key, inner in entries.items():
             yield from _texts(inner, f"{path}.{key}" if path else str(key), str(key))
     elif isinstance(value, Sequence) and not isinstance(value, bytes):
-        for place, inner in enumerate(value):
-            yield from _texts(inner, f"{path}.{place}", name)
+        for index, inner in enumerate(value):
+            yield from _texts(inner, f"{path}.{index}", name)

@@ -1,4 +1,4 @@
-"""What loggers are told beside a step's numbers: whose run it is, its config, the state of the code, a comparison."""
+"""Run name, config, git state and model comparisons for loggers."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from rwml_lightning.run import CONFIG_FILE, RunFolder
 
 
 def start_logger(logger: Logger, folder: RunFolder) -> None:
-    """Give W&B the run folder's name, place and id, and every logger the config, before its first number.
+    """Give W&B the run folder's name, path and id, and give each logger the config, before its first metrics.
 
-    With the folder's id a run that was killed and started again is one run there too.
+    With the folder's id, a run that was killed and restarted is one run in W&B too.
     """
     name_run(logger, folder.path, folder.id)
     config = yaml.safe_load((folder.path / CONFIG_FILE).read_text())
@@ -26,11 +26,11 @@ def start_logger(logger: Logger, folder: RunFolder) -> None:
 
 
 def name_run(logger: Logger, path: Path, run_id: str | None = None) -> None:
-    """Give W&B the name and place of a folder, and the id of its run, where the config leaves them out."""
+    """Give W&B the name and path of a folder and the id of its run, unless the config sets them."""
     if not isinstance(logger, WandbLogger):
         return
-    # The folder is known only after the logger was made, so these are its arguments for wandb.init, not yet called.
-    # The command line hands on wandb.init's own defaults, so that even Lightning's resume="allow" has become None.
+    # The logger exists before the folder is known, so this edits its arguments for wandb.init, which is not called yet.
+    # The command line passes wandb.init's own defaults, so Lightning's default resume="allow" has become None.
     arguments = logger._wandb_init
     for key, value in {"name": path.name, "id": run_id, "resume": "allow"}.items():
         arguments[key] = arguments[key] or value
@@ -39,7 +39,7 @@ def name_run(logger: Logger, path: Path, run_id: str | None = None) -> None:
 
 
 def log_comparison(logger: Logger, results: Mapping[str, Result]) -> None:
-    """Hand over the results of several models: to W&B as the table ``models``, else as ``<model>/<measure>``."""
+    """Log the results of several models: to W&B as the table ``models``, else as ``<model>/<measure>``."""
     results = {well_formed(model): result for model, result in results.items()}
     measures = [name for name in MEASURES if all(getattr(r, name) is not None for r in results.values())]
     if isinstance(logger, WandbLogger):
@@ -56,11 +56,11 @@ def log_comparison(logger: Logger, results: Mapping[str, Result]) -> None:
 
 
 def git_state() -> dict[str, Any]:
-    """``commit`` of the current folder's repository and whether tracked files differ from it (``dirty``); else empty."""
+    """Return the ``commit`` of the current repository, and as ``dirty`` whether tracked files differ from it; else {}."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
-    except (OSError, subprocess.SubprocessError):  # no git, or no repository
+    except (OSError, subprocess.SubprocessError):  # git is not installed, or the folder is in no repository
         return {}
     commit, _, dirty = done.stdout.strip().partition("-")
     return {"commit": commit, "dirty": bool(dirty)}

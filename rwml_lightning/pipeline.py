@@ -23,10 +23,10 @@ log = logging.getLogger(__name__)
 
 @runtime_checkable
 class Preparing(Protocol):
-    """A callback with work to do before the policy takes memory."""
+    """A callback with work to do before the policy is loaded into memory."""
 
     def prepare_run(self, trainer: L.Trainer, model: PolicyModule, data: RolloutDataModule) -> None:
-        """Do it; nothing of the main stage is loaded yet."""
+        """Prepare the run. Nothing of the main stage is loaded yet."""
 
 
 def run(
@@ -34,20 +34,20 @@ def run(
     model: PolicyModule,
     data: RolloutDataModule,
     folder: RunFolder,
-    wanted: WarmUp | None,
+    warm_up_settings: WarmUp | None,
     warm_up_callbacks: list[L.Callback],
     ckpt_path: str | None = None,
 ) -> None:
-    """Do all that the config asks for, from where an earlier run of it stopped.
+    """Run all stages of the config, or resume them where an earlier run of the same config stopped.
 
     Args:
         trainer: Trainer of the main stage.
         model: Module of the main stage.
-        data: Shared by all stages.
-        folder: Gets every result.
-        wanted: Warm-up before the main stage. One that starts from ``model.init_from`` needs none, unless it is to play.
+        data: DataModule of all stages.
+        folder: Run folder for all results.
+        warm_up_settings: Warm-up before the main stage. A stage with ``model.init_from`` skips it, unless it plays episodes.
         warm_up_callbacks: Callbacks of the warm-up.
-        ckpt_path: Checkpoint to go on from; ``None`` takes the folder's newest.
+        ckpt_path: Checkpoint to resume from; ``None`` selects the newest of the folder.
     """
     if folder.finished:
         return
@@ -55,8 +55,8 @@ def run(
     for logger in trainer.loggers:
         start_logger(logger, folder)
     try:
-        if wanted is not None and (model.init_from is None or model.reads == "episodes"):
-            model.init_from = str(warm_up(wanted, model, data, trainer, folder, warm_up_callbacks))
+        if warm_up_settings is not None and (model.init_from is None or model.reads == "episodes"):
+            model.init_from = str(warm_up(warm_up_settings, model, data, trainer, folder, warm_up_callbacks))
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Preparing):
                 callback.prepare_run(trainer, model, data)
@@ -64,15 +64,13 @@ def run(
         if resume_from is None:
             trainer.validate(model, data, verbose=False)
         else:
-            log.warning("going on from %s", resume_from)
+            log.warning("resuming from %s", resume_from)
         trainer.fit(model, data, ckpt_path=resume_from, weights_only=True)
         if trainer.interrupted:
             raise KeyboardInterrupt
         if stop_requested(trainer):
             trainer.save_checkpoint(folder.checkpoints / f"stopped-{trainer.global_step}.ckpt")
-            log.warning(
-                "stopped at step %d, as asked; the same command goes on from there", trainer.global_step
-            )
+            log.warning("stopped at step %d on request; run the same command to resume", trainer.global_step)
             return
         trainer.validate(model, data, verbose=False)
         if trainer.is_global_zero:
@@ -82,12 +80,12 @@ def run(
 
 
 def stop_requested(trainer: L.Trainer) -> bool:
-    """Whether somebody asked a callback to stop the run."""
+    """Return whether a user has asked a callback to stop the run."""
     return any(getattr(callback, "stop_requested", False) for callback in trainer.callbacks)  # type: ignore[attr-defined]
 
 
 def record_collection(trace: Path, number: int, total: int, episodes: list[Episode]) -> None:
-    """Show collected episodes in the dashboard, as steps of a stage of their own."""
+    """Record collected episodes for the dashboard, as steps of the stage ``collect``."""
     with TraceWriter(trace) as writer:
         writer.start_stage("collect", total, "")
         writer.write_step("collect", number, {})

@@ -1,4 +1,4 @@
-"""What a config names - devices, models, files, an environment - is looked for before anything is done or written."""
+"""Checks of a config's devices, models, files and environment, before a command does or writes anything."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from rwml_lightning.modules.loading import check_same_lora, checkpoint_policy
 
 
 def check_run(command: str, config: Namespace, model: PolicyModule, data: RolloutDataModule) -> None:
-    """Look for everything that a command will need and that its config names.
+    """Check that everything that a command needs from its config exists.
 
     Args:
         command: Name of the command.
-        config: Its config, before anything was made of it.
-        model: What the config's ``model`` makes; nothing is loaded yet.
-        data: What its ``data`` makes.
+        config: Config of the command, before objects are built from it.
+        model: Module that was built from the config. No weights are loaded yet.
+        data: DataModule that was built from the config.
 
     Raises:
-        ValueError: Something is not there, or is not what is needed; names the key.
+        ValueError: Something does not exist or is unsuitable; the message names the key.
     """
     if command == "collect":
         predictions = data.need_predictions()
@@ -44,8 +44,8 @@ def check_run(command: str, config: Namespace, model: PolicyModule, data: Rollou
         check_devices(model, config.trainer)
     if command in ("fit", "validate", "test", "collect"):
         _check_model("model.init_args.model", model.model)
-        if (own := getattr(data.generator, "model", None)) is not None:
-            _check_model("data.generator.init_args.model", own)
+        if (generator_model := getattr(data.generator, "model", None)) is not None:
+            _check_model("data.generator.init_args.model", generator_model)
     if command == "collect":
         return
     parts: dict[str, Any] = {}
@@ -64,9 +64,10 @@ def check_run(command: str, config: Namespace, model: PolicyModule, data: Rollou
 
 
 def check_devices(model: PolicyModule, trainer: Namespace) -> None:
-    """See that the devices of a trainer are there, and that their precision trains: one is made of these settings alone.
+    """Check that the trainer's devices exist and that the model can train in their precision.
 
-    A strategy that the config gives as a class is left out, since it would belong to this trainer and not to the run's.
+    A temporary trainer is made from these settings alone. A strategy that the config gives as a class is left out, since
+    the object would be bound to the temporary trainer.
     """
     keys = ("accelerator", "devices", "num_nodes", "strategy", "precision")
     given = {key: trainer[key] for key in keys if not isinstance(trainer[key], Namespace)}
@@ -82,7 +83,7 @@ def check_devices(model: PolicyModule, trainer: Namespace) -> None:
 
 
 def embedders(part: Any, path: str) -> Iterator[tuple[str, str]]:
-    """Models that a part of the config loads to embed texts, wherever in it they are named, each with its key."""
+    """Yield the key and the name of each embedding model in a part of the config, at any depth."""
     if isinstance(part, Namespace):
         part = vars(part)
     if isinstance(part, list):
@@ -96,26 +97,23 @@ def embedders(part: Any, path: str) -> Iterator[tuple[str, str]]:
 
 
 def check_checkpoint(ckpt_path: str | None, model: PolicyModule) -> None:
-    """Take nothing but a local checkpoint of ours with the adapters of ``model``: Lightning would fetch what an address names,
-    and run the code in it."""
+    """Check that a checkpoint is a local one of this library with the adapters of ``model``.
+
+    Lightning would download a checkpoint from a URL and run the code in it.
+    """
     if ckpt_path is None:
         return
     path = Path(ckpt_path)
-    if not path.exists() or ckpt_path in (
-        "best",
-        "last",
-        "hpc",
-    ):  # words that Lightning takes for other files
+    if not path.exists() or ckpt_path in ("best", "last", "hpc"):  # Lightning's keywords for other files
         raise ValueError(
-            f"--ckpt_path names {ckpt_path}, which is no file here; give the path of a checkpoint, and download one that lies "
-            "elsewhere first"
+            f"--ckpt_path names {ckpt_path}, which is not a local file; give the path of a checkpoint, and download a remote one first"
         )
     if path.is_file():
         check_same_lora(checkpoint_policy(path)["lora"], model.lora, f"--ckpt_path names {path}, which")
 
 
 def check_starting_weights(model: PolicyModule) -> None:
-    """See that what ``model.init_from`` names is a model, or a checkpoint that fits this one."""
+    """Check that ``model.init_from`` is a model folder, or a checkpoint that fits the model."""
     if model.init_from is None:
         return
     path = Path(model.init_from)
@@ -127,8 +125,8 @@ def check_starting_weights(model: PolicyModule) -> None:
     check_same_lora(checkpoint_policy(path)["lora"], model.lora, f"model.init_from names {path}, which")
     state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
     saved = {name.removeprefix("policy."): weight.shape for name, weight in state.items()}
-    own = weight_shapes(model.model, model.lora)
-    differing = sorted(name for name in own.keys() | saved.keys() if own.get(name) != saved.get(name))
+    expected = weight_shapes(model.model, model.lora)
+    differing = sorted(n for n in expected.keys() | saved.keys() if expected.get(n) != saved.get(n))
     if differing:
         raise ValueError(
             f"model.init_from names {path}, which holds the weights of another model or LoRA setting: {differing[0]} does not "
@@ -137,7 +135,7 @@ def check_starting_weights(model: PolicyModule) -> None:
 
 
 def weight_shapes(model: str, lora: LoRA | None) -> dict[str, torch.Size]:
-    """Names and shapes of a policy's weights, without reading one."""
+    """Return the shapes of a policy's weights by name, without reading any weight."""
     policy: nn.Module = load_skeleton(model)
     if lora is not None:
         with torch.device("meta"):
@@ -146,16 +144,16 @@ def weight_shapes(model: str, lora: LoRA | None) -> dict[str, torch.Size]:
 
 
 def check_data(model: PolicyModule, data: RolloutDataModule) -> None:
-    """See that what the stage reads is there, or can be made."""
+    """Check that the data of the stage exists or can be made."""
     if getattr(data, model.reads) is None:
-        raise ValueError(f"data.{model.reads} is not set, and {type(model).__name__} learns from it")
+        raise ValueError(f"data.{model.reads} is not set, but {type(model).__name__} trains on it")
     if data.episodes is not None:
         check_environment(data)
         if model.reads == "episodes" and model.learns == "labels":
             data.episodes.need_demonstrations()
         if getattr(model, "world_model_weight", 0) and data.episodes.next_state_labels is None:
             raise ValueError(
-                "model.world_model_weight is set, and data.episodes.next_state_labels, which says on what, is not"
+                "model.world_model_weight is set, but data.episodes.next_state_labels is not; it defines the labels of that loss"
             )
     if data.predictions is not None:
         data.predictions.need_evaluator()
@@ -164,13 +162,13 @@ def check_data(model: PolicyModule, data: RolloutDataModule) -> None:
 
 
 def check_transitions(predictions: Predictions, data: RolloutDataModule) -> None:
-    """See that transitions which are not there can be collected."""
+    """Check that missing transitions can be collected."""
     predictions.check_collectable(data.environment)
     check_environment(data)
 
 
 def check_environment(data: RolloutDataModule) -> None:
-    """See that the environment can be made; one that plays generated games has none yet."""
+    """Check that the environment can be made, unless it plays generated games, which do not exist yet."""
     if data.environment is None:
         raise ValueError("data.environment is not set, so the policy has nothing to act in")
     if data.environment.games is not None:

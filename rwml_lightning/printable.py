@@ -1,12 +1,12 @@
-"""Foreign text as a terminal may show it and a file may hold it: control characters are shown, never obeyed.
+"""Untrusted text made safe for terminals and files: control characters are shown as escapes and never executed.
 
 Standard library only.
 
-Foreign is what a model, an environment, a config, a run store or a folder's name says. A terminal obeys control sequences in
-it: they write to the clipboard, change the window's title and move the cursor; marks of text direction make a line read as
-another one. All text on its way to a terminal passes :func:`split_hidden`: ``print``, logs and warnings by :func:`printable`, tables by
-:class:`rwml_lightning.terminal.Terminal`, the dashboard by :func:`rwml_tui.text.visible`. Text on its way to what takes
-UTF-8 alone passes :func:`well_formed`.
+Text from a model, an environment, a config, a run store or a folder's name is untrusted. A terminal executes the control
+sequences in it: they write to the clipboard, change the window's title and move the cursor. Text direction marks make a
+line look like another one. All text for a terminal therefore passes through :func:`split_hidden`: ``print``, logs and
+warnings through :func:`printable`, tables through :class:`rwml_lightning.terminal.Terminal`, and the dashboard through
+:func:`rwml_tui.text.visible`. Text for a destination that accepts only UTF-8 passes through :func:`well_formed`.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, TextIO
 
-_JOINERS = "\u200c\u200d"  # emoji and several scripts are written with them
+_JOINERS = "\u200c\u200d"  # emoji and several scripts need them
 _NOT_PLAIN = re.compile(r"([^\n -~])")
 
 
 def split_hidden(text: str) -> Iterator[tuple[str, bool]]:
-    """Parts of a text in order, each with whether it is an escape, such as ``\\x1b``, for a character that is not shown.
+    """Split a text into (part, is_escape) pairs, where an escape such as ``\\x1b`` replaces a hidden character.
 
-    Control characters but the newline, formatting characters but the joiners, lone surrogates and Unicode's own line ends are
-    not shown.
+    Hidden characters are control characters except the newline, formatting characters except the joiners, lone surrogates,
+    and Unicode's line and paragraph separators.
     """
     for place, part in enumerate(_NOT_PLAIN.split(text)):
         if (
@@ -44,12 +44,12 @@ def split_hidden(text: str) -> Iterator[tuple[str, bool]]:
 
 
 def printable(text: object) -> str:
-    """The text of anything with an escape in the place of each character that a terminal would obey."""
+    """Convert an object to text in which an escape replaces each character that could control a terminal."""
     return "".join(part for part, _ in split_hidden(str(text)))
 
 
 def well_formed(text: str) -> str:
-    """The text with U+FFFD for each lone surrogate, which no file, tokenizer or server takes."""
+    """Replace each lone surrogate by U+FFFD, since files, tokenizers and servers do not accept it."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -58,41 +58,41 @@ def well_formed(text: str) -> str:
 
 
 class PrintableRecord(logging.LogRecord):
-    """A log record whose message and traceback are shown, never obeyed, whatever handler a library has for it."""
+    """A log record with a printable message and traceback, for every handler of every library."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         if self.exc_info:
-            # Formatters take it where it is there.
+            # Formatters use exc_text if it is set.
             self.exc_text = printable("".join(traceback.format_exception(*self.exc_info)).rstrip())
 
     def getMessage(self) -> str:
-        """The message with its arguments."""
+        """Return the printable message with its arguments."""
         return printable(super().getMessage())
 
 
 class PrintableStream(io.TextIOBase):
-    """Hands text on to another stream; what it says is shown, never obeyed.
+    """Stream that makes text printable and writes it to another stream.
 
     Args:
-        stream: Gets the text.
+        stream: Stream that receives the text.
     """
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
 
     def write(self, text: str) -> int:
-        """Writes all of it."""
+        """Write the whole text."""
         self.stream.write(printable(text))
         return len(text)
 
     def flush(self) -> None:
-        """Flushes the other stream."""
+        """Flush the other stream."""
         self.stream.flush()
 
 
 def guard_terminal() -> None:
-    """Let logs, warnings and uncaught exceptions reach standard error as printable text alone."""
+    """Make logs, warnings and uncaught exceptions printable before they reach standard error."""
     logging.setLogRecordFactory(PrintableRecord)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     warnings.showwarning = _show_warning

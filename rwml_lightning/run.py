@@ -1,4 +1,4 @@
-"""The run folder: where everything of a run lies, found again by a second run of the same config."""
+"""The run folder, which holds all files of a run. A second run of the same config finds the same folder."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _ID_FILE = ".id"
 
 @dataclass(frozen=True)
 class Run:
-    """Which run this is.
+    """Name and folder of a run.
 
     Args:
-        name: Folder below ``root``. A run of that name with another config is left alone: this one is then called
-            ``name-2``, and so on.
+        name: Name of the folder in ``root``. If a run with another config has this name, the new one is named ``name-2``,
+            and so on.
         root: Folder of all runs.
-        resume: Go on with the run of this name and config: finished stages are not repeated, an interrupted one starts
-            at its last checkpoint. ``false`` always begins a new folder.
+        resume: Whether to resume the run with this name and config. Finished stages are not repeated, and an interrupted
+            stage resumes at its last checkpoint. ``false`` always makes a new folder.
     """
 
     name: str = "run"
@@ -37,13 +37,13 @@ class Run:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths within one run's folder."""
+    """Paths in the folder of one run."""
 
     path: Path
 
     @property
     def id(self) -> str:
-        """Under which W&B knows the run: a sweep agent's where one started it, else a random one."""
+        """Id of the run in W&B: the id from the sweep agent if one started the run, else a random id."""
         return (self.path / _ID_FILE).read_text()
 
     @property
@@ -68,18 +68,18 @@ class RunFolder:
 
     @property
     def last_checkpoint(self) -> Path | None:
-        """Newest checkpoint, to resume from."""
+        """Newest checkpoint, from which the run resumes."""
         found = sorted(self.checkpoints.glob("*.ckpt"), key=lambda file: file.stat().st_mtime)
         return found[-1] if found else None
 
     @property
     def finished(self) -> bool:
-        """Whether training came to its end and the result was exported."""
+        """Whether training is complete and the model is exported."""
         return self.export.is_dir()
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a file that holds either all of ``value`` or what it held before; its folder is made."""
+    """Write ``value`` to a file atomically. The folder is created."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(value, indent=1, allow_nan=False)
     partial = path.with_name(f".{path.name}")
@@ -88,18 +88,18 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def open_run_folder(run: Run, config: str) -> RunFolder:
-    """Find the folder of the run with this name and config, or make a new one; nothing is ever overwritten.
+    """Find the folder of the run with this name and config, or make a new one. Nothing is overwritten.
 
     Args:
-        run: Name and place.
-        config: The whole config as text; two runs are the same when theirs are.
+        run: Name and folder of the run.
+        config: The whole config as text. Two runs with the same text are the same run.
     """
     config = well_formed(config)
     fingerprint = hashlib.sha256(config.encode()).hexdigest()
     for number in count(1):
         path = Path(run.root) / (run.name if number == 1 else f"{run.name}-{number}")
-        mark = path / _FINGERPRINT_FILE
-        if run.resume and mark.is_file() and mark.read_text() == fingerprint:
+        fingerprint_file = path / _FINGERPRINT_FILE
+        if run.resume and fingerprint_file.is_file() and fingerprint_file.read_text() == fingerprint:
             return RunFolder(path)
         try:
             path.mkdir(parents=True)
@@ -107,6 +107,6 @@ def open_run_folder(run: Run, config: str) -> RunFolder:
             continue
         (path / CONFIG_FILE).write_text(config)
         (path / _ID_FILE).write_text(os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4))
-        mark.write_text(fingerprint)
+        fingerprint_file.write_text(fingerprint)
         return RunFolder(path)
     raise AssertionError("unreachable")

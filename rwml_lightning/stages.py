@@ -1,4 +1,4 @@
-"""What comes before the main stage: the warm-up, and the trainers and copies of the model that such stages take."""
+"""The warm-up before the main stage, and the trainers and model copies of such preliminary stages."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class WarmUp:
-    """A short supervised stage before GRPO, for models too small to write a well-formed answer untaught: next-state SFT, or
-    imitation of ``data.episodes.demonstrations`` before a policy stage.
+    """A short supervised stage before GRPO, for models that are too small to write a well-formed answer without training.
+
+    It is next-state SFT, or imitation of ``data.episodes.demonstrations`` before a policy stage.
 
     Args:
-        num_transitions: Training transitions it uses, or turns of demonstrations.
-        batch_size: Transitions or turns in an optimizer step.
-        num_passes: How often each is used.
+        num_transitions: Number of training transitions, or of turns of demonstrations.
+        batch_size: Transitions or turns per optimizer step.
+        num_passes: Number of passes over them.
         learning_rate: Learning rate of AdamW.
     """
 
@@ -41,42 +42,41 @@ class WarmUp:
 
 
 def warm_up(
-    wanted: WarmUp,
+    settings: WarmUp,
     model: PolicyModule,
     data: RolloutDataModule,
     trainer: L.Trainer,
     folder: RunFolder,
     callbacks: list[L.Callback],
 ) -> Path:
-    """Run the warm-up unless its result is there.
+    """Run the warm-up unless its result exists.
 
     Args:
-        wanted: How long and how fast.
-        model: Module of the main stage, whose model it is.
-        data: Shared by both stages.
-        trainer: Trainer of the main stage; the warm-up runs on the same devices.
-        folder: Where the result goes.
-        callbacks: For the warm-up's own trainer.
+        settings: Length and learning rate of the warm-up.
+        model: Module of the main stage. The warm-up trains a copy of its model.
+        data: DataModule of both stages.
+        trainer: Trainer of the main stage. The warm-up runs on the same devices.
+        folder: Run folder for the result.
+        callbacks: Callbacks of the warm-up's trainer.
 
     Returns:
-        A Hugging Face folder to start the main stage from.
+        Hugging Face folder from which the main stage starts.
     """
     if folder.warm_up.is_dir():
         return folder.warm_up
     if model.lora is not None:
         load_policy(
             model.model, model.dtype_name, model.lora
-        )  # adapters that are refused are refused at once
+        )  # an unsupported adapter fails before the warm-up
     log.warning(
         "warm-up: %s on %d samples, so that the model writes well-formed answers before GRPO begins",
         "imitation" if model.reads == "episodes" else "next-state SFT",
-        wanted.num_transitions,
+        settings.num_transitions,
     )
-    lora = (
-        None if model.dtype_name == "float32" else model.lora
-    )  # low-precision weights are not trained themselves
-    module = supervised_copy(model, wanted.learning_rate, model.init_from, lora)
-    with data.limited_to(wanted.num_transitions, wanted.batch_size, wanted.num_passes):
+    # Weights in low precision are not trained directly.
+    lora = None if model.dtype_name == "float32" else model.lora
+    module = supervised_copy(model, settings.learning_rate, model.init_from, lora)
+    with data.limited_to(settings.num_transitions, settings.batch_size, settings.num_passes):
         stage_trainer = preliminary_trainer(trainer, callbacks)
         stage_trainer.validate(module, data, verbose=False)
         stage_trainer.fit(module, data)
@@ -88,7 +88,7 @@ def warm_up(
 def supervised_copy(
     model: PolicyModule, learning_rate: float, init_from: str | None = None, lora: LoRA | None = None
 ) -> PolicySFT | WorldModelSFT:
-    """A module for supervised training of the same model for what it does, on its own copy of the weights."""
+    """Make a module for supervised training of the same model and task, with a separate copy of the weights."""
     kind = PolicySFT if model.reads == "episodes" else WorldModelSFT
     return kind(
         model=model.model,
@@ -103,8 +103,7 @@ def supervised_copy(
 
 
 def preliminary_trainer(trainer: L.Trainer, callbacks: list[L.Callback]) -> L.Trainer:
-    """A trainer for what comes before the main stage, on the devices and nodes of the main stage's ``trainer``, by a strategy of
-    the same class."""
+    """Make a trainer for a stage before the main stage, with the devices, nodes and class of strategy of ``trainer``."""
     strategy = trainer.strategy
     devices = strategy.parallel_devices if isinstance(strategy, ParallelStrategy) else [strategy.root_device]
     indices = [device.index for device in devices or ()]
@@ -118,7 +117,7 @@ def preliminary_trainer(trainer: L.Trainer, callbacks: list[L.Callback]) -> L.Tr
         num_sanity_val_steps=0,
         check_val_every_n_epoch=None,
         val_check_interval=1_000_000_000,
-        logger=False,  # it would draw its few steps over the main stage's curves; metrics.csv tells the stages apart
+        logger=False,  # a logger would mix these few steps with the main stage's curves; metrics.csv names the stage of each step
         enable_checkpointing=False,
         enable_model_summary=False,
         callbacks=callbacks,

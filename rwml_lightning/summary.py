@@ -1,4 +1,4 @@
-"""How a run ended, in plain words: held-out numbers beside the floors, three predictions, where to look further."""
+"""Summary at the end of a run: held-out results and floors, three predictions, and where to find more."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ def print_summary(folder: RunFolder, num_samples: int = 3) -> None:
     """Print held-out results at the start, after the warm-up and at the end, and some of the last predictions.
 
     Args:
-        folder: A finished run.
-        num_samples: How many predictions.
+        folder: Folder of a finished run.
+        num_samples: Number of predictions.
     """
     console = Terminal()
     with TraceReader(folder.trace) as reader:
-        played = [evaluation for evaluation in reader.evaluations() if evaluation.name == "episodes"]
+        games = [evaluation for evaluation in reader.evaluations() if evaluation.name == "episodes"]
         evaluations = milestones(reader.evaluations())
-        if not evaluations and not played:
+        if not evaluations and not games:
             console.print(f"No held-out results in {folder.trace}.")
             return
-        if played:
-            rows = {"before": played[0], "end": played[-1]} if len(played) > 1 else {"end": played[0]}
+        if games:
+            rows = {"before": games[0], "end": games[-1]} if len(games) > 1 else {"end": games[0]}
             found = {
                 name: EpisodeResult(**evaluation.result["results"][0]) for name, evaluation in rows.items()
             }
@@ -37,14 +37,14 @@ def print_summary(folder: RunFolder, num_samples: int = 3) -> None:
         if evaluations:
             print_predictions(console, reader, evaluations, num_samples)
     console.print(f"Run folder: {folder.path}")
-    console.print(f"Look at every {'episode' if played else 'prediction'}: rwml-tui {folder.path}")
-    console.print(f"The model, for transformers and vLLM: {folder.export}")
+    console.print(f"Look at every {'episode' if games else 'prediction'}: rwml-tui {folder.path}")
+    console.print(f"Model for transformers and vLLM: {folder.export}")
 
 
 def print_predictions(
     console: Terminal, reader: TraceReader, evaluations: dict[str, Evaluation], num_samples: int
 ) -> None:
-    """Held-out results of the world model, and some of its last predictions."""
+    """Print held-out results of the world model, and some of its last predictions."""
     last = list(evaluations.values())[-1]
     results = {name: _rows(evaluation, "results") for name, evaluation in evaluations.items()}
     rows = [replace(found[0], name=name) for name, found in results.items()]
@@ -56,7 +56,7 @@ def print_predictions(
 
 
 def milestones(evaluations: list[Evaluation]) -> dict[str, Evaluation]:
-    """First and last held-out evaluation of the run, and the one after the warm-up, by name."""
+    """Return the first and the last held-out evaluation of the run and the one after the warm-up, by name."""
     evaluations = [e for e in evaluations if e.name == "held_out"]
     main = [e for e in evaluations if not e.stage.endswith("_sft")]
     warm_up = [e for e in evaluations if e.stage.endswith("_sft")]

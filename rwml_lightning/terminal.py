@@ -1,4 +1,4 @@
-"""The one console that the library prints to: plain strings are shown as they are, never read as markup or obeyed."""
+"""The console of the library, which prints strings literally: without markup and without control sequences."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from rwml_lightning.printable import printable
 
 
 class Terminal(Console):
-    """A rich console to which every ``str`` (of ``print``, of a table's title, heading or cell) is foreign text.
+    """A rich console that treats every ``str`` (in ``print`` or in a table's title, heading or cell) as untrusted text.
 
-    Styles are given as arguments or as :class:`rich.text.Text`, which is taken as it is: no foreign text belongs there.
+    Styles are given as arguments or as :class:`rich.text.Text`, which is printed unchanged and must not hold untrusted text.
 
     Args:
-        **options: As :class:`rich.console.Console` takes them.
+        **options: Arguments of :class:`rich.console.Console`.
 
     Example::
 

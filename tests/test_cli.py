@@ -16,14 +16,14 @@ from support.worlds import make_world
 
 def test_export_names_a_missing_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["export", "--ckpt_path", str(tmp_path / "no.ckpt"), "--output", str(tmp_path / "out")]
-    assert error_of(arguments, capsys) == f"error: --ckpt_path names {tmp_path}/no.ckpt, which is no file"
+    assert error_of(arguments, capsys) == f"error: --ckpt_path names {tmp_path}/no.ckpt, which is not a file"
 
 
 def test_export_overwrites_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({}, tmp_path / "a.ckpt")
     (tmp_path / "out").mkdir()
     arguments = ["export", "--ckpt_path", str(tmp_path / "a.ckpt"), "--output", str(tmp_path / "out")]
-    assert "which exists already; name a new folder" in error_of(arguments, capsys)
+    assert "which already exists; name a new folder" in error_of(arguments, capsys)
 
 
 @pytest.mark.parametrize("content", ["foreign", "no torch file"])
@@ -79,7 +79,10 @@ def test_collect_leaves_a_file_alone(
     write_transitions(tmp_path / "t.parquet", make_world())
     before = (tmp_path / "t.parquet").read_bytes()
     main(["collect", "--config", str(make_config(tmp_path, tiny_model))])
-    assert "is there already; name another file in data.predictions.transitions" in capsys.readouterr().out
+    assert (
+        "already exists; to collect again, name another file in data.predictions.transitions"
+        in capsys.readouterr().out
+    )
     assert (tmp_path / "t.parquet").read_bytes() == before
 
 

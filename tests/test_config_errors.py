@@ -38,7 +38,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     [
         (
             "--model.init_args.optimizer.lerning_rate 1",
-            "model.init_args.optimizer.lerning_rate is no known key; did you mean model.init_args.optimizer.learning_rate?",
+            "model.init_args.optimizer.lerning_rate is not a known key; did you mean model.init_args.optimizer.learning_rate?",
         ),
         (
             "--model.init_args.optimizer.learning_rate abc",
@@ -46,25 +46,25 @@ def no_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ),
         (
             "--data.prompt_per_step 3",
-            "data.prompt_per_step is no known key; did you mean data.predictions.prompts_per_step?",
+            "data.prompt_per_step is not a known key; did you mean data.predictions.prompts_per_step?",
         ),
-        ("--trainer.max_stepz 4", "trainer.max_stepz is no known key; did you mean trainer.max_steps?"),
+        ("--trainer.max_stepz 4", "trainer.max_stepz is not a known key; did you mean trainer.max_steps?"),
         (
             "--model Foo",
             "model is 'Foo', but takes a class path such as rwml_lightning.modules.WorldModelGRPO",
         ),
         (
             "--data.predictions.reward.init_args.tau_q 1",
-            "data.predictions.reward.init_args.tau_q is no known key; did you mean tau_d?",
+            "data.predictions.reward.init_args.tau_q is not a known key; did you mean tau_d?",
         ),
         ("--data.predictions.group_size x", "data.predictions.group_size is 'x', but takes int"),
         (
             "--data.predictions.prompt.history_turn 1",
-            "data.predictions.prompt.history_turn is no known key; did you mean data.predictions.prompt.history_turns?",
+            "data.predictions.prompt.history_turn is not a known key; did you mean data.predictions.prompt.history_turns?",
         ),
         (
             "--data.predictions.collection.prompt.sistem x",
-            "data.predictions.collection.prompt.sistem is no known key; did you mean data.predictions.collection.prompt.system?",
+            "data.predictions.collection.prompt.sistem is not a known key; did you mean data.predictions.collection.prompt.system?",
         ),
         ("--model.init_args.lora.rank x", "model.init_args.lora.rank is 'x', but takes int"),
         (
@@ -80,12 +80,12 @@ def test_a_wrong_option(option: str, message: str, capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("data.prompt_per_step", 3, "data.prompt_per_step is no known key; did you mean data.predictions.prompts_per_step?"),
+        ("data.prompt_per_step", 3, "data.prompt_per_step is not a known key; did you mean data.predictions.prompts_per_step?"),
         ("data.predictions.reward.class_path", "rwml_lightning.rewards.EmbedingReward",
          "data.predictions.reward: rwml_lightning.rewards has no EmbedingReward; did you mean EmbeddingReward?"),
-        ("trainer.max_step", 3, "trainer.max_step is no known key; did you mean trainer.max_steps?"),
-        ("run.nam", "x", "run.nam is no known key; did you mean run.name?"),
-        ("data.predictions.prompt.history_turn", 1, "data.predictions.prompt.history_turn is no known key; did you mean data.predictions.prompt.history_turns?"),
+        ("trainer.max_step", 3, "trainer.max_step is not a known key; did you mean trainer.max_steps?"),
+        ("run.nam", "x", "run.nam is not a known key; did you mean run.name?"),
+        ("data.predictions.prompt.history_turn", 1, "data.predictions.prompt.history_turn is not a known key; did you mean data.predictions.prompt.history_turns?"),
         ("data.predictions.validation.temperature", "hot", "data.predictions.validation.temperature is 'hot', but takes float"),
         ("data.predictions.collection.behaviour", "expert", "data.predictions.collection.behaviour is 'expert', but takes one of 'model', 'random', 'branches'"),
     ],
@@ -111,7 +111,7 @@ def test_a_wrong_line_of_a_file(
 def test_a_key_of_before_is_refused_by_the_one_that_took_its_place(
     key: str, value: Any, meant: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    message = f"{key} is no known key; did you mean {meant}?"
+    message = f"{key} is not a known key; did you mean {meant}?"
     assert error_of(["fit", "--config", str(write(tmp_path, {key: value}))], capsys) == message
     assert error_of(["fit", "--config", str(QUICKSTART), f"--{key}", str(value)], capsys) == message
 

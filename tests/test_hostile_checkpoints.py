@@ -159,7 +159,7 @@ def test_only_local_files_are_checkpoints(
         (tmp_path / word).touch()
     config = config_for(command, tmp_path, tiny_model)
     message = error_of([command, "--config", str(config), "--ckpt_path", name], capsys)
-    assert message.startswith(f"error: --ckpt_path names {name}, which is no file here")
+    assert message.startswith(f"error: --ckpt_path names {name}, which is not a local file")
     assert not (tmp_path / "runs").exists()
 
 

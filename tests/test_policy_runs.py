@@ -230,7 +230,7 @@ def test_what_cannot_be_played_is_one_line(
     assert "test plays episodes, which WorldModelGRPO does not" in error_of(
         ["test", "--config", world_model], capsys
     )
-    assert "data.predictions is not set, and WorldModelGRPO learns from it" in error_of(
+    assert "data.predictions is not set, but WorldModelGRPO trains on it" in error_of(
         ["fit", "--config", world_model], capsys
     )
     collection = {"behaviour": "random", "max_turns": 3, "num_workers": 1}

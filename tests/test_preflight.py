@@ -53,7 +53,7 @@ MISSING: dict[str, tuple[dict[str, Any], str]] = {
     ),
 }  # fmt: skip
 PLAYS: dict[str, tuple[dict[str, Any], str]] = {
-    "no episodes": ({}, "data.episodes is not set, and PolicySFT learns from it"),
+    "no episodes": ({}, "data.episodes is not set, but PolicySFT trains on it"),
     "nothing to play": ({"data": {"episodes": {}}}, "data.environment is not set"),
     "no games": (
         {"data": {"episodes": {}, "environment": NO_GAMES}},

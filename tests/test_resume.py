@@ -39,7 +39,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(tiny_model: Path, tmp_path: Pa
     assert not (folder / "export").exists()
     again = run_fit(broken)
     assert again.returncode == 0, again.stderr
-    assert "going on from" in again.stderr
+    assert "resuming from" in again.stderr
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["broken", "whole"]
 
     ours, theirs = (load_file(f / "export" / "model.safetensors") for f in (folder, expected))

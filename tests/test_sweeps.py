@@ -74,10 +74,10 @@ def test_a_command_line_is_understood(line: list[str], monkeypatch: pytest.Monke
     [
         (
             "data.predictions.reward.init_args.tau_q",
-            "data.predictions.reward.init_args.tau_q is no known key; did you mean tau_d?",
+            "data.predictions.reward.init_args.tau_q is not a known key; did you mean tau_d?",
         ),
-        ("trainer.callbacks.init_args.tau_q", "trainer.callbacks.init_args.tau_q is no known key"),
-        ("run.nme", "run.nme is no known key; did you mean run.name?"),
+        ("trainer.callbacks.init_args.tau_q", "trainer.callbacks.init_args.tau_q is not a known key"),
+        ("run.nme", "run.nme is not a known key; did you mean run.name?"),
     ],
 )
 def test_a_key_that_is_not_in_the_config_is_one_line(

@@ -1,1 +1,1 @@
-"""The commands beside Lightning's own, one a file."""
+"""The commands that Lightning does not have, one per file."""

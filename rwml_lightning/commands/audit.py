@@ -1,4 +1,4 @@
-"""``audit``: what a config's reward sees on the transitions of its file, as tables, picture and JSON."""
+"""``audit``: measure a config's reward on its transitions, with tables, a plot and JSON as results."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def audit(
     num_transitions: int | None = None,
     output: str | None = None,
 ) -> None:
-    """Show what the reward can and cannot see, before any training; no language model is loaded.
+    """Measure which differences between next states the reward detects. No language model is loaded.
 
     Args:
-        configured: Its reward is audited on its transitions; the same config finds its folder again, another one gets its own.
-        split: Transitions whose next states are varied.
-        num_transitions: Most of them, a fixed random draw; ``null`` takes all.
-        output: Folder of the result; ``null`` takes ``<run.root>/<run.name>-audit``.
+        configured: Config of the reward and the transitions. The same config reuses its folder; another config gets a new one.
+        split: Split of the transitions from which the audit makes right and wrong next states.
+        num_transitions: Maximum number of transitions, drawn at random with a fixed seed; ``null`` uses all.
+        output: Folder of the results; ``null`` means ``<run.root>/<run.name>-audit``.
     """
 
     def folder() -> Path:
@@ -56,17 +56,17 @@ def run_audit(
     num_transitions: int | None = None,
     seed: int = 0,
 ) -> None:
-    """Audit a reward; print the result, and write ``audit.json`` and ``audit.png``.
+    """Audit a reward, print the result, and write ``audit.json`` and ``audit.png``.
 
     Args:
-        predictions: Reward that is audited, and the file of transitions; names and other next states come from all of it.
-        folder: Names the folder of the result, once there is one; it is made when it is not there.
-        split: Transitions whose next states are varied.
-        num_transitions: Most of them, a fixed random draw; ``None`` takes all.
-        seed: Everything drawn is a function of it.
+        predictions: Reward and file of transitions. Object names and wrong next states come from the whole file.
+        folder: Function that returns the folder of the results. It is called after the audit, and the folder is created.
+        split: Split of the transitions from which the audit makes right and wrong next states.
+        num_transitions: Maximum number of transitions, drawn at random with a fixed seed; ``None`` uses all.
+        seed: Seed of all random draws.
 
     Raises:
-        ValueError: No such file, or no transition in it of that split.
+        ValueError: The file does not exist, or holds no transition of the split.
     """
     reward, transitions = predictions.need_reward(), predictions.path
     if not transitions.exists():

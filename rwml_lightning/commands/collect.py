@@ -1,4 +1,4 @@
-"""``collect``: transitions in their file, and nothing else."""
+"""``collect``: write the file of transitions without training."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from rwml_lightning.printable import printable
 
 
 def collect(configured: Configured) -> None:
-    """Roll out, write transitions, nothing else."""
+    """Collect rollouts and write the file of transitions, without training."""
     data = configured.data
-    wanted = data.need_predictions()
-    if wanted.path.exists():
-        said = f"{wanted.path} is there already; name another file in data.predictions.transitions to collect anew"
-        print(printable(said))
+    predictions = data.need_predictions()
+    if predictions.path.exists():
+        message = f"{predictions.path} already exists; to collect again, name another file in data.predictions.transitions"
+        print(printable(message))
         return
-    wanted.collect(data.environment, data.seed, lambda: data.ask(configured.model))
+    predictions.collect(data.environment, data.seed, lambda: data.ask(configured.model))

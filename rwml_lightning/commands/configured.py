@@ -1,4 +1,4 @@
-"""What a command gets that takes a config."""
+"""The objects that a command with a config receives."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from rwml_lightning.run import Run
 
 @dataclass(frozen=True)
 class Configured:
-    """What a config makes; nothing is loaded yet.
+    """Objects that are built from a config. No model is loaded yet.
 
     Args:
         model: Module.
         data: DataModule.
-        run: Name and place of the run.
-        config: The whole config, as YAML.
+        run: Name and folder of the run.
+        config: The whole config as YAML.
         loggers: Loggers.
-        make_trainer: Makes a trainer with what an evaluation needs, and without the config's loggers and callbacks.
+        make_trainer: Function that makes a trainer for evaluations, without the config's loggers and callbacks.
     """
 
     model: PolicyModule

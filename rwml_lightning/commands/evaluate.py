@@ -1,4 +1,4 @@
-"""``evaluate``: several models on the same held-out transitions, with the same seeds, as one table."""
+"""``evaluate``: compare several models on the same held-out transitions, with the same seeds, in one table."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def evaluate(configured: Configured, models: list[str], output: str | None = Non
     """Compare several models on the same held-out transitions.
 
     Args:
-        configured: Held-out transitions, generator and reward; its model has the dtype of models that are no checkpoints.
-        models: Checkpoints (.ckpt), folders, hub ids or package: names; the others are compared with the first.
-        output: Folder of the results; runs/evaluate-<run.name> when left out.
+        configured: Held-out transitions, generator and reward. Models that are not checkpoints get the dtype of its model.
+        models: Checkpoints (.ckpt), folders, hub ids or package: names; the first is the baseline of the comparison.
+        output: Folder of the results; default: runs/evaluate-<run.name>.
     """
     config = yaml.safe_load(configured.config)
     settings = {key: config[key] for key in ("data", "seed_everything")}
@@ -56,25 +56,27 @@ def compare(
     settings: Mapping[str, Any],
     loggers: Sequence[Logger] = (),
 ) -> None:
-    """Evaluate models, save each result at once, and print one table.
+    """Evaluate models, save each result immediately, and print one table.
 
     Args:
         trainer: See :class:`ModelEvaluator`.
-        template: Has the dtype of models that are no checkpoints.
-        data: Held-out transitions, collected if there are none, generator and reward.
-        models: Checkpoints (``.ckpt``), folders, hub ids or ``package:`` names; the others are compared with the first.
-        folder: Gets one file a model and ``comparison.json``; results of the same model and settings are read from it.
-        settings: What results depend on beside models and transitions, as plain values.
-        loggers: Get the results at the end.
+        template: Module with the dtype for models that are not checkpoints.
+        data: Generator, reward and held-out transitions, which are collected if their file does not exist.
+        models: Checkpoints (``.ckpt``), folders, hub ids or ``package:`` names; the first is the baseline of the comparison.
+        folder: Folder of the results: one file per model and ``comparison.json``. Existing results of the same model and
+            settings are reused.
+        settings: Plain values on which the results depend, in addition to models and transitions.
+        loggers: Loggers that receive the results at the end.
 
     Raises:
-        ValueError: No held-out transitions; or, after all that works is done, models that could not be evaluated.
+        ValueError: There are no held-out transitions; or some models could not be evaluated, which is raised after all
+            other models are done.
     """
     held_out = held_out_transitions(template, data)
     settings = {**settings, "dtype": template.dtype_name, "held_out": repr(held_out)}
     names = list(dict.fromkeys(models))
     console = Terminal(stderr=True, soft_wrap=True, quiet=not trainer.is_global_zero)
-    done: dict[str, ModelResult] = {}
+    results: dict[str, ModelResult] = {}
     failed: list[str] = []
     evaluator = ModelEvaluator(trainer, data, template.dtype_name)
     try:
@@ -83,52 +85,55 @@ def compare(
             try:
                 file = folder / result_file(name, settings)
                 if file.exists():
-                    console.print(f"evaluated before: {file}")
-                    done[name] = ModelResult.from_json(json.loads(file.read_text()))
+                    console.print(f"already evaluated: {file}")
+                    results[name] = ModelResult.from_json(json.loads(file.read_text()))
                 else:
-                    done[name] = evaluator.evaluate(name)
+                    results[name] = evaluator.evaluate(name)
                     if trainer.is_global_zero:
-                        write_json(file, asdict(done[name]))
+                        write_json(file, asdict(results[name]))
             except ValueError as error:
                 failed.append(name)
-                console.print(f"left out: {name}: {error}")
+                console.print(f"skipped: {name}: {error}")
     finally:
         evaluator.close()
-    if done and trainer.is_global_zero:
-        report(list(done.values()), folder)
+    if results and trainer.is_global_zero:
+        report(list(results.values()), folder)
         for logger in loggers:
-            log_comparison(logger, {name: result.results[0] for name, result in done.items()})
+            log_comparison(logger, {name: result.results[0] for name, result in results.items()})
             logger.finalize("success")
     if failed:
-        raise ValueError(f"left out, for the reasons given above: {', '.join(failed)}")
+        raise ValueError(f"skipped models, for the reasons above: {', '.join(failed)}")
 
 
 def held_out_transitions(template: PolicyModule, data: RolloutDataModule) -> list[Transition]:
-    """All held-out transitions of the file, which is collected if it is not there.
+    """Return all held-out transitions of the file, which is collected if it does not exist.
 
     Raises:
-        ValueError: There are none.
+        ValueError: The file holds no held-out transitions.
     """
-    wanted = data.need_predictions()
-    if not wanted.path.exists():
-        generator = copy(data.generator)  # not started yet, so the copy shares nothing
-        wanted.collect(
+    predictions = data.need_predictions()
+    if not predictions.path.exists():
+        generator = copy(
+            data.generator
+        )  # the generator is not started yet, so the copy shares nothing with it
+        predictions.collect(
             data.environment,
             data.seed,
             lambda: PolicyClient.of(template, generator, data.chat_template_kwargs),
         )
         generator.close()
-    found = [t for t in read_transitions(wanted.path, wanted.on_broken) if t.split == "validation"]
-    if not found:
-        raise ValueError(f"{wanted.path} holds no validation transitions")
-    return found
+    transitions = read_transitions(predictions.path, predictions.on_broken)
+    held_out = [transition for transition in transitions if transition.split == "validation"]
+    if not held_out:
+        raise ValueError(f"{predictions.path} holds no validation transitions")
+    return held_out
 
 
 def result_file(name: str, settings: Mapping[str, Any]) -> str:
-    """File name of a model's result; another one when the model's files or the settings have changed.
+    """Return the file name of a model's result. The name changes with the model's files and with the settings.
 
     Raises:
-        ValueError: There is no such model.
+        ValueError: The model does not exist.
     """
     path = Path(name)
     if not name.endswith(".ckpt"):
@@ -143,29 +148,29 @@ def result_file(name: str, settings: Mapping[str, Any]) -> str:
     return f"{readable}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
 
 
-def report(found: Sequence[ModelResult], folder: Path) -> None:
-    """Write ``comparison.json`` and print the tables; the others are compared with the first."""
-    base, *others = found
+def report(models: Sequence[ModelResult], folder: Path) -> None:
+    """Write ``comparison.json`` and print the tables. The first model is the baseline."""
+    base, *others = models
     differences = {other.model: paired_difference(other.measured, base.measured) for other in others}
     write_json(
         folder / "comparison.json",
         {
-            "results": {one.model: [asdict(row) for row in one.results] for one in found},
+            "results": {model.model: [asdict(row) for row in model.results] for model in models},
             "base": base.model,
             "differences": {name: asdict(difference) for name, difference in differences.items()},
             "floors": [asdict(floor) for floor in base.floors],
         },
     )
     console = Terminal()
-    results = {one.model: one.results[0] for one in found}
+    results = {model.model: model.results[0] for model in models}
     console.print(render_comparison("Held-out transitions", results, differences, base.floors))
-    columns = {one.model: one.results for one in found}
+    columns = {model.model: model.results for model in models}
     console.print(render_by_kind("Share under tau_d by kind of step", columns))
     console.print(f"Results: {folder}", soft_wrap=True)
 
 
 def repeat_option(option: str, arguments: Sequence[str]) -> list[str]:
-    """``--models A B`` as jsonargparse takes a list: ``--models+=A --models+=B``."""
+    """Rewrite ``--models A B`` as jsonargparse takes a list: ``--models+=A --models+=B``."""
     spread: list[str] = []
     within = False
     for argument in arguments:

@@ -1,4 +1,4 @@
-"""``export``: a Lightning checkpoint as a plain Hugging Face folder."""
+"""``export``: convert a Lightning checkpoint to a plain Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def export(ckpt_path: str, output: str) -> None:
         output: Folder to write; it must not exist.
 
     Raises:
-        ValueError: No such checkpoint, one of something else, or a folder that exists; or what was written is not the
-            checkpoint's policy.
+        ValueError: The checkpoint does not exist or is not from rwml-lightning, the folder exists, or the written model
+            differs from the checkpoint's policy.
     """
     checkpoint, folder = Path(ckpt_path), Path(output)
     if not checkpoint.is_file():
-        raise ValueError(f"--ckpt_path names {checkpoint}, which is no file")
+        raise ValueError(f"--ckpt_path names {checkpoint}, which is not a file")
     if folder.exists():
-        raise ValueError(f"--output names {folder}, which exists already; name a new folder")
+        raise ValueError(f"--output names {folder}, which already exists; name a new folder")
     saved = checkpoint_policy(checkpoint)
     policy, tokenizer = load_policy(**saved, init_from=str(checkpoint)), load_tokenizer(saved["model"])
     export_policy(policy, tokenizer, folder, tokenizer.encode(PROBE))

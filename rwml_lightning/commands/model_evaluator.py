@@ -1,4 +1,4 @@
-"""Held-out results of models that come one after another, one in memory at a time."""
+"""Held-out evaluation of several models, with one model in memory at a time."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from rwml_lightning.modules.wm_sft import WorldModelSFT
 class ModelEvaluator:
     """Evaluates one model after another on the same data.
 
-    The generator goes on with new weights while the models differ in nothing else, and starts anew otherwise.
+    The generator is kept and gets new weights if two models differ only in their weights. Otherwise it is restarted.
 
     Args:
-        trainer: Validates; its callbacks bring the weights to the generator and prove that they arrived.
-        data: Held-out transitions, generator and reward; left as it is.
-        dtype: Dtype of models that are no checkpoints, which have their own.
+        trainer: Trainer that runs the validation. Its callbacks send the weights to the generator and verify them there.
+        data: Held-out transitions, generator and reward. It is not modified.
+        dtype: Dtype of models that are not checkpoints. A checkpoint has its own dtype.
     """
 
     def __init__(self, trainer: L.Trainer, data: RolloutDataModule, dtype: Dtype) -> None:
@@ -36,27 +36,29 @@ class ModelEvaluator:
         self._architecture = ""
 
     def evaluate(self, name: str) -> ModelResult:
-        """Held-out results of one model.
+        """Evaluate one model on the held-out transitions.
 
         Raises:
-            ValueError: The model does not load, or prompts do not fit its context.
+            ValueError: The model cannot be loaded, or prompts do not fit its context.
         """
         module = load_module(name, self.dtype)
-        given = self.data  # what a DataModule learns of tokenizer and context is one model's
+        given = (
+            self.data
+        )  # each model needs its own DataModule, since one stores tokenizer and context length
         data = RolloutDataModule(
             self._generator_for(module.model), given.environment, given.predictions, None, given.chat_template_kwargs, given.seed
         )  # fmt: skip
         try:
             self.trainer.validate(module, data, verbose=False)
         finally:
-            # The trainer keeps the module until the next one comes, and a generator in this process its policy.
+            # Free memory: the trainer keeps the module until the next model, and an in-process generator keeps its policy.
             del module.policy
             if isinstance(data.generator, HFGenerator):
                 data.generator.close()
         return ModelResult(name, module.held_out.results, module.held_out.floors, module.held_out.measured)
 
     def close(self) -> None:
-        """End the generator."""
+        """Shut down the generator."""
         if self.generator is not None:
             self.generator.close()
 
@@ -64,21 +66,23 @@ class ModelEvaluator:
         architecture = describe_architecture(model)
         if self.generator is None or architecture != self._architecture:
             self.close()
-            self.generator = copy(self.data.generator)  # not started yet, so the copy shares nothing
+            self.generator = copy(
+                self.data.generator
+            )  # the generator is not started yet, so the copy shares nothing with it
             self.generator.model = model  # type: ignore[attr-defined]
             self._architecture = architecture
         return self.generator
 
 
 def load_module(name: str, dtype: Dtype) -> WorldModelSFT:
-    """A module with the model's weights, whatever stage they come from.
+    """Load a model from any stage into a world-model module.
 
     Args:
         name: Checkpoint (``.ckpt``), folder, hub id or ``package:`` name.
-        dtype: Dtype of all but checkpoints, which have their own.
+        dtype: Dtype of models that are not checkpoints. A checkpoint has its own dtype.
 
     Raises:
-        ValueError: It does not load; says why in one line.
+        ValueError: The model cannot be loaded; the message gives the reason in one line.
     """
     is_checkpoint = name.endswith(".ckpt")
     try:
@@ -88,14 +92,14 @@ def load_module(name: str, dtype: Dtype) -> WorldModelSFT:
             module = WorldModelSFT(model=name, dtype=dtype)
         module.configure_model()
         assert module.tokenizer is not None
-    except (OSError, RuntimeError, KeyError, SafetensorError) as error:  # what loaders say of broken files
+    except (OSError, RuntimeError, KeyError, SafetensorError) as error:  # errors of loaders for broken files
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ValueError(f"it does not load ({reason})") from error
+        raise ValueError(f"the model cannot be loaded ({reason})") from error
     return module
 
 
 def describe_architecture(model: str) -> str:
-    """What must be equal for a generator to go on with another model's weights: all but the weights."""
+    """Describe everything of a model but its weights. A generator can take the weights of a model with an equal text."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(resolve_model(model), trust_remote_code=False).to_dict()

@@ -1,4 +1,4 @@
-"""``weight_change``: which share of scalars differs between two model folders."""
+"""``weight_change``: compare the weights of two models."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from rwml_lightning.terminal import Terminal
 
 
 def weight_change(before: str, after: str) -> None:
-    """Print which share of scalars differs between two models, by layer and module.
+    """Print the share of scalar weights that differ between two models, by layer and module.
 
     Args:
-        before: Folder, hub id or ``package:`` name of the model at the start.
-        after: The same of the trained one, for example a run's ``export`` folder.
+        before: Folder, hub id or ``package:`` name of the model before training.
+        after: Folder, hub id or ``package:`` name of the trained model, for example a run's ``export`` folder.
     """
     trained = SafetensorsFolder(resolve_model(after))
     changes = compare_weights(SafetensorsFolder(resolve_model(before)), trained.items())

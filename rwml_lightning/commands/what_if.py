@@ -1,6 +1,7 @@
-"""``what_if``: what a model predicts of any action in any state, beside what the environment really answers.
+"""``what_if``: compare a model's predictions for any action in any state with the environment's real answer.
 
-A front end starts it as a child and writes one JSON object a line; see :func:`serve`. Standard output holds answers alone.
+A front end starts the command as a child process and writes one JSON object per line; see :func:`serve`. Standard output
+carries only answers.
 """
 
 from __future__ import annotations
@@ -40,15 +41,15 @@ _STAGE = "what_if"
 
 
 def what_if(configured: Configured, weights: str | None = None, group_size: int = 4) -> None:
-    """Answer, line by line on standard input and output, what a model predicts of an action and what happens.
+    """Predict and execute actions from requests on standard input, with answers on standard output.
 
     Args:
-        configured: Its environment, prompt and evaluator are used, and its model where ``weights`` names no other.
-        weights: Checkpoint (.ckpt), model folder, hub id, package: name, or run folder, of which the newest are taken.
-        group_size: Predictions an action.
+        configured: Config of the environment, prompt and evaluator, and of the model unless ``weights`` names another.
+        weights: Checkpoint (.ckpt), model folder, hub id, package: name, or run folder, whose newest weights are used.
+        group_size: Number of predictions per action.
     """
     model = configured.model
-    with own_output() as answers:
+    with take_stdout() as answers:
         serve(
             configured.data,
             newest_weights(model.model, weights),
@@ -61,12 +62,12 @@ def what_if(configured: Configured, weights: str | None = None, group_size: int 
 
 @dataclass(frozen=True)
 class Place:
-    """A state that an environment can be brought back to.
+    """A state that the environment can reach again.
 
     Args:
-        game: Task id; empty where the seed alone is the game.
+        game: Task id; empty if the environment has no tasks and the seed alone determines the game.
         seed: Seed of the reset.
-        actions: What leads there from the reset.
+        actions: Actions that lead from the reset to the state.
     """
 
     game: str
@@ -75,20 +76,18 @@ class Place:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Place:
-        """What :func:`dataclasses.asdict` made of a place, or a front end wrote."""
-        return cls(
-            str(value["game"]), int(value["seed"]), tuple(well_formed(str(one)) for one in value["actions"])
-        )
+        """Build a place from the dict of :func:`dataclasses.asdict` or of a front end."""
+        actions = tuple(well_formed(str(action)) for action in value["actions"])
+        return cls(str(value["game"]), int(value["seed"]), actions)
 
 
 class WhatIf:
-    """Brings the environment to a state, asks the model what an action would do there, and does it.
+    """Brings the environment to a state, lets the model predict the outcome of an action, and executes the action.
 
     Args:
-        data: Environment, prompt, and what held-out predictions are scored by; its transitions file knows which actions led
-            to a recorded state.
-        module: The model.
-        group_size: Predictions an action.
+        data: Environment, prompt and evaluator. The file of transitions holds the actions that lead to a recorded state.
+        module: Module with the model.
+        group_size: Number of predictions per action.
 
     Raises:
         ValueError: The config names no environment.
@@ -96,7 +95,7 @@ class WhatIf:
 
     def __init__(self, data: RolloutDataModule, module: WorldModelSFT, group_size: int) -> None:
         if data.environment is None:
-            raise ValueError("data.environment is not set, so there is nothing to act in")
+            raise ValueError("data.environment is not set; what_if needs an environment to act in")
         self.predictions = data.need_predictions()
         self.seed = data.seed
         self.group_size = group_size
@@ -110,42 +109,42 @@ class WhatIf:
             data.seed,
             max_dropped_share=1.0,
         )
-        self._asked: Counter[tuple[Place, str]] = Counter()
+        self._num_draws: Counter[tuple[Place, str]] = Counter()
 
     def find(self, transition_id: str) -> Place:
-        """Where a recorded transition began.
+        """Find the state in which a recorded transition began.
 
         Raises:
-            ValueError: The file does not hold it, or not all that led to it; or the environment answers otherwise now.
+            ValueError: The file does not hold the transition or an earlier one of its episode, or the environment no
+                longer reaches the state.
         """
         if transition_id not in self._recorded:
             raise ValueError(f"{self.predictions.path} holds no transition {transition_id!r}")
         episode, _, turn = transition_id.rpartition("/")
         earlier = [f"{episode}/{number}" for number in range(int(turn))] if turn.isdecimal() else [""]
-        lost = next((name for name in earlier if name not in self._recorded), None)
-        if lost is not None:
+        if not all(name in self._recorded for name in earlier):
             raise ValueError(
-                f"{self.predictions.path} does not tell which actions led to {transition_id!r}; begin a new game instead"
+                f"{self.predictions.path} does not hold all actions that led to {transition_id!r}; begin a new game instead"
             )
         actions = tuple(self._recorded[name].action for name in earlier)
         place = Place(task_of(episode), episode_seed(self._collection_seed, episode), actions)
         if self.replay(place)[0].observation != self._recorded[transition_id].observation:
             raise ValueError(
-                f"the environment no longer comes to the state of {transition_id!r} by its actions"
+                f"the environment no longer reaches the state of {transition_id!r}; begin a new game instead"
             )
         return place
 
     def begin(self, number: int) -> Place:
-        """The start of a game; held-out ones come first, and after the last the first again."""
+        """Return the start of a game. Held-out games come first; after the last game, the numbers start over."""
         games = self._games
         game = games[number % len(games)] if games else ""
         return Place(game, episode_seed(self.seed, episode_name(game, number)))
 
     def replay(self, place: Place) -> tuple[EpisodeState, bool]:
-        """The state at a place, and whether the episode is over there.
+        """Return the state at a place, and whether the episode has ended there.
 
         Raises:
-            ValueError: The environment fails on the way, or ends before.
+            ValueError: The environment fails, or the episode ends before the place.
         """
         played = self._play(place, place.actions)
         return played.state, played.state.last.done
@@ -160,27 +159,27 @@ class WhatIf:
             raise ValueError(f"the episode is over after {len(played.turns)} turns")
         return played
 
-    def ask(self, place: Place, action: str) -> Group:
-        """What the model predicts, and what happens; asked again, it predicts anew.
+    def predict(self, place: Place, action: str) -> Group:
+        """Predict the outcome of an action, and execute it. Each call samples new predictions.
 
         Raises:
-            ValueError: The episode is over, the environment fails, or the prediction could not be made or scored.
+            ValueError: The episode has ended, the environment fails, or a prediction cannot be made or scored.
         """
         played = self._play(place, [*place.actions, action])
         if len(played.turns) <= len(place.actions):
             raise ValueError("the episode is over here; go back a turn, or begin a new game")
         transition = played.turns[-1].transition
-        draw = self._asked[place, action]
-        how = self.predictions.validation
-        sampling = Sampling(self.predictions.sampling.max_tokens, how.temperature, how.top_p)
+        draw = self._num_draws[place, action]
+        validation = self.predictions.validation
+        sampling = Sampling(self.predictions.sampling.max_tokens, validation.temperature, validation.top_p)
         groups = self.rollouts.collect(_STAGE, draw, [transition], self.group_size, sampling).groups
         if not groups:
-            raise ValueError("the reward gave no verdict on the prediction; the trainer's log says why")
-        self._asked[place, action] += 1
+            raise ValueError("the reward could not score the prediction; the log gives the reason")
+        self._num_draws[place, action] += 1
         return groups[0]
 
     def close(self) -> None:
-        """End the environment."""
+        """Shut down the environment."""
         self.pool.close()
 
     @cached_property
@@ -209,12 +208,12 @@ def respond(world: WhatIf, request: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         world: Model and environment.
-        request: ``{"find": transition id}``, ``{"begin": number}`` or ``{"place": {game, seed, actions}}``; the last with an
-            ``action`` to predict and to do, or without.
+        request: ``{"find": transition id}``, ``{"begin": number}`` or ``{"place": {game, seed, actions}}``. A request with
+            a place may also have an ``action`` to predict and execute.
 
     Returns:
-        ``place``, ``task``, ``turns``, ``observation``, ``admissible`` and ``over`` of the state, which is the one before the
-        action; with an action also ``transition`` and ``predictions``. Or ``error``, one line.
+        ``place``, ``task``, ``turns``, ``observation``, ``admissible`` and ``over`` of the state before the action. With an
+        action, also ``transition`` and ``predictions``. If the request fails, only ``error``, one line.
     """
     try:
         if "find" in request:
@@ -224,7 +223,7 @@ def respond(world: WhatIf, request: Mapping[str, Any]) -> dict[str, Any]:
         else:
             place = Place.from_json(request["place"])
         action = well_formed(str(request.get("action") or "")).strip()
-        outcome = describe_group(world.ask(place, action)) if action else {}
+        outcome = describe_group(world.predict(place, action)) if action else {}
         state, over = world.replay(place)
     except (ValueError, ServerError) as error:
         return {"error": " ".join(str(error).split())}
@@ -240,7 +239,7 @@ def respond(world: WhatIf, request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def describe_group(group: Group) -> dict[str, Any]:
-    """A group in the words of the run store's records."""
+    """Convert a group to a dict with the keys of the run store's records."""
     return {
         "transition": asdict(group.transition),
         "predictions": [
@@ -265,12 +264,12 @@ def describe_group(group: Group) -> dict[str, Any]:
 
 
 def newest_weights(model: str, weights: str | None) -> str:
-    """What to load.
+    """Return the name of the weights to load.
 
     Args:
-        model: The config's.
-        weights: A checkpoint (``.ckpt``), model folder, hub id or ``package:`` name; or a run folder, of which the export is
-            taken, else the last checkpoint, else the warm-up's result, else ``model``.
+        model: Model of the config.
+        weights: Checkpoint (``.ckpt``), model folder, hub id or ``package:`` name; or a run folder, which stands for its
+            export, else its last checkpoint, else the result of its warm-up, else ``model``.
     """
     if weights is None or not (Path(weights) / CONFIG_FILE).is_file():
         return weights or model
@@ -290,18 +289,18 @@ def serve(
     requests: Iterable[str],
     answers: TextIO,
 ) -> None:
-    """Answer requests until they end.
+    """Answer requests until the input ends.
 
-    First come lines ``{"status": text}``, then ``{"ready": name of the weights}``; then one answer a request, with its
-    ``id``. What cannot be answered is an ``error``; what is wrong with the start ends the process.
+    The first lines are ``{"status": text}``, then ``{"ready": name of the weights}``. One answer per request follows, with
+    the request's ``id``. A request that fails is answered with an ``error``; a failure at the start ends the process.
 
     Args:
         data: See :class:`WhatIf`.
         model: Weights, as :func:`rwml_lightning.commands.model_evaluator.load_module` takes them.
         dtype: Dtype of weights that are no checkpoint.
-        group_size: Predictions an action.
+        group_size: Number of predictions per action.
         requests: Lines of JSON.
-        answers: Gets lines of JSON.
+        answers: Stream to which lines of JSON are written.
     """
 
     def send(message: Mapping[str, Any]) -> None:
@@ -326,8 +325,8 @@ def serve(
         world.close()
 
 
-def own_output() -> TextIO:
-    """Standard output for answers alone: what libraries print goes to standard error from now on."""
+def take_stdout() -> TextIO:
+    """Return standard output as a stream for answers. All other prints go to standard error from now on."""
     sys.stdout.flush()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

@@ -261,17 +261,17 @@ def test_what_does_not_load_is_named_and_the_others_go_on(
         main(arguments)
     assert stopped.value.code == 2
     captured = capsys.readouterr()
-    left_out = [line for line in captured.err.splitlines() if line.startswith("left out: ")]
+    skipped = [line for line in captured.err.splitlines() if line.startswith("skipped: ")]
     for line, model, reason in zip(
-        left_out,
+        skipped,
         models[:4],
-        ("no such checkpoint", "no such folder", "is no checkpoint of rwml-lightning", "it does not load"),
+        ("no such checkpoint", "no such folder", "is no checkpoint of rwml-lightning", "cannot be loaded"),
         strict=True,
     ):
-        assert line.startswith(f"left out: {model}: ")
+        assert line.startswith(f"skipped: {model}: ")
         assert reason in line
     assert captured.err.splitlines()[-1] == (
-        f"error: left out, for the reasons given above: {', '.join(models[:4])}"
+        f"error: skipped models, for the reasons above: {', '.join(models[:4])}"
     )
     found = json.loads((output / "comparison.json").read_text())
     assert list(found["results"]) == [str(tiny_model)]
@@ -288,7 +288,7 @@ def test_weights_that_are_not_finite_leave_the_others(
     with pytest.raises(SystemExit):
         evaluate(config, untaught, tiny_model, output=tmp_path / "out")
     reason = f"{untaught}: 1 weights hold NaN or infinity, for example model.norm.weight"
-    assert f"left out: {untaught}: {reason}" in capsys.readouterr().err
+    assert f"skipped: {untaught}: {reason}" in capsys.readouterr().err
     found = json.loads((tmp_path / "out" / "comparison.json").read_text())["results"]
     assert list(found) == [str(tiny_model)]
 

@@ -145,13 +145,13 @@ def test_what_cannot_be_reached_is_said_in_one_line(world: WhatIf) -> None:
     late = next(t for t in recorded if t.transition_id.endswith("/2"))
     write_transitions(world.predictions.path, [late])
     del world._recorded
-    assert "does not tell which actions led to" in respond(world, {"find": late.transition_id})["error"]
+    assert "does not hold all actions that led to" in respond(world, {"find": late.transition_id})["error"]
 
 
 def test_a_state_that_the_environment_no_longer_comes_to(world: WhatIf) -> None:
     first = next(t for t in read_transitions(world.predictions.path) if t.transition_id.endswith("/0"))
     world._collection_seed = 77  # another colour
-    assert "no longer comes to the state of" in respond(world, {"find": first.transition_id})["error"]
+    assert "no longer reaches the state of" in respond(world, {"find": first.transition_id})["error"]
 
 
 def test_lines_in_lines_out(tmp_path: Path, tiny_model: Path) -> None:
