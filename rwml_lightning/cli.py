@@ -114,7 +114,7 @@ class RWMLCLI(LightningCLI):
     @override
     def add_arguments_to_parser(self, parser: Any) -> None:
         parser.add_argument("--run", type=Run, default=Run(), help="Name and folder of the run.")
-        parser.add_argument("--warm_up", type=WarmUp | None, default=None, help="Next-state SFT before GRPO.")
+        parser.add_argument("--warm_up", type=WarmUp | None, default=None, help="SFT warm-up before GRPO.")
         parser.add_argument(
             "--checkpoint_every",
             type=int,

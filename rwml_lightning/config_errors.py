@@ -121,7 +121,7 @@ def known_keys(parser: Any) -> set[str]:
 
 
 def _fields(typehint: Any, key: str) -> Iterator[str]:
-    """Yield the keys of a dataclass, or of a dataclass in a union, for which the parser has no actions."""
+    """Yield the keys below ``key`` of a dataclass, or of a dataclass in a union, which has no actions in the parser."""
     for kind in (typehint, *get_args(typehint)):
         if isinstance(kind, type) and dataclasses.is_dataclass(kind):
             for name, hint in get_type_hints(kind).items():
@@ -130,7 +130,7 @@ def _fields(typehint: Any, key: str) -> Iterator[str]:
 
 
 def _class_keys(class_path: str | None, prefix: str) -> list[str]:
-    """Return the keys of the dataclass arguments of a class, with ``prefix``."""
+    """Return the keys of the dataclass arguments of a class, below ``prefix``."""
     if class_path is None:
         return []
     hints = get_type_hints(_load(class_path).__init__)

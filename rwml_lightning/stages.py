@@ -65,9 +65,8 @@ def warm_up(
     if folder.warm_up.is_dir():
         return folder.warm_up
     if model.lora is not None:
-        load_policy(
-            model.model, model.dtype_name, model.lora
-        )  # an unsupported adapter fails before the warm-up
+        # An unsupported adapter fails here, before any training.
+        load_policy(model.model, model.dtype_name, model.lora)
     log.warning(
         "warm-up: %s on %d samples, so that the model writes well-formed answers before GRPO begins",
         "imitation" if model.reads == "episodes" else "next-state SFT",

@@ -35,7 +35,7 @@ def audit(
     Args:
         configured: Config of the reward and the transitions. The same config reuses its folder; another config gets a new one.
         split: Split of the transitions from which the audit makes right and wrong next states.
-        num_transitions: Maximum number of transitions, drawn at random with a fixed seed; ``null`` uses all.
+        num_transitions: Maximum number of transitions, drawn at random with the config's seed; ``null`` uses all.
         output: Folder of the results; ``null`` means ``<run.root>/<run.name>-audit``.
     """
 
@@ -62,7 +62,7 @@ def run_audit(
         predictions: Reward and file of transitions. Object names and wrong next states come from the whole file.
         folder: Function that returns the folder of the results. It is called after the audit, and the folder is created.
         split: Split of the transitions from which the audit makes right and wrong next states.
-        num_transitions: Maximum number of transitions, drawn at random with a fixed seed; ``None`` uses all.
+        num_transitions: Maximum number of transitions, drawn at random with ``seed``; ``None`` uses all.
         seed: Seed of all random draws.
 
     Raises:

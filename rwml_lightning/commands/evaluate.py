@@ -113,9 +113,7 @@ def held_out_transitions(template: PolicyModule, data: RolloutDataModule) -> lis
     """
     predictions = data.need_predictions()
     if not predictions.path.exists():
-        generator = copy(
-            data.generator
-        )  # the generator is not started yet, so the copy shares nothing with it
+        generator = copy(data.generator)  # it is not started yet, so the copy shares nothing with it
         predictions.collect(
             data.environment,
             data.seed,

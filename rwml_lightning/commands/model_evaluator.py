@@ -42,9 +42,7 @@ class ModelEvaluator:
             ValueError: The model cannot be loaded, or prompts do not fit its context.
         """
         module = load_module(name, self.dtype)
-        given = (
-            self.data
-        )  # each model needs its own DataModule, since one stores tokenizer and context length
+        given = self.data  # the tokenizer and context length in a DataModule belong to one model
         data = RolloutDataModule(
             self._generator_for(module.model), given.environment, given.predictions, None, given.chat_template_kwargs, given.seed
         )  # fmt: skip
@@ -66,9 +64,8 @@ class ModelEvaluator:
         architecture = describe_architecture(model)
         if self.generator is None or architecture != self._architecture:
             self.close()
-            self.generator = copy(
-                self.data.generator
-            )  # the generator is not started yet, so the copy shares nothing with it
+            # The generator is not started yet, so the copy shares nothing with it.
+            self.generator = copy(self.data.generator)
             self.generator.model = model  # type: ignore[attr-defined]
             self._architecture = architecture
         return self.generator
