@@ -39,7 +39,7 @@ class ReadableParser(LightningArgumentParser):
     @override
     def parse_args(self, args: Any = None, *others: Any, **more: Any) -> Any:
         parsed = super().parse_args(args, *others, **more)
-        # jsonargparse ignores an unknown option in a nested group whose parent may be null.
+        # jsonargparse ignores an unknown option in a nested group if the parent group may be null.
         given = (sys.argv[1:] if args is None else args) if isinstance(args, list | None) else []
         unknown = unknown_options(given, known_keys(self))
         if unknown:

@@ -45,7 +45,7 @@ def what_if(configured: Configured, weights: str | None = None, group_size: int 
 
     Args:
         configured: Config of the environment, prompt and evaluator, and of the model unless ``weights`` names another.
-        weights: Checkpoint (.ckpt), model folder, hub id, package: name, or run folder, whose newest weights are used.
+        weights: Checkpoint (.ckpt), model folder, hub id, package: name, or run folder (for its newest weights).
         group_size: Number of predictions per action.
     """
     model = configured.model

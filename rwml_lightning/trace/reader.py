@@ -199,7 +199,7 @@ class TraceReader:
         )
 
     def groups_by_id(self, ids: Iterable[int]) -> list[GroupSummary]:
-        """Return the groups with these ids in this order, without those that were replaced meanwhile."""
+        """Return the groups with these ids in this order, except groups that were replaced meanwhile."""
         wanted = list(ids)
         rows = self._rows(
             f"SELECT {_SUMMARY} FROM groups {JOIN_TRANSITIONS} {JOIN_TASK} WHERE groups.id IN (SELECT value FROM json_each(?))",
@@ -270,7 +270,7 @@ class TraceReader:
         return array("q", (key for (key,) in self._numbers(statement, (stage or "",), int)))
 
     def episodes_by_id(self, ids: Iterable[int]) -> list[EpisodeSummary]:
-        """Return the episodes with these ids in this order, without those that were replaced meanwhile."""
+        """Return the episodes with these ids in this order, except episodes that were replaced meanwhile."""
         wanted = list(ids)
         rows = self._rows(
             f"SELECT {_EPISODE} FROM episodes WHERE id IN (SELECT value FROM json_each(?))",
