@@ -227,7 +227,7 @@ def test_what_cannot_be_played_is_one_line(
         ["fit", "--config", sft, "--data.episodes.demonstrations", "null"], capsys
     )
     world_model = str(write_config(tmp_path, tiny_model, "WorldModelGRPO"))
-    assert "test plays episodes, which WorldModelGRPO does not" in error_of(
+    assert "test plays episodes, but WorldModelGRPO does not" in error_of(
         ["test", "--config", world_model], capsys
     )
     assert "data.predictions is not set, but WorldModelGRPO trains on it" in error_of(
