@@ -249,7 +249,7 @@ def test_fewer_transitions_than_a_batch_are_refused(tiny_model: Path, tmp_path: 
 def test_without_a_validation_split_the_setting_is_named(tiny_model: Path, tmp_path: Path) -> None:
     write_transitions(tmp_path / "t.parquet", [t for t in make_world() if t.split == "train"])
     with pytest.raises(
-        ValueError, match=r"holds no validation .* set EasySampleFilter's train_on to 'train' and"
+        ValueError, match=r"has no validation .* set EasySampleFilter's train_on to 'train' and"
     ):
         fit(tmp_path, tiny_model, make_filter())
 

@@ -78,7 +78,7 @@ def test_the_papers_threshold_taken_literally_marks_everything() -> None:
     [
         ([0.0, 0.0], None, r"no one of 2 .* raise EasySampleFilter's learning_rate, num_passes or tau_d"),
         ([0.5, 0.5], 0.9, r"no one of 2 .* lower EasySampleFilter's tau_easy"),
-        ([1.0, 1.0], None, r"every one of 2 .* lower EasySampleFilter's tau_d, or train its copy less"),
+        ([1.0, 1.0], None, r"every one of 2 .* lower EasySampleFilter's tau_d, or train the copy less"),
     ],
 )
 def test_everything_or_nothing_easy_names_the_setting_to_change(
@@ -131,6 +131,6 @@ def test_a_reward_without_similarities_is_named() -> None:
         def score(self, transitions: Sequence[Transition], predictions: Sequence[str | None]) -> list[Score]:
             return [Score(0.4, None, prediction is not None) for prediction in predictions]
 
-    with pytest.raises(ValueError, match=r"data\.predictions\.reward \(Graded\) states no similarity"):
+    with pytest.raises(ValueError, match=r"data\.predictions\.reward \(Graded\) gives no similarity"):
         mean_rewards(Graded(), 0.1, [make_transition()], [["a"]])
     assert mean_rewards(Graded(), None, [make_transition()], [["a", "b"]]) == {"t0": 0.4}

@@ -91,7 +91,7 @@ def test_the_copy_gets_the_filter_s_settings_and_all_that_is_left(
     assert parts.total == len(TRAIN)
     assert parts.folder.parent == tmp_path
     assert caplog.messages == [
-        "easy-sample filter: a copy of the model learns 8 transitions, then predicts 32, 3 times each"
+        "easy-sample filter: a copy of the model is trained on 8 transitions, then predicts 32, 3 times each"
     ]
 
 

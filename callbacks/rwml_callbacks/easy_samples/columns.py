@@ -1,4 +1,4 @@
-"""The easy-sample filter's result as two more columns of a transition file; whoever does not ask for them reads past them."""
+"""The easy-sample filter's result as two extra columns of a transition file, which other readers ignore."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _SETTINGS = "easy_sample_filter"
 
 @dataclass(frozen=True)
 class FilterColumns:
-    """A filter's result.
+    """Result of the filter.
 
     Args:
-        mean_rewards: Mean reward of its predictions, by id of the transitions that were judged.
-        settings: How it was made, as JSON has it.
+        mean_rewards: Mean reward of the predictions of each judged transition, by transition id.
+        settings: Settings of the filter, as JSON values.
     """
 
     mean_rewards: dict[str, float]
@@ -32,7 +32,7 @@ class FilterColumns:
 
 
 def read_filter_columns(path: Path) -> FilterColumns | None:
-    """The filter's result in a transition file, or ``None`` when it holds none."""
+    """Read the filter's result from a transition file; ``None`` if the file has none."""
     settings = read_metadata(path).get(_SETTINGS)
     if settings is None:
         return None
@@ -44,13 +44,13 @@ def read_filter_columns(path: Path) -> FilterColumns | None:
 def write_filter_columns(
     path: Path, mean_rewards: Mapping[str, float], kept: Collection[str], settings: Mapping[str, Any]
 ) -> None:
-    """Add the columns to a transition file, in place of those of an earlier filter; at once or not at all.
+    """Add the columns to a transition file atomically, or replace those of an earlier filter.
 
     Args:
-        path: Transition file; its other columns and metadata stay as they are.
-        mean_rewards: By id of the transitions that were judged; the others' columns are null.
-        kept: Ids of those that stay.
-        settings: How it was made; anything that JSON can say.
+        path: Transition file. Its other columns and metadata do not change.
+        mean_rewards: Mean reward of each judged transition, by transition id; both columns are null for all others.
+        kept: Ids of the judged transitions that stay in training.
+        settings: Settings of the filter, as JSON values.
     """
     table = pq.read_table(path)
     table = table.select([name for name in table.column_names if name not in (MEAN_REWARD, KEPT)])

@@ -1,4 +1,4 @@
-"""The easy-sample filter's copy of the model: what it reads, how it learns, and how it predicts."""
+"""The easy-sample filter's copy of the model: its data, its training and its predictions."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ B = TypeVar("B")
 
 
 class CopyData(L.LightningDataModule):
-    """Labels for the copy's training, then answers to the transitions that it judges.
+    """Load labels for the copy's training, and answers for the transitions that it judges.
 
     Args:
-        data: The main stage's; its generator, prompt and sampling are used.
-        taught: Transitions to learn.
+        data: Data module of the main stage. Its generator, prompt and sampling settings are used.
+        taught: Transitions to train on.
         judged: Transitions to predict.
-        batch_size: Transitions an optimizer step.
-        num_passes: How often each is learnt.
-        num_samples: Predictions a transition.
-        prompts_per_batch: Transitions whose predictions are asked for at once.
-        seed: Seed of the order of training, and of the samples.
+        batch_size: Number of transitions per optimizer step.
+        num_passes: Number of passes over ``taught``.
+        num_samples: Number of predictions per transition.
+        prompts_per_batch: Number of transitions per call of the generator.
+        seed: Seed of the order of training and of the samples.
     """
 
     def __init__(
@@ -68,11 +68,11 @@ class CopyData(L.LightningDataModule):
 
     @property
     def generator(self) -> Generator:
-        """Where :class:`WeightSync` brings the copy's weights."""
+        """Generator that :class:`WeightSync` gives the copy's weights."""
         return self.data.generator
 
     def probe_ids(self) -> list[int]:
-        """A fixed sequence for comparing generator and copy."""
+        """Return a fixed token sequence for the comparison of generator and copy."""
         return self.data.probe_ids()
 
     @override
@@ -124,14 +124,14 @@ class CopyData(L.LightningDataModule):
 def predict_with_copy(
     trainer: L.Trainer, model: PolicyModule, data: CopyData, learning_rate: float, parts: ScoredParts
 ) -> None:
-    """Train a copy of the model, unless its weights are there, and have it predict what ``data`` judges.
+    """Train a copy of the model, unless its weights exist already, and predict the judged transitions of ``data``.
 
     Args:
         trainer: Trainer of the main stage; the copy runs on the same devices.
-        model: Module of the main stage; the copy starts from its weights, and it is not touched.
-        data: What the copy reads.
-        learning_rate: Learning rate of its training.
-        parts: Keeps the results; the copy's weights lie beside them.
+        model: Module of the main stage. The copy starts from its weights, and the module itself does not change.
+        data: Data of the copy.
+        learning_rate: Learning rate of the copy's training.
+        parts: Callback that scores and stores the results. The copy's weights are stored in the same folder.
     """
     weights = parts.folder / "copy"
     if not weights.is_dir():
@@ -143,9 +143,9 @@ def predict_with_copy(
             parts.folder.mkdir(parents=True, exist_ok=True)
             write_export(copy, weights)
         trainer.strategy.barrier("easy-sample copy")
-        del copy, learning  # its weights are read again: an interrupted filter goes on with the very same
+        del copy, learning  # always predict with the exported weights, as a resumed filter does
     predicting = preliminary_trainer(trainer, [WeightSync(), RolloutProgressBar(), parts])
     predicting.predict(supervised_copy(model, learning_rate, str(weights)), data, return_predictions=False)
     trainer.strategy.barrier("easy-sample predictions")
     if isinstance(data.generator, HFGenerator):
-        data.generator.close()  # it decoded with the copy, which would stay in memory
+        data.generator.close()  # releases the copy, which it decoded with

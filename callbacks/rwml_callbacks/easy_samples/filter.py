@@ -1,4 +1,4 @@
-"""RWML's easy-sample filter: what a supervised copy of the model predicts well is seldom trained on."""
+"""RWML's easy-sample filter, which drops most transitions that a supervised copy of the model predicts well."""
 
 from __future__ import annotations
 
@@ -55,34 +55,39 @@ C = TypeVar("C", bound=L.Callback)
 
 
 class EasySampleFilter(L.Callback):
-    """Leaves most of the easy training transitions out before the main stage (arXiv 2602.05842, section 3).
+    """Drop most of the easy training transitions before the main stage (arXiv 2602.05842, section 3).
 
     A copy of the model is trained by next-state SFT on the validation split and predicts every training transition
-    ``num_samples`` times. A transition whose mean reward reaches ``tau_easy`` is easy, and stays with probability
-    ``keep_probability``; all others stay. The model of the main stage is not touched, nor is any state of randomness.
+    ``num_samples`` times. A transition is easy if its mean reward is at least ``tau_easy``. An easy transition stays
+    with probability ``keep_probability``; all others stay. The filter changes neither the model of the main stage nor
+    any random state.
 
-    The result lies in the transition file (:mod:`rwml_callbacks.easy_samples.columns`), and is made anew when a setting
-    that it depends on has changed; ``tau_easy``, ``target_share`` and ``keep_probability`` are applied to predictions
-    that are there. A filter that was interrupted goes on where it was.
+    The result is stored in the transition file (:mod:`rwml_callbacks.easy_samples.columns`) and is reused until a setting
+    that it depends on changes. ``tau_easy``, ``target_share`` and ``keep_probability`` do not need new predictions. An
+    interrupted filter continues from its last complete batch.
 
     Args:
-        num_samples: Predictions a transition, K (paper: 10).
-        tau_d: Distance under which a prediction earns 1, held against the similarities of ``data.predictions.reward`` (paper: 0.1 on
-            ALFWorld, 0.15 on tau2-bench).
-        reward: Scores the predictions instead, by what it pays.
-        tau_easy: Mean reward from which on a transition is easy; ``None`` finds it for ``target_share``.
-        target_share: Share of the judged transitions that is to be easy; equal mean rewards are treated alike.
+        num_samples: Number of predictions per transition, K (paper: 10).
+        tau_d: Distance threshold. A prediction earns 1 if its similarity under ``data.predictions.reward`` is above
+            1 - ``tau_d``, else 0 (paper: 0.1 on ALFWorld, 0.15 on tau2-bench).
+        reward: Reward that scores the predictions instead; ``tau_d`` then has no effect.
+        tau_easy: Smallest mean reward of an easy transition; ``None`` chooses it for ``target_share``.
+        target_share: Intended share of easy transitions among the judged ones. Transitions with equal mean rewards are
+            treated alike.
         keep_probability: Probability p that an easy transition stays (paper: 0.1).
-        train_on: Split that the copy learns from. With ``train``, what it learnt is not judged, and stays.
-        train_share: Share of that split that it learns from, a fixed random draw.
+        train_on: Split that the copy is trained on. With ``train``, the transitions of its training are not judged and
+            all stay.
+        train_share: Share of that split to train on, a fixed random draw.
         learning_rate: Learning rate of the copy's training (paper's WM SFT: 2e-6).
-        batch_size: Transitions an optimizer step of it (paper's WM SFT: 32).
-        num_passes: How often each is learnt (paper's WM SFT: 2).
-        prompts_per_batch: Transitions whose predictions are asked for at once; what a killed filter loses.
-        seed: Seed of the copy's training, its samples and what stays; it is not the run's, so that runs share a result.
+        batch_size: Number of transitions per optimizer step of the copy (paper's WM SFT: 32).
+        num_passes: Number of passes over the copy's training data (paper's WM SFT: 2).
+        prompts_per_batch: Number of transitions per call of the generator. A killed filter loses at most this many.
+        seed: Seed of the copy's training, its samples and the draw. It is not the run's seed, so that runs can share a
+            result.
 
     Raises:
-        ValueError: A setting out of its range; every or no transition is easy; fewer transitions than a batch remain.
+        ValueError: A setting is out of its range, every or no transition is easy, or fewer transitions than a batch
+            remain.
 
     Example:
         >>> EasySampleFilter(tau_easy=0.9).keep_probability
@@ -118,7 +123,7 @@ class EasySampleFilter(L.Callback):
         if not 0 < train_share <= 1 or (train_on == "train" and train_share == 1):
             raise ValueError(
                 f"EasySampleFilter's train_share is {train_share}; it must lie above 0 and, where the copy learns from the "
-                "training split, below 1: what it learnt is not judged"
+                "training split, below 1, because transitions of its training are not judged"
             )
         if not 0 <= keep_probability <= 1:
             raise ValueError(f"EasySampleFilter's keep_probability is {keep_probability}; it lies in [0, 1]")
@@ -151,19 +156,19 @@ class EasySampleFilter(L.Callback):
             self.prepare_run(trainer, pl_module, rollout_data(trainer))
 
     def prepare_run(self, trainer: L.Trainer, model: PolicyModule, data: RolloutDataModule) -> None:
-        """Filter the training transitions of ``data``, once; best before ``model`` has loaded its weights.
+        """Filter the training transitions of ``data`` once, if possible before ``model`` has loaded its weights.
 
         Args:
-            trainer: Trainer of the main stage, at work or not; the copy runs on the same devices.
+            trainer: Trainer of the main stage, running or not; the copy runs on the same devices.
             model: Module of the main stage; the copy starts from the same weights.
-            data: What it will train on.
+            data: Data module of the main stage.
         """
         if data is self._filtered:
             return
         recorder = find(trainer, TraceRecorder)
         try:
             if recorder is not None and trainer.is_global_zero:
-                recorder.writer.heartbeat()  # opens the store: the run is running
+                recorder.writer.heartbeat()  # opens the store, which shows the run as running
             _make_ready(trainer, model, data)
             settings = data.need_predictions()
             _check_batch(settings, len(data.prediction_source.train), "are there")
@@ -215,12 +220,12 @@ class EasySampleFilter(L.Callback):
         source.keep_only(remaining)
 
     def _choose(self, data: RolloutDataModule) -> tuple[list[Transition], list[Transition]]:
-        """What the copy learns from, and what it judges."""
+        """Return the transitions that the copy is trained on and those that it judges."""
         source = data.prediction_source
         learnable = source.whole_validation_split() if self.train_on == "validation" else source.train
         if not learnable:
             raise ValueError(
-                f"{source.settings.path} holds no validation transitions for the easy-sample filter to learn from: set "
+                f"{source.settings.path} has no validation transitions to train the easy-sample filter's copy on: set "
                 "EasySampleFilter's train_on to 'train' and train_share to 0.1"
             )
         order = sorted(learnable, key=lambda t: derive_seed(self.seed, "taught", t.transition_id))
@@ -236,7 +241,7 @@ class EasySampleFilter(L.Callback):
         judged: Sequence[Transition],
         precision: str | None,
     ) -> dict[str, Any]:
-        """All that the mean rewards depend on, as JSON gives it back."""
+        """Return all settings that the mean rewards depend on, as they are after a round trip through JSON."""
         names = ("num_samples", "learning_rate", "batch_size", "num_passes", "seed")
         settings = {name: getattr(self, name) for name in names} | {
             "model": model.model,
@@ -268,13 +273,13 @@ class EasySampleFilter(L.Callback):
         work: Path,
         heartbeat: Callable[[], None],
     ) -> None:
-        """Have the copy learn and predict, as far as ``work`` does not hold the results already."""
+        """Train the copy and predict the judged transitions without results in ``work``."""
         done = read_parts(work)[0]
         todo = [t for t in judged if t.transition_id not in done]
         if not todo:
             return
         log.warning(
-            "easy-sample filter: a copy of the model learns %d transitions, then predicts %d, %d times each",
+            "easy-sample filter: a copy of the model is trained on %d transitions, then predicts %d, %d times each",
             len(taught), len(todo), self.num_samples,
         )  # fmt: skip
         copy_data = CopyData(
@@ -305,7 +310,7 @@ class EasySampleFilter(L.Callback):
 
 
 def _make_ready(trainer: L.Trainer, model: PolicyModule, data: RolloutDataModule) -> None:
-    """What the trainer's own hooks do first, for a filter that is applied before them."""
+    """Set up the data as the trainer's own hooks would, for a filter that runs before them."""
     if data.trainer is not None:
         return
     trainer.strategy.connect(model)
@@ -318,7 +323,7 @@ def _make_ready(trainer: L.Trainer, model: PolicyModule, data: RolloutDataModule
 
 @contextmanager
 def _alone(trainer: L.Trainer, path: Path) -> Iterator[None]:
-    """Within it no other run filters the file: one that shares it, as in a sweep, waits and finds the result."""
+    """Lock the transition file. Another run with the same file, as in a sweep, waits and then finds the result."""
     lock = FileLock(path.with_name(f".{path.name}.filter.lock"))
     if trainer.is_global_zero:
         try:

@@ -1,4 +1,4 @@
-"""What a stored result depends on, as JSON that can be compared: parts of a config, transitions, weights."""
+"""Fingerprints of the inputs of a stored result (config, transitions, weights) as JSON that can be compared."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from rwml_lightning.schema import Transition
 
 
 def digest_of_names(transitions: Sequence[Transition]) -> str:
-    """Digest of which transitions these are, in whatever order."""
+    """Return a digest of the transitions' ids that does not depend on their order."""
     return hashlib.sha256("\n".join(sorted(t.transition_id for t in transitions)).encode()).hexdigest()
 
 
 def digest_of_weights(init_from: str | None) -> str | None:
-    """By content: each run's warm-up lies in a folder of its own."""
+    """Return a digest of the weights themselves, not of their path: each run has its own warm-up folder."""
     if init_from is None:
         return None
     path, digest = Path(init_from), hashlib.sha256()
@@ -29,7 +29,7 @@ def digest_of_weights(init_from: str | None) -> str | None:
 
 
 def plain(value: Any) -> Any:
-    """A part of the config as JSON: an object is its class and the arguments that it was made with."""
+    """Convert a part of the config to JSON; an object becomes its class name and constructor arguments."""
     if value is None or isinstance(value, (str, int, float)):
         return value
     if isinstance(value, Mapping):
@@ -43,7 +43,7 @@ def plain(value: Any) -> Any:
 
 
 def arguments_of(value: Any) -> dict[str, Any]:
-    """What an object was made with: its constructor's arguments, as it keeps them under their names or behind an underscore."""
+    """Return an object's constructor arguments, as stored in its attributes ``name`` or ``_name``."""
     names = inspect.signature(type(value)).parameters
     kept = {name: next((n for n in (name, f"_{name}") if hasattr(value, n)), None) for name in names}
     return {name: getattr(value, place) for name, place in kept.items() if place is not None}
@@ -56,13 +56,13 @@ _OF_THE_MAIN_STAGE = frozenset({
 
 
 def prompt_settings(data: RolloutDataModule) -> dict[str, Any]:
-    """Settings that decide what is read and sampled: all of the predictions but those known to concern the main stage alone."""
+    """Return the settings that prompts and sampled answers depend on, without those of the main stage alone."""
     given = arguments_of(data.need_predictions())
     own = {name: value for name, value in given.items() if name not in _OF_THE_MAIN_STAGE}
     return own | {"chat_template_kwargs": data.chat_template_kwargs}
 
 
 def similarity_settings(reward: Any) -> dict[str, Any]:
-    """Like :func:`plain` for a reward of which only the similarities are used."""
+    """Convert a reward to JSON as :func:`plain` does, without the settings that do not affect its similarities."""
     unused = {"tau_d", "mode", "batch_size", "device", "cache_size"}
     return {name: value for name, value in plain(reward).items() if name not in unused}

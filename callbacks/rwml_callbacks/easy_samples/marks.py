@@ -1,8 +1,8 @@
-"""Which training transitions are easy, and which of those stay: the arithmetic of RWML's easy-sample filter.
+"""Selection of easy training transitions and of those that stay: the arithmetic of RWML's easy-sample filter.
 
 A transition is easy when a supervised copy of the model predicts it well (arXiv 2602.05842, section 3). The paper's
-table gives 0.0 as the mean reward that suffices, with ">=", which taken literally makes everything easy, while about 30 %
-were. So the threshold is given, or found for a share.
+table gives the threshold on the mean reward as ">= 0.0". Taken literally, this makes every transition easy, while the
+paper reports about 30 %. So the threshold here is either set or chosen for a target share.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ NUM_BINS = 10
 
 @dataclass(frozen=True)
 class Marks:
-    """What the filter decides.
+    """Decision of the filter.
 
     Args:
-        tau_easy: Mean reward that made a transition easy; ``None`` when none can be.
+        tau_easy: Smallest mean reward of an easy transition; ``None`` if no transition can be easy.
         easy: Ids of the easy transitions.
-        kept: Ids of those transitions, easy or not, that stay in training.
+        kept: Ids of all judged transitions, easy or not, that stay in training.
     """
 
     tau_easy: float | None
@@ -37,7 +37,7 @@ class Marks:
 
     @property
     def easy_kept(self) -> frozenset[str]:
-        """Easy ones that stay."""
+        """Ids of the easy transitions that stay."""
         return self.easy & self.kept
 
 
@@ -47,26 +47,28 @@ def mean_rewards(
     transitions: Sequence[Transition],
     predictions: Sequence[Sequence[str | None]],
 ) -> dict[str, float]:
-    """Mean reward of each transition's predictions, by transition id; 0 without any verdict, so that it stays.
+    """Return the mean reward of each transition's predictions by transition id.
+
+    A transition without any scored prediction gets 0, so that it stays in training.
 
     Args:
-        reward: Scores the predictions.
-        tau_d: Pay 1 for a similarity above 1 - ``tau_d`` and else 0, whatever ``reward`` pays; ``None`` takes what it pays.
-        transitions: What really happened.
-        predictions: Predicted next states of each transition, at least one; ``None`` where an answer had none.
+        reward: Reward that scores the predictions.
+        tau_d: Count 1 for a similarity above 1 - ``tau_d``, else 0; ``None`` uses the rewards themselves.
+        transitions: Transitions with their real next states.
+        predictions: Predicted next states of each transition, at least one; ``None`` for an answer without one.
 
     Raises:
-        ValueError: ``tau_d`` is given and the reward states no similarity.
+        ValueError: ``tau_d`` is given, but the reward gives no similarity.
     """
     owners = [transition for transition, group in zip(transitions, predictions, strict=True) for _ in group]
     scores = score_checked(reward, owners, [prediction for group in predictions for prediction in group])
     if tau_d is not None and any(s is not None and s.well_formed and s.similarity is None for s in scores):
         raise ValueError(
-            f"data.predictions.reward ({type(reward).__name__}) states no similarity to hold against EasySampleFilter's tau_d: give "
-            "the filter a reward of its own, EasySampleFilter's reward"
+            f"data.predictions.reward ({type(reward).__name__}) gives no similarity to compare with EasySampleFilter's tau_d: set "
+            "another reward for the filter, EasySampleFilter's reward"
         )
 
-    def paid(score: Score) -> float:
+    def reward_of(score: Score) -> float:
         if tau_d is None:
             return score.reward
         return float(score.similarity is not None and score.similarity > 1 - tau_d)
@@ -74,8 +76,8 @@ def mean_rewards(
     remaining = iter(scores)
     means = {}
     for transition, group in zip(transitions, predictions, strict=True):
-        verdicts = [score for score in itertools.islice(remaining, len(group)) if score is not None]
-        means[transition.transition_id] = math.fsum(map(paid, verdicts)) / max(len(verdicts), 1)
+        valid = [score for score in itertools.islice(remaining, len(group)) if score is not None]
+        means[transition.transition_id] = math.fsum(map(reward_of, valid)) / max(len(valid), 1)
     return means
 
 
@@ -86,14 +88,14 @@ def mark_easy(
     keep_probability: float,
     seed: int,
 ) -> Marks:
-    """Mark easy transitions and draw those that stay.
+    """Mark easy transitions and draw the ones that stay.
 
     Args:
         mean_rewards: Mean reward of each transition's predictions, by transition id.
-        tau_easy: Mean reward from which on a transition is easy; ``None`` finds it by :func:`calibrate`.
-        target_share: Share that is to be easy when ``tau_easy`` is ``None``.
-        keep_probability: Probability p that an easy transition stays; the others all do.
-        seed: Seed of the draw, which for each transition depends on its id alone.
+        tau_easy: Smallest mean reward of an easy transition; ``None`` chooses it by :func:`calibrate`.
+        target_share: Intended share of easy transitions if ``tau_easy`` is ``None``.
+        keep_probability: Probability p that an easy transition stays; all others stay.
+        seed: Seed of the draw. The draw of a transition depends only on this seed and the transition's id.
     """
     if tau_easy is None:
         tau_easy = calibrate(list(mean_rewards.values()), target_share)
@@ -105,11 +107,11 @@ def mark_easy(
 
 
 def calibrate(mean_rewards: Sequence[float], target_share: float) -> float | None:
-    """The threshold whose share of easy transitions is nearest to ``target_share``.
+    """Choose the threshold that brings the share of easy transitions nearest to ``target_share``.
 
-    Transitions with equal mean rewards are treated alike, so the share is met as nearly as these ties allow; of two
-    shares equally near the smaller is taken. What was never predicted right is not easy: without a reward above 0 there
-    is no threshold (``None``).
+    Transitions with equal mean rewards are treated alike, so the share may differ from the target. If two shares are
+    equally near, the smaller one is chosen. A transition with a mean reward of 0 is never easy; the threshold is ``None``
+    if no mean reward is above 0.
     """
     counts = Counter(reward for reward in mean_rewards if reward > 0)
     best, best_gap, num_easy = None, float("inf"), 0
@@ -122,16 +124,16 @@ def calibrate(mean_rewards: Sequence[float], target_share: float) -> float | Non
 
 
 def histogram(mean_rewards: Sequence[float], num_bins: int = NUM_BINS) -> list[int]:
-    """Counts in equal bins of [0, 1], upper edges excluded but for the last; what lies outside counts at the end."""
+    """Count values in equal bins of [0, 1] without their upper edges, except the last; outer values count at the ends."""
     counts = [0] * num_bins
     for reward in mean_rewards:
-        # Tenths lie on edges, where a product such as 0.7 * 10 may fall short by its rounding.
+        # Multiples of 0.1 lie on edges, where rounding can make a product such as 0.7 * 10 too small.
         counts[min(max(int(reward * num_bins + 1e-9), 0), num_bins - 1)] += 1
     return counts
 
 
 def render_histogram(counts: Sequence[int], width: int = 40) -> str:
-    """One line a bin: its lower edge, a bar, its count."""
+    """Draw one line per bin: its lower edge, a bar and its count."""
     most = max(*counts, 1)
     return "\n".join(
         f"{index / len(counts):.1f} {'#' * round(width * count / most):<{width}} {count}"
@@ -140,7 +142,7 @@ def render_histogram(counts: Sequence[int], width: int = 40) -> str:
 
 
 def describe_marks(marks: Marks, num_judged: int) -> str:
-    """One line for people: how many were easy, how many of them stay, how many remain."""
+    """Describe in one line how many transitions are easy, how many of these stay, and how many remain in all."""
     if marks.tau_easy is None:
         return f"0 of {num_judged:,} training transitions are easy: no prediction earned a reward"
     return (
@@ -150,7 +152,7 @@ def describe_marks(marks: Marks, num_judged: int) -> str:
 
 
 def check_marks(marks: Marks, num_judged: int, calibrated: bool) -> None:
-    """Raise a ValueError that names the setting to change when everything or nothing is easy."""
+    """Raise a ValueError that names the setting to change if every or no transition is easy."""
     if 0 < len(marks.easy) < num_judged:
         return
     what = "every" if marks.easy else "no"
@@ -158,13 +160,13 @@ def check_marks(marks: Marks, num_judged: int, calibrated: bool) -> None:
         (
             True,
             True,
-        ): "its predictions all earn the same: lower EasySampleFilter's tau_d, or train its copy less "
+        ): "all predictions earn the same reward: lower EasySampleFilter's tau_d, or train the copy less "
         "(num_passes, learning_rate)",
         (True, False): "raise EasySampleFilter's tau_easy, or leave it out and set target_share",
         (
             False,
             True,
-        ): "its copy predicts nothing right: raise EasySampleFilter's learning_rate, num_passes or tau_d",
+        ): "the copy predicts nothing correctly: raise EasySampleFilter's learning_rate, num_passes or tau_d",
         (False, False): "lower EasySampleFilter's tau_easy, or leave it out and set target_share",
     }[bool(marks.easy), calibrated]
     raise ValueError(f"{what} one of {num_judged:,} training transitions is easy: {advice}")

@@ -1,4 +1,4 @@
-"""Scores predictions while the next are generated, and keeps each batch's result in a file of its own."""
+"""Scoring of predictions in parallel with generation, with one result file per batch."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from rwml_lightning.terminal import Terminal
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What the copy predicted for some transitions.
+    """Predictions of the copy for one batch of transitions.
 
     Args:
-        transitions: What really happened.
-        predictions: Predicted next states of each; ``None`` where an answer had none.
-        num_tokens: Tokens generated for them.
-        generate_seconds: Seconds the generator took.
+        transitions: Transitions with their real next states.
+        predictions: Predicted next states of each transition; ``None`` for an answer without one.
+        num_tokens: Number of generated tokens.
+        generate_seconds: Seconds that the generator took.
     """
 
     transitions: Sequence[Transition]
@@ -40,7 +40,7 @@ class Answers:
 
 @dataclass(frozen=True)
 class Throughput:
-    """Sums over all batches: generated tokens, seconds in all, and seconds of them in the generator."""
+    """Sums over batches: generated tokens, total seconds, and the seconds among them in the generator."""
 
     num_tokens: int = 0
     seconds: float = 0.0
@@ -51,23 +51,23 @@ class Throughput:
 
     @property
     def tokens_per_s(self) -> float:
-        """Generated tokens a second, scoring included."""
+        """Generated tokens per second of total time, scoring included."""
         return self.num_tokens / self.seconds if self.seconds else 0.0
 
     @property
     def generator_share(self) -> float:
-        """Share of the time that the generator worked: 1 when scoring costs nothing."""
+        """Share of the total time in which the generator worked; 1 if scoring costs no time."""
         return self.generate_seconds / self.seconds if self.seconds else 0.0
 
 
 class ScoredParts(L.Callback):
-    """Scores a batch's answers while the generator writes the next batch's, and keeps the result of each in a file.
+    """Score the answers of a batch while the generator works on the next batch, and write each result to a file.
 
     Args:
-        folder: Where the files go; see :func:`read_parts`.
-        score: Mean reward by transition id; called in another thread, one batch at a time.
-        total: Transitions that all parts will hold.
-        heartbeat: Called after each batch, in the trainer's thread.
+        folder: Folder of the result files; see :func:`read_parts`.
+        score: Function that returns mean rewards by transition id. It runs in another thread, one batch at a time.
+        total: Number of transitions in all parts together.
+        heartbeat: Function that is called after each batch in the trainer's thread.
     """
 
     def __init__(
@@ -147,7 +147,7 @@ class ScoredParts(L.Callback):
 
 
 def write_part(folder: Path, rewards: dict[str, float], throughput: Throughput) -> None:
-    """Write one batch's mean rewards by transition id; the file appears only when it is whole."""
+    """Write one batch's mean rewards by transition id. The file appears only when it is complete."""
     folder.mkdir(parents=True, exist_ok=True)
     name = hashlib.sha256(next(iter(rewards)).encode()).hexdigest()[:16]
     partial = folder / f".{name}"
@@ -156,7 +156,7 @@ def write_part(folder: Path, rewards: dict[str, float], throughput: Throughput) 
 
 
 def read_parts(folder: Path) -> tuple[dict[str, float], Throughput]:
-    """Mean rewards by transition id of all parts, whatever process or rank wrote them, and their throughput."""
+    """Read the parts of all processes and ranks; return mean rewards by transition id and the total throughput."""
     rewards: dict[str, float] = {}
     throughput = Throughput()
     for file in sorted(folder.glob("[!.]*.json")):

@@ -1,4 +1,4 @@
-"""The easy-sample filter's numbers, and how they reach the loggers."""
+"""Metrics of the easy-sample filter for the loggers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rwml_callbacks.easy_samples.parts import Throughput
 
 
 def filter_metrics(marks: Marks, num_judged: int, throughput: Throughput) -> dict[str, float]:
-    """Transitions judged, easy, and easy but kept; the threshold; generated tokens a second, scoring included."""
+    """Return numbers of judged, easy, and easy but kept transitions, the threshold and the throughput as metrics."""
     assert marks.tau_easy is not None
     return {
         "filter/judged": float(num_judged),
@@ -27,7 +27,7 @@ def filter_metrics(marks: Marks, num_judged: int, throughput: Throughput) -> dic
 def log_filter(
     loggers: Iterable[Logger], metrics: Mapping[str, float], mean_rewards: Mapping[str, float]
 ) -> None:
-    """Give every logger the numbers, and W&B the histogram of mean rewards."""
+    """Log the metrics to every logger, and the histogram of mean rewards to W&B."""
     for logger in loggers:
         logger.log_metrics(dict(metrics), step=0)
         if isinstance(logger, WandbLogger):
