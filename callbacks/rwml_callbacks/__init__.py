@@ -1,4 +1,4 @@
-"""Lightning callbacks, one class a file."""
+"""Lightning callbacks, one class per file."""
 
 from rwml_callbacks.capability_probe import CapabilityProbe
 from rwml_callbacks.easy_samples.filter import EasySampleFilter

@@ -1,4 +1,4 @@
-"""What is measured on a policy before, during and after training, and where such results go."""
+"""Base class of callbacks that measure the policy before, during and after training."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _Callback = TypeVar("_Callback", bound=L.Callback)
 
 @dataclass(frozen=True)
 class Measurement:
-    """What an analysis found on one version of the policy.
+    """Result of an analysis of one version of the policy.
 
     Args:
-        metrics: Numbers by name.
-        details: What they were made of; anything that JSON can say.
+        metrics: Values by metric name.
+        details: Data that the metrics were computed from, as JSON values.
     """
 
     metrics: Mapping[str, float]
@@ -37,13 +37,16 @@ class Measurement:
 
 
 class Analysis(L.Callback, ABC):
-    """Measures the policy at the start of a stage, every N steps, and at its end.
+    """Measure the policy at the start of a stage, every N steps, and at its end.
 
-    Metrics go to all loggers, metrics and details to the run store and to ``<name>.json`` in the run
-    folder, and a table is printed at the end. A stage that goes on after a crash measures what it has not measured yet.
+    Metrics go to all loggers. Metrics and details are written to the run store and to ``<name>.json`` in the run folder.
+    A table is printed at the end of the stage. A resumed stage does not repeat finished measurements.
 
     Args:
-        every_n_steps: Optimizer steps between two measurements; ``None`` measures at the start and at the end alone.
+        every_n_steps: Optimizer steps between two measurements; ``None`` measures only at the start and at the end.
+
+    Raises:
+        ValueError: ``every_n_steps`` is below 1.
     """
 
     name: ClassVar[str]
@@ -57,10 +60,10 @@ class Analysis(L.Callback, ABC):
 
     @abstractmethod
     def measure(self, trainer: L.Trainer, module: PolicyModule) -> Measurement:
-        """Measure the policy as it is; every rank is asked, for its weights may be spread over them."""
+        """Measure the current policy. Called on every rank, because the weights may be sharded over ranks."""
 
     def render(self, last: Measurement) -> Table:
-        """The stage's start beside its end, for people."""
+        """Return a table of the metrics before and after training."""
         table = Table(title=f"{self.name}: before and after training", title_justify="left")
         for column in ("", "before", "after", "change"):
             table.add_column(column, justify="right" if column else "left")
@@ -74,7 +77,7 @@ class Analysis(L.Callback, ABC):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        # Here and not at the end of the step before, so that a step's own record and checkpoint are written first.
+        # Not at the end of the previous step, so that the record and checkpoint of that step are written first.
         last, step, every = self._measured_at, trainer.global_step, self.every_n_steps
         if last < 0 or (every is not None and step // every > last // every):
             self._record(trainer, pl_module)
@@ -82,7 +85,7 @@ class Analysis(L.Callback, ABC):
     @override
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if stop_requested(trainer):
-            return  # the stage is not at its end
+            return  # a stopped stage can be resumed, so this is not its end
         last = self._record(trainer, pl_module)
         if trainer.is_global_zero:
             Terminal().print(self.render(last))
@@ -105,7 +108,7 @@ class Analysis(L.Callback, ABC):
         return found
 
     def _found_before(self, trainer: L.Trainer, stage: str) -> Measurement | None:
-        """What an interrupted run found at the start, where the policy is the same."""
+        """Read the first measurement of an interrupted run, if this is the start: the policy is the same there."""
         recorder = find(trainer, TraceRecorder)
         if recorder is None or trainer.global_step > 0:
             return None
@@ -137,5 +140,5 @@ class Analysis(L.Callback, ABC):
 
 
 def find(trainer: L.Trainer, kind: type[_Callback]) -> _Callback | None:
-    """The trainer's callback of a kind."""
+    """Return the trainer's first callback of a class, or ``None``."""
     return next((c for c in trainer.callbacks if isinstance(c, kind)), None)  # type: ignore[attr-defined]

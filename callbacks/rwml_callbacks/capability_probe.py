@@ -1,4 +1,4 @@
-"""A quick look at whether the model still reads general text and follows instructions; needs no download."""
+"""A quick test of general text and instruction following that needs no download."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ from rwml_lightning.schema import Sampling
 
 
 class CapabilityProbe(Analysis):
-    """Perplexity on a few passages of general text, and the share of format instructions that greedy answers follow.
+    """Measure perplexity on a few passages of general text, and the share of format instructions that answers follow.
 
-    Far too small to rank models: it shows that something is being lost, and :class:`Forgetting` measures what. Metrics:
-    ``probe/perplexity`` (per token, so comparable under one tokenizer alone) and ``probe/instructions``.
+    Answers are greedy. The test is too small to rank models. It shows that the model forgets something; :class:`Forgetting`
+    measures what. Metrics: ``probe/perplexity`` (per token, so only comparable under the same tokenizer) and
+    ``probe/instructions``.
 
     Args:
         every_n_steps: See :class:`Analysis`.
-        max_tokens: Most tokens of an answer.
+        max_tokens: Maximum number of tokens per answer.
 
     Raises:
-        ValueError: The trainer has no :class:`WeightSync`, without which the generator answers as an older policy.
+        ValueError: The trainer has no :class:`WeightSync`. Without it the generator would answer with older weights.
 
     Example::
 
@@ -54,11 +55,12 @@ class CapabilityProbe(Analysis):
         return Measurement(metrics, {"answers": answers, "followed": passed})
 
     def _answers(self, trainer: L.Trainer, module: PolicyModule) -> dict[str, str]:
-        """Greedy answer to each check, by its name."""
+        """Generate a greedy answer to each check; keys are names of checks."""
         sync = find(trainer, WeightSync)
         if sync is None:
             raise ValueError(
-                "CapabilityProbe needs the callback WeightSync: its answers come from the generator"
+                "CapabilityProbe needs the callback WeightSync, because its answers come from the generator: add "
+                "WeightSync to the trainer's callbacks"
             )
         sync.sync(module)
         policy = rollout_data(trainer).ask(module)
@@ -72,12 +74,12 @@ class CapabilityProbe(Analysis):
 
 
 def general_text() -> list[str]:
-    """Passages of plain English on well-known facts."""
+    """Read the passages of plain English on well-known facts."""
     return files("rwml_callbacks").joinpath("general_text.txt").read_text().strip().split("\n\n")
 
 
 def text_perplexity(module: PolicyModule) -> float:
-    """exp of the mean negative log-probability a token of :func:`general_text`, each passage read on its own."""
+    """Return the exponential of the mean negative log-probability per token of :func:`general_text`, each passage alone."""
     logprobs: list[float] = []
     for passage in general_text():
         logprobs += module.score(module.tokenizer.encode(passage)[: context_tokens(module.model)])

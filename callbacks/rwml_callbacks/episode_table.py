@@ -1,4 +1,4 @@
-"""Episodes turn by turn in W&B: one table over all steps."""
+"""One W&B table of all logged episodes, with a row per turn."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from rwml_lightning.schema import EpisodeBatch, EpisodeGroup, Playthrough
 
 
 class EpisodeTable(GrowingTable):
-    """Logs the table ``episodes``, a row a turn; see :class:`GrowingTable`.
+    """Log the W&B table ``episodes`` with a row per turn; see :class:`GrowingTable`.
 
     Args:
-        episodes_per_step: Most episodes of one step or evaluation; a first of each game comes before a second.
-        max_chars: Most characters of a cell.
+        episodes_per_step: Maximum number of episodes per step or evaluation. The first episode of each game comes before
+            any second one.
+        max_chars: Maximum number of characters per cell.
 
     Raises:
-        ValueError: One of them is below 1.
+        ValueError: An argument is below 1.
     """
 
     name = "episodes"
@@ -78,6 +79,6 @@ class EpisodeTable(GrowingTable):
 
 
 def by_member(groups: Iterable[EpisodeGroup]) -> Iterable[tuple[int, Playthrough]]:
-    """(place in the group, episode): the first of every group, then the second of every group, and so on."""
+    """Yield (index in the group, episode): the first of every group, then the second of every group, and so on."""
     for number, members in enumerate(zip_longest(*(group.members for group in groups))):
         yield from ((number, member) for member in members if member is not None)

@@ -1,4 +1,4 @@
-"""What else the model could do before, and can still do after: public benchmarks through EleutherAI's harness."""
+"""Public benchmarks before and after training, with EleutherAI's lm-eval harness."""
 
 from __future__ import annotations
 
@@ -30,25 +30,30 @@ PAPER_TASKS = (
     "gpqa_diamond_cot_zeroshot",
     "livecodebench",
 )
-"""The paper's six benchmarks (arXiv 2602.05842) as the harness calls them; it has no LiveCodeBench, and says so."""
+"""Harness names of the paper's six benchmarks (arXiv 2602.05842).
+
+The harness has no LiveCodeBench; the callback skips it with a warning.
+"""
 
 
 class Forgetting(Analysis):
-    """Scores of lm-eval tasks on the policy under training, before and after.
+    """Measure the scores of the policy on lm-eval tasks before and after training.
 
-    The trainer's own module answers, so there is no second copy of the weights. A task that the harness lacks, or whose
-    data can't be reached, is named in the log and left out. Metrics: ``forgetting/<task>/<metric>``.
+    The harness runs the trainer's own module, so there is no second copy of the weights. A task that the harness lacks,
+    or with data that cannot be loaded, is skipped with a warning. Metrics: ``forgetting/<task>/<metric>``.
 
     Args:
-        tasks: Names of the harness's tasks or groups (default: the paper's six).
-        limit: Most samples a task, the first ones; ``None`` takes all. Each member of a group counts as a task.
-        batch_size: Sequences a forward pass.
-        apply_chat_template: Whether prompts are chat messages; ``None`` where the tokenizer has a template.
-        include_path: Folder of task files of your own (YAML).
-        every_n_steps: See :class:`Analysis`; such benchmarks take long.
+        tasks: Names of lm-eval tasks or groups (default: the paper's six benchmarks).
+        limit: Maximum number of samples per task, taken from its start; ``None`` takes all. Each member of a group
+            counts as a task.
+        batch_size: Number of sequences per forward pass.
+        apply_chat_template: Whether to send prompts as chat messages; ``None`` does so if the tokenizer has a template.
+        include_path: Folder with your own task files (YAML).
+        every_n_steps: See :class:`Analysis`. Such benchmarks take long.
 
     Raises:
-        ModuleNotFoundError: The harness is not installed; says how to install it.
+        ModuleNotFoundError: The harness is not installed. The message says how to install it.
+        ValueError: An argument is out of its range, or ``include_path`` is not a folder.
 
     Example::
 
@@ -76,7 +81,7 @@ class Forgetting(Analysis):
             if value is not None and value < 1:
                 raise ValueError(f"Forgetting.{name} is {value}; it must be at least 1")
         if include_path is not None and not Path(include_path).is_dir():
-            raise ValueError(f"Forgetting.include_path names {include_path}, which is no folder")
+            raise ValueError(f"Forgetting.include_path names {include_path}, which is not a folder")
         self.tasks = tuple(tasks)
         self.limit = limit
         self.batch_size = batch_size
@@ -95,7 +100,7 @@ class Forgetting(Analysis):
             self._reachable = [task for task, reason in obstacles.items() if reason is None]
             for task, reason in obstacles.items():
                 if reason is not None and trainer.is_global_zero:
-                    log.warning("forgetting: the task %s is left out: %s", task, reason)
+                    log.warning("forgetting: task %s is skipped: %s", task, reason)
         if not self._reachable:
             return Measurement({}, {})
         chat = self.apply_chat_template
@@ -119,7 +124,7 @@ class Forgetting(Analysis):
         finally:
             for part in training:
                 part.training = True
-        if found is None:  # the harness answers the first process alone
+        if found is None:  # the harness returns results to the first process only
             return Measurement({}, {})
         scores: dict[str, dict[str, Any]] = found["results"]
         members = {task for group in found["group_subtasks"].values() for task in group}
@@ -127,7 +132,7 @@ class Forgetting(Analysis):
             f"forgetting/{name}": value
             for task in scores
             if task in self._reachable
-            or task not in members  # a group stands for its members, a tag does not
+            or task not in members  # a group has a score for its members, a tag has none
             for name, value in _values(task, scores[task])
         }
         return Measurement(metrics, scores)
@@ -135,27 +140,27 @@ class Forgetting(Analysis):
 
 @cache
 def task_manager(include_path: str | None) -> TaskManager:
-    """The harness's index of tasks, which takes seconds to build."""
+    """Build the harness's index of tasks once; it takes seconds."""
     from lm_eval.tasks import TaskManager
 
     return TaskManager(include_path=include_path)
 
 
 def obstacle(manager: TaskManager, task: str) -> str | None:
-    """Why a task can't be run here, in one line; ``None`` when its data is at hand."""
+    """Return in one line why a task cannot be run here, or ``None`` if it can."""
     from datasets.exceptions import DatasetsError
 
     if task not in manager.task_index:
-        return "lm-eval has no task of that name"
+        return "lm-eval has no task with this name"
     try:
         manager.load([task])
     except (OSError, DatasetsError, ImportError) as error:
-        return f"what it needs can't be had ({str(error).strip().partition(chr(10))[0]})"
+        return f"its data or packages are not available ({str(error).strip().partition(chr(10))[0]})"
     return None
 
 
 def _values(task: str, scores: dict[str, Any]) -> list[tuple[str, float]]:
-    """Metric names and values of one task; the harness writes ``metric,filter``, and errors and labels among them."""
+    """Select the metrics of one task. The harness names them ``metric,filter`` and mixes them with errors and labels."""
     return [
         (f"{task}/{key.removesuffix(',none').replace(',', '_')}", float(value))
         for key, value in scores.items()

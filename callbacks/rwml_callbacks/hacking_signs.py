@@ -1,4 +1,4 @@
-"""Signs that a prediction earns its reward without predicting anything; pure functions on groups of predictions."""
+"""Signs of reward hacking, as pure functions of groups of predictions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rapidfuzz import fuzz
 
 from rwml_lightning.schema import Group, Transition
 
-_COPY_RATIO = 95  # of 100: the same text but for a word or a number
+_COPY_RATIO = 95  # of 100: the texts differ in at most about a word or a number
 _WORD = re.compile(r"\w+")
 _NAMES = (re.compile(r"\d"), re.compile(r"(?<=[a-z,;] )[A-Z]\w+"))
 _BOILERPLATE = re.compile(
@@ -25,7 +25,7 @@ def _normalise(text: str) -> str:
 
 
 def is_copy(prediction: str, transition: Transition) -> bool:
-    """Whether a prediction repeats the current or an earlier observation, and the real next state does not."""
+    """Return whether a prediction repeats the current or an earlier observation, unless it matches the real next state."""
     text, real = _normalise(prediction), _normalise(transition.next_state)
     if fuzz.ratio(text, real) >= _COPY_RATIO:
         return False
@@ -34,9 +34,10 @@ def is_copy(prediction: str, transition: Transition) -> bool:
 
 
 def is_content_free(prediction: str, real: str) -> bool:
-    """Whether a prediction says that something will be seen, or names nothing where the real next state names things.
+    """Return whether a prediction has no content: boilerplate, or no names although the real next state has some.
 
-    A named thing has a number ("mug 1", "42.50") or is a proper name; only kinds that occur in ``real`` are asked for.
+    Boilerplate talks about a next state instead of giving it ("will likely show"). A name is a number ("mug 1", "42.50")
+    or a proper name; the function only looks for kinds of names that occur in ``real``.
     """
     if _BOILERPLATE.search(prediction) and not _BOILERPLATE.search(real):
         return True
@@ -45,17 +46,17 @@ def is_content_free(prediction: str, real: str) -> bool:
 
 
 def word_overlap(prediction: str, real: str) -> float:
-    """Share of the real next state's distinct words and numbers that the prediction has too."""
+    """Return the share of distinct words and numbers of the real next state that also occur in the prediction."""
     words = set(_WORD.findall(real.lower()))
     return len(words & set(_WORD.findall(prediction.lower()))) / max(len(words), 1)
 
 
 def hacking_metrics(groups: Iterable[Group]) -> dict[str, float]:
-    """Means over all predictions that are well-formed; empty without any.
+    """Return metrics over all well-formed predictions; an empty dict if there are none.
 
-    ``hacking/length_ratio`` is the predictions' number of words over that of the real next states, ``hacking/copied`` and
-    ``hacking/content_free`` are shares, as are ``hacking/exact`` (equal to the real next state, white space aside) and
-    ``hacking/overlap`` (:func:`word_overlap`).
+    ``hacking/length_ratio`` is the number of words of the predictions divided by that of the real next states.
+    ``hacking/copied`` and ``hacking/content_free`` are shares of predictions, as is ``hacking/exact`` (equal to the real
+    next state except for white space). ``hacking/overlap`` is the mean of :func:`word_overlap`.
     """
     pairs = [(p.next_state, g.transition) for g in groups for p in g.predictions if p.next_state is not None]
     if not pairs:

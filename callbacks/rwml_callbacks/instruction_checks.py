@@ -1,4 +1,4 @@
-"""Prompts whose answers can be checked by their form alone: what a chat model should not forget."""
+"""Prompts with answers that a program can check by their form. A chat model should not forget to follow them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class InstructionCheck:
-    """A prompt, and whether an answer has the form it asks for."""
+    """A prompt and a function that checks whether an answer has the requested form."""
 
     name: str
     prompt: str
@@ -18,17 +18,17 @@ class InstructionCheck:
 
 
 def is_one_word(answer: str) -> bool:
-    """Whether the answer is a single word, a full stop after it allowed."""
+    """Return whether the answer is a single word, with or without a full stop."""
     return re.fullmatch(r"[A-Za-z]+\.?", answer) is not None
 
 
 def is_yes_or_no(answer: str) -> bool:
-    """Whether the answer is yes or no and nothing else."""
+    """Return whether the answer is yes or no and nothing else."""
     return answer.rstrip(".").lower() in ("yes", "no")
 
 
 def is_json_with(*keys: str) -> Callable[[str], bool]:
-    """A test for a JSON object with exactly these keys, a code fence around it allowed."""
+    """Return a check for a JSON object with exactly these keys, with or without a code fence."""
 
     def passes(answer: str) -> bool:
         fenced = re.fullmatch(r"```(?:json)?\s*(.*?)\s*```", answer, re.DOTALL)
@@ -42,7 +42,7 @@ def is_json_with(*keys: str) -> Callable[[str], bool]:
 
 
 def has_bullets(count: int) -> Callable[[str], bool]:
-    """A test for so many bullet points and no other line."""
+    """Return a check for ``count`` bullet points and no other line."""
 
     def passes(answer: str) -> bool:
         lines = [line.strip() for line in answer.splitlines() if line.strip()]
@@ -52,7 +52,7 @@ def has_bullets(count: int) -> Callable[[str], bool]:
 
 
 def has_numbers(count: int) -> Callable[[str], bool]:
-    """A test for a numbered list of so many lines and no other line."""
+    """Return a check for a numbered list of ``count`` lines and no other line."""
 
     def passes(answer: str) -> bool:
         lines = [line.strip() for line in answer.splitlines() if line.strip()]
@@ -64,12 +64,12 @@ def has_numbers(count: int) -> Callable[[str], bool]:
 
 
 def is_one_sentence(answer: str) -> bool:
-    """Whether the answer is one sentence of three words or more, from its capital to its full stop."""
+    """Return whether the answer is one sentence of at least three words, with a capital and a full stop."""
     return re.fullmatch(r"[A-Z][^.!?<>\n]*\.", answer) is not None and len(answer.split()) >= 3
 
 
 def has_items(count: int) -> Callable[[str], bool]:
-    """A test for one line of so many items between commas."""
+    """Return a check for one line of ``count`` items separated by commas."""
 
     def passes(answer: str) -> bool:
         items = [item.strip() for item in answer.split(",")]
@@ -79,27 +79,27 @@ def has_items(count: int) -> Callable[[str], bool]:
 
 
 def is_upper(answer: str) -> bool:
-    """Whether there are letters, and all are capitals."""
+    """Return whether the answer has letters and all of them are upper case."""
     return answer.isupper()
 
 
 def is_lower(answer: str) -> bool:
-    """Whether there are letters, and none is a capital."""
+    """Return whether the answer has letters and all of them are lower case."""
     return answer.islower()
 
 
 def is_number(answer: str) -> bool:
-    """Whether the answer is digits alone."""
+    """Return whether the answer consists of digits only."""
     return re.fullmatch(r"\d+", answer) is not None
 
 
 def ends_with(words: str) -> Callable[[str], bool]:
-    """A test for an answer that says something and ends with exactly these words."""
+    """Return a check for an answer that ends with exactly these words and has other text before them."""
     return lambda answer: answer.endswith(words) and answer != words
 
 
 def is_quoted(answer: str) -> bool:
-    """Whether double quotes enclose the answer."""
+    """Return whether the answer is enclosed in double quotes."""
     return re.fullmatch(r'"[^"]+"', answer) is not None
 
 
@@ -134,5 +134,5 @@ CHECKS = (
 
 
 def passed_checks(answers: dict[str, str]) -> dict[str, bool]:
-    """Whether each answer, by name of its check, has the form asked for; thinking before it does not count."""
+    """Check the form of each answer, without its thinking. Keys of both mappings are names of checks."""
     return {check.name: check.passes(answers[check.name].split("</think>")[-1].strip()) for check in CHECKS}

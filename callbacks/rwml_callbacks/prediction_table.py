@@ -1,4 +1,4 @@
-"""Predictions beside real next states in W&B: one table over all steps, and what a mean hides as histograms."""
+"""One W&B table of predictions with real next states, and histograms of rewards, similarities and lengths."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from rwml_lightning.schema import Group, Prediction, RolloutBatch, Transition
 
 
 class PredictionTable(GrowingTable):
-    """Logs the table ``predictions`` and histograms of rewards, similarities and lengths; see :class:`GrowingTable`.
+    """Log the W&B table ``predictions`` and histograms of rewards, similarities and lengths; see :class:`GrowingTable`.
 
     Args:
-        rows_per_step: Most rows of one step or evaluation; a first prediction of each transition comes before a second.
-        max_chars: Most characters of a cell.
+        rows_per_step: Maximum number of rows per step or evaluation. The first prediction of each transition comes before
+            any second one.
+        max_chars: Maximum number of characters per cell.
 
     Raises:
-        ValueError: One of them is below 1.
+        ValueError: An argument is below 1.
     """
 
     name = "predictions"
@@ -60,7 +61,7 @@ class PredictionTable(GrowingTable):
                 self.send(trainer)
 
     def _add(self, trainer: L.Trainer, module: PolicyModule, split: str, groups: Sequence[Group]) -> None:
-        """Keep the rows of a step for the table, and log its histograms."""
+        """Add the rows of a step to the table, and log its histograms."""
         import wandb
 
         logger = wandb_logger(trainer)
@@ -92,13 +93,13 @@ class PredictionTable(GrowingTable):
 
 
 def by_member(groups: Iterable[Group]) -> Iterable[tuple[Transition, Prediction]]:
-    """The first prediction of every group, then the second of every group, and so on."""
+    """Yield the first prediction of every group, then the second of every group, and so on."""
     for member in zip_longest(*([(group.transition, p) for p in group.predictions] for group in groups)):
         yield from (pair for pair in member if pair is not None)
 
 
 def distributions(groups: Iterable[Group]) -> dict[str, list[float]]:
-    """Rewards, similarities (of predictions that have one) and completion lengths in tokens of a step, by name."""
+    """Return a step's rewards, completion lengths in tokens and, if any prediction has one, similarities, by name."""
     predictions = [prediction for group in groups for prediction in group.predictions]
     similarities = [p.score.similarity for p in predictions if p.score.similarity is not None]
     values: dict[str, list[float]] = {

@@ -1,4 +1,4 @@
-"""One line that says how training goes: reward, similarity, seconds by phase, time left; and one for held-out batches."""
+"""Progress bars: one for training (reward, similarity, seconds by phase, time left) and one for held-out batches."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PHASES = ("generate", "reward", "env", "update", "sync")
 
 
 class RolloutProgressBar(ProgressBar):
-    """A rich bar in a terminal, one plain line a step elsewhere, so that a log file reads well too."""
+    """Show a rich progress bar in a terminal, and one plain line per step elsewhere, such as in a log file."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class RolloutProgressBar(ProgressBar):
     def on_step_metrics(
         self, trainer: L.Trainer, module: PolicyModule, metrics: Mapping[str, float], batch: Any
     ) -> None:
-        """Show a step."""
+        """Show the metrics of a step."""
         if not (self._enabled and trainer.is_global_zero):
             return
         text = describe(metrics)
@@ -97,7 +97,7 @@ class RolloutProgressBar(ProgressBar):
         self._stop()
 
     def _add(self, trainer: L.Trainer, name: str, total: int, completed: int = 0) -> TaskID | None:
-        """A bar of its own, where there is a terminal."""
+        """Add a bar, if standard error is a terminal."""
         if not (self._enabled and trainer.is_global_zero and sys.stderr.isatty()):
             return None
         if self._progress is None:
@@ -119,11 +119,11 @@ class RolloutProgressBar(ProgressBar):
 
 
 def describe(metrics: Mapping[str, float]) -> str:
-    """Reward or success, groups without variance, then seconds by phase; loss where there is no reward."""
+    """Describe a step in one line: reward or success (else the loss), groups without variance, seconds by phase."""
     parts = []
     if "wm/reward" in metrics:
         parts.append(f"reward {metrics['wm/reward']:.2f}")
-        if "wm/true_reward" in metrics:  # a control is paid something else
+        if "wm/true_reward" in metrics:  # a control run trains on another reward
             parts.append(f"true reward {metrics['wm/true_reward']:.2f}")
         parts.append(f"similarity {metrics.get('wm/similarity', float('nan')):.2f}")
         parts.append(f"format {metrics['wm/format']:.2f}")

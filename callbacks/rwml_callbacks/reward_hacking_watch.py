@@ -1,4 +1,4 @@
-"""Warns when the reward may be rising for the wrong reason."""
+"""A callback that warns about signs of reward hacking."""
 
 from __future__ import annotations
 
@@ -18,17 +18,20 @@ log = logging.getLogger(__name__)
 
 
 class RewardHackingWatch(L.Callback):
-    """Measures each rollout's predictions by what a reward may not see, and says in the log when something looks wrong.
+    """Measure properties of predictions that a reward may miss, and log a warning when they look like reward hacking.
 
-    It adds ``hacking/`` metrics (:func:`rwml_callbacks.hacking_signs.hacking_metrics`) to those of the step. Every ``patience`` steps it compares their means with the limits below and with the ``patience``
-    steps before.
+    The callback adds ``hacking/`` metrics (:func:`rwml_callbacks.hacking_signs.hacking_metrics`) to the metrics of each
+    step. Every ``patience`` steps it compares their means with the limits below and with the previous ``patience`` steps.
 
     Args:
-        patience: Steps that are looked at together, and the least between two warnings.
-        max_length_ratio: Predictions longer than so many times the real next states, or shorter than its inverse.
+        patience: Number of steps to average over. There is at most one warning in this many steps.
+        max_length_ratio: Largest ratio of predicted to real words; its inverse is the smallest.
         max_copied: Largest share of predictions that repeat an observation.
         max_content_free: Largest share of predictions that name nothing.
-        min_change: Rise of the mean reward, and fall of exact match or word overlap, that count together.
+        min_change: Warn if the mean reward rises by more than this while exact match or word overlap falls by more.
+
+    Raises:
+        ValueError: ``patience`` is below 1, or ``max_length_ratio`` is not above 1.
 
     Example::
 
@@ -69,7 +72,7 @@ class RewardHackingWatch(L.Callback):
         self.watch(found | {"reward": fmean(p.score.reward for g in scored.groups for p in g.predictions)})
 
     def watch(self, step: Mapping[str, float]) -> None:
-        """Take in one step's ``hacking/`` metrics and its mean ``reward``."""
+        """Add one step's ``hacking/`` metrics and mean ``reward``, and check them after every ``patience`` steps."""
         self._recent.append(dict(step))
         if len(self._recent) < self.patience:
             return
@@ -77,7 +80,7 @@ class RewardHackingWatch(L.Callback):
         signs = self._signs(now)
         if signs:
             log.warning(
-                "Over the last %d steps %s. The reward may be paying for something else than right predictions: look at the "
+                "Over the last %d steps %s. The reward may favour something other than correct predictions: read the "
                 "predictions (rwml-tui), and see docs/analyses.md for what to change.",
                 self.patience,
                 "; ".join(signs),
@@ -93,23 +96,23 @@ class RewardHackingWatch(L.Callback):
         self._recent, self._before = state_dict["recent"], state_dict["before"]
 
     def _signs(self, now: Mapping[str, float]) -> Sequence[str]:
-        """What looks wrong, each as a clause."""
+        """Describe each sign of reward hacking in a clause."""
         signs = []
         ratio = now["hacking/length_ratio"]
         if not 1 / self.max_length_ratio <= ratio <= self.max_length_ratio:
-            signs.append(f"predictions were {ratio:.1f} times as long as what really happened")
+            signs.append(f"predictions were {ratio:.1f} times as long as the real next states")
         if now["hacking/copied"] > self.max_copied:
             signs.append(
                 f"{100 * now['hacking/copied']:.0f} % of predictions repeated an observation instead of predicting one"
             )
         if now["hacking/content_free"] > self.max_content_free:
             signs.append(
-                f"{100 * now['hacking/content_free']:.0f} % of predictions named nothing of what really happened"
+                f"{100 * now['hacking/content_free']:.0f} % of predictions named nothing where the real next state does"
             )
         if self._before and now["reward"] - self._before["reward"] > self.min_change:
             for name, words in (
                 ("exact", "exact matches"),
-                ("overlap", "words shared with what really happened"),
+                ("overlap", "words shared with the real next states"),
             ):
                 old, new = self._before[f"hacking/{name}"], now[f"hacking/{name}"]
                 if old - new > self.min_change:

@@ -1,4 +1,4 @@
-"""What a newcomer looks at: rewards, similarities and seconds by phase, in a CSV file."""
+"""Rewards, similarities, seconds by phase and all other metrics in a CSV file."""
 
 from __future__ import annotations
 
@@ -21,19 +21,20 @@ _QUESTIONS = {
     "policy/zero_variance_groups": "Are the games too hard or too easy for this policy",
 }
 _EVALUATIONS = ("val", "change", "forgetting", "probe")
-"""First parts of names of what is measured on a step's result; anything else is of the step itself."""
+"""Prefixes of metrics that an evaluation or analysis measures after a step; all others belong to the step itself."""
 
 
 class RewardLogger(L.Callback):
-    """Writes all metrics to a CSV file, and warns when hardly a group teaches anything.
+    """Write all metrics to a CSV file, and warn when hardly any group has a variance of rewards.
 
-    The x axis is the optimizer step everywhere. The CSV file has one row a metric (stage, step, name, value), so that a
-    resumed run appends to it whatever its metrics are; the steps that it repeats replace those of the run before.
+    The x axis is the optimizer step everywhere. The CSV file has one row per metric (stage, step, name, value), so that
+    a resumed run can append any metrics. The steps that a resumed run repeats replace the earlier ones.
 
     Args:
         path: CSV file; ``None`` writes none.
-        low_variance_share: Warn when fewer groups than this have had any variance of rewards over ``patience`` steps.
-        patience: Steps before that warning, and between two of them.
+        low_variance_share: Warn if a smaller share of groups than this had any variance of rewards over ``patience``
+            steps.
+        patience: Number of steps to average over before a warning. There is at most one warning in this many steps.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class RewardLogger(L.Callback):
     def on_step_metrics(
         self, trainer: L.Trainer, module: PolicyModule, metrics: Mapping[str, float], batch: Any
     ) -> None:
-        """Write a step's metrics, and watch how many groups have different rewards."""
+        """Write a step's metrics, and check how many groups have different rewards."""
         for name, question in _QUESTIONS.items():
             if name in metrics:
                 self._watch_variance(metrics[name], question)
@@ -61,7 +62,7 @@ class RewardLogger(L.Callback):
         self.write(module.stage, trainer.global_step, metrics)
 
     def write(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
-        """Append to the CSV file."""
+        """Append metrics to the CSV file."""
         if self.path is None or not metrics:
             return
         stage = well_formed(stage)
@@ -69,7 +70,7 @@ class RewardLogger(L.Callback):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         family = _family(next(iter(metrics)))
         if (stage, family) not in self._begun and self.path.exists():
-            self._forget(stage, step, family)
+            self._drop_repeated(stage, step, family)
         self._begun.add((stage, family))
         new = not self.path.exists()
         with self.path.open("a", newline="") as file:
@@ -78,8 +79,8 @@ class RewardLogger(L.Callback):
                 writer.writerow(["stage", "step", "name", "value"])
             writer.writerows([stage, step, name, value] for name, value in metrics.items())
 
-    def _forget(self, stage: str, step: int, family: str) -> None:
-        """Drop what an interrupted run recorded from here on; evaluations of a step come after its training."""
+    def _drop_repeated(self, stage: str, step: int, family: str) -> None:
+        """Drop rows of an interrupted run from this step on. Evaluations of a step come after its training."""
         assert self.path is not None
         with self.path.open(newline="") as file:
             header, *rows = list(csv.reader(file))
@@ -101,8 +102,8 @@ class RewardLogger(L.Callback):
         self._recent.clear()
         if share < self.low_variance_share:
             log.warning(
-                "Over the last %d steps only %.0f %% of groups had members with different rewards; the others teach "
-                "nothing. %s, or is the temperature too low?",
+                "Over the last %d steps only %.0f %% of groups had members with different rewards; the policy learns "
+                "nothing from the other groups. %s, or is the temperature too low?",
                 self.patience,
                 100 * share,
                 question,
@@ -110,6 +111,6 @@ class RewardLogger(L.Callback):
 
 
 def _family(name: str) -> str:
-    """Which evaluation a metric comes from; empty for a step's own."""
+    """Return the prefix of the evaluation that a metric comes from, or "" for a metric of the step itself."""
     first = name.partition("/")[0]
     return first if first in _EVALUATIONS else ""

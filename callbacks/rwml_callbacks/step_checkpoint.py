@@ -1,4 +1,4 @@
-"""Checkpoints by optimizer steps, whatever a batch takes of them."""
+"""Checkpoints every N optimizer steps, for any number of steps per batch."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from rwml_lightning.modules.base import PolicyModule
 
 
 class StepCheckpoint(ModelCheckpoint):
-    """Saves at the end of each batch that takes the policy to, or past, a multiple of N optimizer steps; keeps the newest.
+    """Save a checkpoint after each batch that reaches or passes a multiple of N optimizer steps, and keep the newest.
 
-    Lightning's own class saves where the step itself is a multiple, so seldom when a batch takes several steps.
+    Lightning's own class saves only when the step count after a batch is a multiple, which is rare if a batch takes
+    several steps.
 
     Args:
-        folder: Where ``step-<step>.ckpt`` goes.
+        folder: Folder of the file ``step-<step>.ckpt``.
         every_n_steps: Optimizer steps between two checkpoints.
 
     Raises:

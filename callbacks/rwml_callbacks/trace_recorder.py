@@ -1,4 +1,4 @@
-"""Records the run where the dashboard reads it, and hears what the dashboard asks for."""
+"""Recording of the run for the dashboard, and execution of the dashboard's commands."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _POLL_SECONDS = 0.5
 
 
 class TraceRecorder(L.Callback):
-    """Writes steps, groups, predictions and held-out results to the run store, and obeys its control table.
+    """Write steps, groups, predictions and held-out results to the run store, and execute commands of its control table.
 
-    Each step is committed at once, so that nothing recorded is lost when the process is killed. Held-out results also go to ``evaluations/<stage>-<step>.json``
-    beside the store.
+    Each step is committed at once, so that a killed process loses no recorded step. Held-out results are also written to
+    ``evaluations/<stage>-<step>.json`` in the run folder.
 
     Args:
-        path: The run store, ``trace.db`` in the run folder.
+        path: Path of the run store, ``trace.db`` in the run folder.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -60,7 +60,7 @@ class TraceRecorder(L.Callback):
     def on_step_metrics(
         self, trainer: L.Trainer, module: PolicyModule, metrics: Mapping[str, float], batch: Any
     ) -> None:
-        """Record a step, and do what the dashboard asks for."""
+        """Record a step, and execute the dashboard's commands."""
         stage, step = module.stage, trainer.global_step
         groups = batch.groups if isinstance(batch, RolloutBatch) else ()
         self.writer.write_step(stage, step, metrics, groups)
@@ -92,7 +92,7 @@ class TraceRecorder(L.Callback):
         place = {"stage": stage, "step": step}
         file = printable(f"{stage}-{step}.json")
         write_json(self.path.parent / "evaluations" / file, place | found)
-        if self._trained:  # the evaluation after training has opened the store again
+        if self._trained:  # the evaluation after training has reopened the store as running
             self.writer.set_status("finished")
 
     @override
@@ -131,7 +131,7 @@ class TraceRecorder(L.Callback):
                     paused = command.command == "pause"
                     self.writer.set_status("paused" if paused else "running")
                 self.writer.acknowledge(command.id, answer)
-                log.warning("the dashboard asked: %s; %s", command.command, answer)
+                log.warning("command from the dashboard: %s; %s", command.command, answer)
             if not paused:
                 return
             self.writer.heartbeat()
@@ -139,5 +139,5 @@ class TraceRecorder(L.Callback):
 
 
 def episodes_of(groups: Iterable[EpisodeGroup]) -> list[Episode]:
-    """The episodes of some groups."""
+    """Return the episodes of all groups in one list."""
     return [member.episode for group in groups for member in group.members]

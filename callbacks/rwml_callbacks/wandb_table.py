@@ -13,21 +13,21 @@ from typing_extensions import override
 from rwml_callbacks.passing import passes_multiple
 from rwml_lightning.modules.base import PolicyModule
 
-_INCREMENTS = 90  # W&B shows the last hundred of a table; evaluations and the end add a few
+_INCREMENTS = 90  # W&B shows the last 100 of a table; evaluations and the end of training add a few
 
 
 class GrowingTable(L.Callback):
-    """Logs one W&B table, and without W&B does nothing.
+    """Log one W&B table in increments; without a W&B logger, do nothing.
 
-    The table grows by an increment of new rows, not by being sent again. A long run sends several steps at once, so that
-    all of them can be seen. Checkpoints hold the rows so far: a resumed run loses none, whether W&B knows the rows
-    already (online) or gets them in another folder (offline).
+    Each upload holds the new rows only. A long run sends the rows of several steps together, so that W&B can show all
+    of them. Checkpoints hold the rows so far, so a resumed run loses none: an online run already has them on W&B, an
+    offline run sends them again from its new folder.
 
     Args:
         **limits: Settings of a subclass that must be at least 1.
 
     Raises:
-        ValueError: One of them is below 1.
+        ValueError: A limit is below 1.
     """
 
     name: ClassVar[str]
@@ -42,11 +42,11 @@ class GrowingTable(L.Callback):
         self._table: Any = None
 
     def add_rows(self, rows: Sequence[Sequence[Any]]) -> None:
-        """Keep rows until they are sent."""
+        """Add rows to the next increment."""
         self._rows += [list(row) for row in rows]
 
     def send_now_and_then(self, trainer: L.Trainer, module: PolicyModule) -> None:
-        """After a training step: send what there is, unless so long a run sends several steps at once."""
+        """Send the new rows after a training step, or after several steps in a long run."""
         every = module.num_planned_steps // _INCREMENTS + 1
         if passes_multiple(trainer.global_step, module.steps_per_batch, every):
             self.send(trainer)
@@ -91,10 +91,10 @@ class GrowingTable(L.Callback):
 
 
 def clip(text: str, max_chars: int) -> str:
-    """The beginning of a longer text, with an ellipsis as its last character."""
+    """Cut a text to ``max_chars`` characters, the last of which is then an ellipsis."""
     return text if len(text) <= max_chars else text[: max_chars - 1] + "…"
 
 
 def wandb_logger(trainer: L.Trainer) -> WandbLogger | None:
-    """The trainer's W&B logger."""
+    """Return the trainer's W&B logger, or ``None`` if it has none."""
     return next((logger for logger in trainer.loggers if isinstance(logger, WandbLogger)), None)

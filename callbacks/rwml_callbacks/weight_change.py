@@ -1,4 +1,4 @@
-"""Which weights a stage moved: sparse change is what the paper finds for RWML, and not for next-state SFT."""
+"""Share of weights that a stage changed. The paper finds sparse changes for RWML but not for next-state SFT."""
 
 from __future__ import annotations
 
@@ -24,17 +24,18 @@ from rwml_lightning.weights import checkpoint_tensors
 
 
 class WeightChange(Analysis):
-    """Share of scalars that differ from the stage's start by more than a tolerance, by layer and module.
+    """Measure the share of scalars that a stage changed by more than a tolerance, by layer and module.
 
-    A scalar counts when |w' - w| > tolerance * max(|w'|, |w|) (arXiv 2602.05842). The start is read from where the
-    stage got it, one tensor at a time; adapters are merged. Metrics: ``change/all``, ``change/q``, ``change/mlp``, ...
+    A scalar counts as changed when |w' - w| > tolerance * max(|w'|, |w|) (arXiv 2602.05842). The initial weights are
+    read from the stage's own starting checkpoint, one tensor at a time, and adapters are merged. Metrics:
+    ``change/all``, ``change/q``, ``change/mlp``, ...
 
     Args:
-        tolerance: Relative change that does not count yet (paper: 1e-3).
+        tolerance: Largest relative change that counts as unchanged (paper: 1e-3).
         every_n_steps: See :class:`Analysis`.
 
     Raises:
-        ValueError: A weight is missing where the stage started; at the first step, before anything is trained.
+        ValueError: The starting checkpoint lacks a weight. Raised at the first step, before any training.
 
     Example::
 

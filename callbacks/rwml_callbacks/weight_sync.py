@@ -1,4 +1,4 @@
-"""Brings the trainer's weights to the generator, and proves that they arrived."""
+"""Synchronisation of the generator with the trainer's weights."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from rwml_lightning.modules.base import PolicyModule
 
 
 class WeightSync(L.Callback):
-    """Updates the generator after each optimizer step, and proves that it computes with these weights.
+    """Update the generator after each batch, and prove that it computes with the new weights.
 
-    A synchronisation that is silently wrong trains on another policy's samples for as long as nobody looks;
-    :class:`rwml_lightning.generation.WeightCheck` says what is compared. It costs a pass over the weights and one short
-    forward pass on either side.
+    Without the proof, a silent fault in the synchronisation would train the policy on samples of another policy.
+    :class:`rwml_lightning.generation.WeightCheck` documents the comparison. It costs a pass over the weights and one
+    short forward pass each in the trainer and in the generator.
 
     Args:
-        tolerance: Largest mean absolute difference of the log-probabilities of a fixed sequence, in nats; ``None`` takes
-            0.01 where trainer and generator compute in float32 and 0.15 where one computes in less.
-        num_check_tokens: Length of the fixed sequence.
+        tolerance: Largest mean absolute difference of the log-probabilities of a fixed sequence, in nats. ``None`` takes
+            0.01 if trainer and generator compute in float32 and 0.15 if either uses a lower precision.
+        num_check_tokens: Length of the fixed sequence in tokens.
 
     Raises:
-        WeightSyncError: The generator has other weights, or computes something else with them.
+        WeightSyncError: The generator has other weights, or computes other log-probabilities with them.
     """
 
     def __init__(self, tolerance: float | None = None, num_check_tokens: int = 32) -> None:
@@ -65,7 +65,7 @@ class WeightSync(L.Callback):
         self.sync(pl_module)
 
     def sync(self, module: PolicyModule) -> None:
-        """Give the generator the module's weights unless it has them."""
+        """Give the generator the module's weights, unless it already has them."""
         data = rollout_data(module.trainer)
         start = time.perf_counter()
         if isinstance(data.generator, HFGenerator):

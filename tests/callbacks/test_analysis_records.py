@@ -229,9 +229,9 @@ def test_why_a_task_cannot_be_run_is_one_line() -> None:
     asked: list[list[str]] = []
     manager: Any = SimpleNamespace(task_index={"away", "needs", "here"}, load=load)
     assert obstacle(manager, "here") is None
-    assert obstacle(manager, "away") == "what it needs can't be had (no such file)"
-    assert obstacle(manager, "needs") == "what it needs can't be had (pip install it)"
-    assert obstacle(manager, "unknown") == "lm-eval has no task of that name"
+    assert obstacle(manager, "away") == "its data or packages are not available (no such file)"
+    assert obstacle(manager, "needs") == "its data or packages are not available (pip install it)"
+    assert obstacle(manager, "unknown") == "lm-eval has no task with this name"
     assert asked == [["here"], ["away"], ["needs"]]
 
 
@@ -246,7 +246,7 @@ def test_settings_of_forgetting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert (own.tasks, own.limit, own.batch_size) == (("a", "b"), None, 1)
     assert (own.apply_chat_template, own.include_path, own.every_n_steps) == (False, str(tmp_path), 7)
     assert Forgetting(limit=1).limit == 1
-    with pytest.raises(ValueError, match=r"^Forgetting\.include_path names .*none, which is no folder$"):
+    with pytest.raises(ValueError, match=r"^Forgetting\.include_path names .*none, which is not a folder$"):
         Forgetting(include_path=str(tmp_path / "none"))
 
 
@@ -279,8 +279,8 @@ def test_ten_steps_of_a_tenth_are_enough(
     assert len(caplog.records) == warned
     for record in caplog.records:
         assert record.getMessage() == (
-            "Over the last 10 steps only 9 % of groups had members with different rewards; the others teach nothing. Why, or "
-            "is the temperature too low?"
+            "Over the last 10 steps only 9 % of groups had members with different rewards; the policy learns nothing from "
+            "the other groups. Why, or is the temperature too low?"
         )
     logger, count = RewardLogger(low_variance_share=0.25, patience=1), len(caplog.records)
     logger._watch_variance(0.75, "Why")

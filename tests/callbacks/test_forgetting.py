@@ -128,7 +128,7 @@ def test_what_cannot_be_had_is_named_and_left_out(
     said = [r.getMessage() for r in caplog.records if r.name == "rwml_callbacks.forgetting"]
     assert len(said) == 3  # once, not before and after
     for line, words in zip(
-        said, ("lm-eval has no task of that name", "no.jsonl", "nobody/nothing"), strict=True
+        said, ("lm-eval has no task with this name", "no.jsonl", "nobody/nothing"), strict=True
     ):
         assert words in line
         assert "\n" not in line

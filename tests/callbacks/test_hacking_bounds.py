@@ -79,12 +79,12 @@ def signs(watch: RewardHackingWatch, **later: float) -> list[str]:
     return list(watch._signs(GOOD | changes))
 
 
-LONG = "predictions were {:.1f} times as long as what really happened"
+LONG = "predictions were {:.1f} times as long as the real next states"
 COPIED = "{} % of predictions repeated an observation instead of predicting one"
-NOTHING = "{} % of predictions named nothing of what really happened"
+NOTHING = "{} % of predictions named nothing where the real next state does"
 EXACT = "the reward rose from 0.50 to {:.2f} while exact matches fell from 50 to {} %"
 SHARED = (
-    "the reward rose from 0.50 to {:.2f} while words shared with what really happened fell from 90 to {} %"
+    "the reward rose from 0.50 to {:.2f} while words shared with the real next states fell from 90 to {} %"
 )
 
 
@@ -128,9 +128,7 @@ def test_the_mean_of_a_window_counts_and_each_window_anew(caplog: pytest.LogCapt
             watch.watch(GOOD | later)
             assert len(caplog.records) == (number >= 3)
     (record,) = caplog.records
-    assert record.getMessage().startswith(
-        f"Over the last 2 steps {COPIED.format(30)}. The reward may be paying"
-    )
+    assert record.getMessage().startswith(f"Over the last 2 steps {COPIED.format(30)}. The reward may favour")
 
 
 def test_several_signs_are_clauses_of_one_warning(caplog: pytest.LogCaptureFixture) -> None:

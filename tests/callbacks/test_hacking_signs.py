@@ -83,7 +83,7 @@ def test_metrics_by_hand() -> None:
 @pytest.mark.parametrize(
     ("later", "words"),
     [
-        ({"hacking/length_ratio": 3.0}, "predictions were 3.0 times as long as what really happened"),
+        ({"hacking/length_ratio": 3.0}, "predictions were 3.0 times as long as the real next states"),
         ({"hacking/length_ratio": 0.4}, "predictions were 0.4 times as long"),
         ({"hacking/copied": 0.4}, "40 % of predictions repeated an observation"),
         ({"hacking/content_free": 0.8}, "80 % of predictions named nothing"),
@@ -91,7 +91,7 @@ def test_metrics_by_hand() -> None:
             {"reward": 0.7, "hacking/exact": 0.3},
             "the reward rose from 0.50 to 0.70 while exact matches fell from 50 to 30 %",
         ),
-        ({"reward": 0.7, "hacking/overlap": 0.6}, "while words shared with what really happened fell"),
+        ({"reward": 0.7, "hacking/overlap": 0.6}, "while words shared with the real next states fell"),
     ],
 )
 def test_each_sign_is_said_once_a_window(
