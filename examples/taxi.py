@@ -1,6 +1,6 @@
-"""Gymnasium's Taxi in words: how an environment that does not speak becomes one that does, without a change to the trainer.
+"""Gymnasium's Taxi as a text environment: how to wrap an environment without texts, with no change to the trainer.
 
-configs name it as ``examples.taxi:TaxiInWords`` (see examples/taxi.yaml).
+Configs refer to it as ``examples.taxi:TaxiInWords`` (see examples/taxi.yaml).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ STANDS = ("red", "green", "yellow", "blue")
 
 
 class TaxiInWords(gymnasium.Env[str, str]):
-    """``Taxi-v4`` of Gymnasium's toy texts: its numbers as sentences, its actions by name. Played by seed."""
+    """Describe the states of Gymnasium's ``Taxi-v4`` in sentences, and name its actions. Episodes differ by seed, not by task."""
 
     observation_space = gymnasium.spaces.Text(200)
     action_space = gymnasium.spaces.Text(40)
@@ -26,7 +26,7 @@ class TaxiInWords(gymnasium.Env[str, str]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[str, dict[str, Any]]:
         state, info = self.taxi.reset(seed=seed)
-        # One who does not pick up or drop off at random comes further: those two are offered where they do something.
+        # Offer pick up and drop off only where they have an effect, so that random play gets further.
         self.mask = info["action_mask"]
         return self.describe(state), {"task": "Bring the passenger to their destination.", **self.offered()}
 
