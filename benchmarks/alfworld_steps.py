@@ -1,9 +1,9 @@
-"""ALFWorld steps and resets a second: the stock engine against the fast path, alternating on the same games and actions.
+"""ALFWorld steps and resets per second: the stock engine against the fast path, in alternation on the same games and actions.
 
     python benchmarks/alfworld_steps.py                      # generates games, then measures
     python benchmarks/alfworld_steps.py --data DIR           # any folder of game.tw-pddl files
 
-Both engines run in this one process. What they say is compared at every step, so a ratio is never one of different work.
+Both engines run in this process. Their outputs are compared at every step, so that a ratio never compares different work.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ENGINES = ("stock", "fast")
 
 @dataclass
 class Measured:
-    """Sums over all games of one engine."""
+    """Measurements of one engine in all games."""
 
     load_s: list[float] = field(default_factory=list)
     reset_s: list[float] = field(default_factory=list)
@@ -40,7 +40,7 @@ class Measured:
 
 
 def resident_mb() -> float:
-    """Memory of this process in MB."""
+    """Return the resident memory of this process in MB."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
@@ -48,7 +48,7 @@ def resident_mb() -> float:
 def play(
     make_engine: Any, path: Path, choices: Sequence[float], num_resets: int, measured: Measured
 ) -> tuple[Any, list[object]]:
-    """Load, reset and step one game; the engine (so that its memory stays counted) and all that it said."""
+    """Load, reset and step one game; return the engine (so that its memory still counts) and all of its outputs."""
     gc.collect()
     before_mb, start = resident_mb(), time.perf_counter()
     engine = make_engine()
@@ -72,7 +72,7 @@ def play(
 
 
 def report(results: dict[str, Measured], num_games: int, peak_mb: float) -> Table:
-    """The table."""
+    """Return the table."""
 
     def mean(values: Sequence[float]) -> float:
         return sum(values) / len(values)
@@ -85,22 +85,24 @@ def report(results: dict[str, Measured], num_games: int, peak_mb: float) -> Tabl
         ("steps/s", 1 / mean(stock.step_s), 1 / mean(fast.step_s)),
         ("resets/s", 1 / mean(stock.reset_s), 1 / mean(fast.reset_s)),
         ("first loads and resets/s", 1 / mean(stock.load_s), 1 / mean(fast.load_s)),
-        ("MB an environment", mean(stock.environment_mb), mean(fast.environment_mb)),
+        ("MB per environment", mean(stock.environment_mb), mean(fast.environment_mb)),
     ):
         table.add_row(label, f"{theirs:.1f}", f"{mine:.1f}", f"{mine / theirs:.1f}")
     return table
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", help="folder of games; generated ones when left out")
-    parser.add_argument("--difficulty", default="full", help="of generated games: tiny, small or full")
+    parser.add_argument("--data", help="folder of games (default: generate games)")
+    parser.add_argument(
+        "--difficulty", default="full", help="difficulty of generated games: tiny, small or full"
+    )
     parser.add_argument("--num_games", type=int, default=6)
-    parser.add_argument("--num_steps", type=int, default=30, help="a game")
-    parser.add_argument("--num_resets", type=int, default=2, help="a game, after the first")
+    parser.add_argument("--num_steps", type=int, default=30, help="steps per game")
+    parser.add_argument("--num_resets", type=int, default=2, help="resets per game, after the first")
     arguments = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as folder:

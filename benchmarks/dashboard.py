@@ -1,10 +1,10 @@
-"""The dashboard on a million predictions, in a real terminal, beside a viewer that loads the same as JSONL.
+"""The dashboard on a million predictions, compared with a viewer that loads the same predictions as JSONL.
 
-    python benchmarks/dashboard.py                         # writes some 4 GB into a temporary folder first
-    python benchmarks/dashboard.py --folder million   # keeps what was written, for the next time
+    python benchmarks/dashboard.py                         # first writes about 4 GB into a temporary folder
+    python benchmarks/dashboard.py --folder million   # keeps the files for the next time
 
-Both run as a user starts them, in a pseudo-terminal of 160 x 48. A time is that from the start, or from the last key, until
-the terminal was sent the text that answers it; memory is the process's peak (VmHWM).
+Both run as a user starts them, in a pseudo-terminal of 160 x 48. A time is measured from the start, or from the last key, until
+the program has written the expected text to the terminal. Memory is the peak of the process (VmHWM).
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ SEARCHED = "uncommonword"
 
 
 def make_group(number: int, draw: random.Random) -> Group:
-    """A group of texts as long as those of a 7B model: some 2 kB a prediction; its room is named after its number."""
+    """Make a group with texts as long as those of a 7B model, about 2 kB per prediction. Its number is its room's name."""
 
     def words(count: int) -> str:
         return " ".join(draw.choices(WORDS, k=count))
@@ -102,12 +102,12 @@ def make_group(number: int, draw: random.Random) -> Group:
 
 
 def make_groups(count: int, first: int = 0) -> Iterator[Group]:
-    """Groups by number."""
+    """Yield the groups with numbers from ``first`` to ``count`` - 1."""
     return (make_group(number, random.Random(number)) for number in range(first, count))
 
 
 def write_store(path: Path, num_groups: int) -> None:
-    """A finished run of that many groups, unless it is there."""
+    """Write a finished run with ``num_groups`` groups, unless the file exists."""
     if path.exists():
         return
     partial = path.with_name(".partial") / path.name
@@ -122,7 +122,7 @@ def write_store(path: Path, num_groups: int) -> None:
 
 
 def write_jsonl(path: Path, num_groups: int) -> None:
-    """The same as one line a prediction, in the fields that trainers dump, unless it is there."""
+    """Write the same predictions as JSONL with the usual fields of trainers, unless the file exists."""
     if path.exists():
         return
     partial = path.with_suffix(".partial")
@@ -139,18 +139,18 @@ def write_jsonl(path: Path, num_groups: int) -> None:
 
 @dataclass
 class Measured:
-    """Seconds by what was done, memory in MB."""
+    """Seconds by operation, and peak memory in MB."""
 
     seconds: dict[str, list[float]] = field(default_factory=dict)
     peak_mb: float = 0.0
 
     def add(self, name: str, seconds: float) -> None:
-        """One more of a kind."""
+        """Add a time of an operation."""
         self.seconds.setdefault(name, []).append(seconds)
 
 
 def measure_dashboard(store: Path, num_groups: int, num_keys: int) -> Measured:
-    """Start, keys, sorting by each column, conditions and words."""
+    """Measure the start, keys, sorting by each column, filters and search."""
     measured = Measured()
     with TraceReader(store) as reader:
         sought = len(reader.group_ids(GroupQuery(search=SEARCHED)))
@@ -177,7 +177,7 @@ def measure_dashboard(store: Path, num_groups: int, num_keys: int) -> Measured:
             )
             terminal.send("ctrl+u", f" {num_groups:,} groups")
             terminal.send("enter", None)
-            time.sleep(0.3)  # the list has the focus then
+            time.sleep(0.3)  # until the list has the focus
         terminal.type("/" + SEARCHED[:-1])
         measured.add(
             f"search {SEARCHED}", terminal.send(SEARCHED[-1], f"{sought:,} of {num_groups:,} groups")
@@ -187,7 +187,7 @@ def measure_dashboard(store: Path, num_groups: int, num_keys: int) -> Measured:
 
 
 def measure_peer(file: Path, num_keys: int) -> Measured:
-    """The same of the viewer that loads all."""
+    """Measure the start, keys and search of the JSONL viewer."""
     measured = Measured()
     viewer = Path(__file__).with_name("jsonl_viewer.py")
     with Terminal([sys.executable, str(viewer), str(file)], seconds=600) as terminal:
@@ -201,10 +201,10 @@ def measure_peer(file: Path, num_keys: int) -> Measured:
 
 
 def measure_following(store: Path, num_groups: int, step_seconds: float, num_steps: int) -> dict[str, float]:
-    """What a dashboard that follows a live run costs it: longer writes, and processor time taken from it.
+    """Measure the cost of a dashboard that follows a live run: longer writes of the run, and processor time.
 
     Returns:
-        Seconds a step of each.
+        Seconds per step, by name.
     """
 
     def write(first: int) -> Iterator[float]:
@@ -230,16 +230,20 @@ def measure_following(store: Path, num_groups: int, step_seconds: float, num_ste
 
 
 def main() -> None:
-    """Write, measure, print."""
+    """Write the files, measure, and print the tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--folder", type=Path, help="where store and JSONL are kept; temporary when left out")
+    parser.add_argument(
+        "--folder", type=Path, help="folder of the store and the JSONL file (default: a temporary one)"
+    )
     parser.add_argument("--num_predictions", type=int, default=1_000_000)
     parser.add_argument("--num_keys", type=int, default=50)
-    parser.add_argument("--step_seconds", type=float, default=16.0, help="of the live run (quickstart: 16)")
-    parser.add_argument("--num_steps", type=int, default=3, help="of the live run, alone and followed")
-    parser.add_argument("--no_peer", action="store_true", help="leave the JSONL viewer out")
+    parser.add_argument(
+        "--step_seconds", type=float, default=16.0, help="seconds per step of the live run (quickstart: 16)"
+    )
+    parser.add_argument("--num_steps", type=int, default=3, help="steps of the live run, alone and followed")
+    parser.add_argument("--no_peer", action="store_true", help="skip the JSONL viewer")
     chosen = parser.parse_args()
     num_groups = chosen.num_predictions // GROUP_SIZE // GROUPS_PER_STEP * GROUPS_PER_STEP
     with tempfile.TemporaryDirectory() as temporary:
@@ -268,7 +272,7 @@ def report(
     num_predictions: int,
     step_seconds: float,
 ) -> None:
-    """Print what was measured."""
+    """Print the tables."""
     console = Console()
     table = Table(title=f"{num_predictions:,} predictions; seconds, median and worst")
     table.add_column("")
@@ -282,7 +286,7 @@ def report(
     table.add_row("peak memory, MB", *(f"{one.peak_mb:,.0f}" for one in columns.values()))
     table.add_row("file, GB", *(f"{gigabytes[name]:.2f}" for name in columns))
     console.print(table)
-    table = Table(title=f"Following a live run: seconds a step, of {step_seconds:g}")
+    table = Table(title=f"Following a live run: seconds per step of {step_seconds:g} s")
     table.add_column("")
     table.add_column("seconds", justify="right")
     table.add_column("share of the step", justify="right")

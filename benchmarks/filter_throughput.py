@@ -1,12 +1,12 @@
-"""Tokens a second of the whole easy-sample filter's predictions against the generator alone, alternating in one run.
+"""Tokens per second of the whole easy-sample filter against the generator alone, in alternation.
 
     python benchmarks/filter_throughput.py [--generator hf] [--num_transitions 128] [--rounds 3]
 
-A copy of the model is taught first, so that its answers are well-formed and the embedder has its work. Both sides answer
-the same prompts with its weights and the same seeds, and their numbers of tokens are compared. The generator alone gets all
-prompts in one call, encoded before. The filter does all that it does in a run: it encodes, generates batch by batch, reads
-the answers, embeds and scores them, writes its parts. Training and the start of the engine are in neither. The filter should
-reach at least 0.8 of the generator alone.
+First a copy of the model is trained, so that its answers are well-formed and the embedder has texts to embed. Both sides
+answer the same prompts with the copy's weights and the same seeds, and their numbers of tokens are compared. The generator
+alone gets all prompts in one call, already encoded. The filter does the same work as in a run: it encodes prompts, generates
+batch by batch, parses, embeds and scores the answers, and writes its parts. Neither time includes training or the start of
+the engine. The filter should reach at least 0.8 of the generator alone.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ THINGS = ("apple", "mug", "plate", "knife", "book", "pen", "lettuce", "pan", "eg
 
 
 def make_transitions(count: int) -> list[Transition]:
-    """Household transitions with distinct texts."""
+    """Make household transitions with distinct texts."""
     made = []
     for number in range(count):
         place = f"{PLACES[number % len(PLACES)]} {number // len(PLACES) + 1}"
@@ -62,7 +62,7 @@ def make_transitions(count: int) -> list[Transition]:
 def run_filter(
     data: RolloutDataModule, module: WorldModelGRPO, folder: Path, arguments: argparse.Namespace, seed: int
 ) -> Throughput:
-    """The filter's predictions from the first prompt to the last part written; the first call trains the copy."""
+    """Run the filter from the first prompt to the last written part. The first call also trains the copy."""
     judged = data.prediction_source.train
     reward = data.need_predictions().need_reward()
     for part in folder.glob("*.json"):
@@ -83,7 +83,7 @@ def run_filter(
 def run_generator(
     generator: Generator, data: RolloutDataModule, arguments: argparse.Namespace, seed: int
 ) -> Throughput:
-    """One call for all."""
+    """Generate all answers in one call."""
     source = data.prediction_source
     judged, settings = source.train, source.settings
     prompts = [settings.prompt.encode(source.policy.chat, transition) for transition in judged]

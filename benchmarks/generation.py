@@ -1,11 +1,11 @@
-"""Sampling speed and memory of both generators on the same prompts, alternating in one run.
+"""Sampling speed and memory of both generators on the same prompts, in alternation.
 
     python benchmarks/generation.py [--model package:smollm2-135m-instruct] [--num_prompts 1 4 8] [--rounds 3]
 
-Both generate completions of exactly ``--max_tokens`` tokens (no end token), with a new seed for every round; vLLM's
-prefix cache is emptied before each round, so that both prefill the prompts. The median of the rounds is shown. Memory
-is the largest resident set while generating: of this process for HFGenerator, of the engine's processes for vLLM.
-First, the log-probabilities that both give to the same sequence are compared.
+Both generate completions of exactly ``--max_tokens`` tokens (no end token), with a new seed for every round. vLLM's
+prefix cache is emptied before each round, so that both prefill the prompts. The table shows the median of the rounds.
+Memory is the largest resident set during generation: of this process for HFGenerator, of the engine's processes for
+vLLM. Before that, the log-probabilities of both for the same sequence are compared.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TEXT = (
 
 @contextmanager
 def peak_memory(processes: Callable[[], list[psutil.Process]]) -> Iterator[list[float]]:
-    """Yields a list whose one number becomes the largest total resident set in GiB."""
+    """Yield a list with one number, which becomes the largest total resident set in GiB."""
     peak, stop = [0.0], threading.Event()
 
     def watch() -> None:
@@ -58,7 +58,7 @@ def engine_processes() -> list[psutil.Process]:
 def measure(
     generator: Generator, prompts: list[list[int]], group_size: int, max_tokens: int, seed: int
 ) -> tuple[float, float]:
-    """Tokens a second and peak GiB of one round."""
+    """Run one round; return tokens per second and peak memory in GiB."""
     if isinstance(generator, VLLMGenerator):
         generator.reset_prefix_cache()
         processes = engine_processes

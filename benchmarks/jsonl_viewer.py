@@ -1,4 +1,4 @@
-"""What the dashboard is measured against: a viewer of rollouts that loads a whole JSONL file, one record on the screen.
+"""A viewer of rollouts for comparison with the dashboard: it loads a whole JSONL file and shows one record at a time.
 
 python benchmarks/jsonl_viewer.py FILE      # n, p: next, previous; / and Enter: search
 """
@@ -17,10 +17,10 @@ from textual.widgets import Input, Static
 
 
 class Viewer(App[None]):
-    """Shows one record after another.
+    """Show one record after another.
 
     Args:
-        file: One record a line.
+        file: Path of a file with one record per line.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -34,34 +34,34 @@ class Viewer(App[None]):
         self.place = 0
 
     def compose(self) -> ComposeResult:
-        """Where one is, the record, the line to search with."""
+        """Compose the position, the record and the search line."""
         yield Static(id="place", markup=False)
         with VerticalScroll():
             yield Static(id="record", markup=False)
         yield Input(disabled=True)
 
     def on_mount(self) -> None:
-        """Load all."""
+        """Load all records."""
         with open(self.file) as file:
             self.records = [json.loads(line) for line in file]
         self.action_go(0)
 
     def action_go(self, by: int) -> None:
-        """Another record."""
+        """Move by a number of records."""
         self.place = max(0, min(self.place + by, len(self.records) - 1))
         self.query_one("#place", Static).update(f"record {self.place + 1} of {len(self.records):,}")
         record = self.records[self.place]
         self.query_one("#record", Static).update("\n\n".join(f"{k}: {v}" for k, v in record.items()))
 
     def action_search(self) -> None:
-        """To the line."""
+        """Focus the search line."""
         line = self.query_one(Input)
         line.disabled = False
         line.focus()
 
     @on(Input.Submitted)
     def search(self, event: Input.Submitted) -> None:
-        """Look at every text."""
+        """Count the records that contain the text."""
         hits = [
             place
             for place, record in enumerate(self.records)

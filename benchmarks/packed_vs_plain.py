@@ -1,15 +1,16 @@
-"""Forward and backward of a group's completion log-probabilities: prefix tree against padded batch.
+"""Forward and backward pass of a group's completion log-probabilities: prefix tree against padded batch.
 
     python benchmarks/packed_vs_plain.py
     python benchmarks/packed_vs_plain.py --prompt 128 --completion 32 --group 16
     python benchmarks/packed_vs_plain.py --prompt 128 --completion 24 --turns 8 --reply 40   # episodes of a policy
 
-SmolLM2-135M's shapes with random weights, float32, CPU. Values and gradients are compared first; then both take turns in
-one process, and the best of their times count; peak memory is measured in a process of its own for each. The plain
-batch is the best of its kind: equal lengths, so no padding, fused causal attention, and the head on completions alone; of episodes it takes one turn of all members at a time.
+The model has SmolLM2-135M's shapes with random weights in float32 on the CPU. Values and gradients are compared first. Then
+both sides alternate in one process, and the best time of each counts; peak memory is measured in a separate process for each.
+The plain batch is as fast as possible: equal lengths, so no padding, fused causal attention, and the head on completions only.
+With episodes, one plain batch holds one turn of all members.
 
-Two limits stand beside the measured ratio. The tokens' ratio is what the linear layers could gain; the operations'
-ratio also counts attention and the head, of which packing saves less (the chunked head even computes its logits twice).
+Two limits are printed with the measured ratio. The token ratio is the largest gain of the linear layers. The operation ratio
+also counts attention and the head, where packing saves less (the chunked head even computes its logits twice).
 """
 
 from __future__ import annotations
@@ -47,16 +48,16 @@ CONFIG = LlamaConfig(
 )
 WAYS = ("plain", "packed")
 VALUE_TOLERANCE = 1e-4
-"""Nats, in float32."""
+"""Largest difference of log-probabilities in nats, in float32."""
 GRADIENT_TOLERANCE = 1e-3
-"""Norm of the difference of all gradients over their norm."""
+"""Largest norm of the difference of all gradients, relative to their norm."""
 
 
 class Case:
-    """One group: a random prompt, as many random completions, and both ways to their log-probabilities.
+    """One group with a random prompt and random completions, and both ways to compute their log-probabilities.
 
-    With several turns each member goes on after its completion with a random reply of the environment and another completion;
-    every turn is a sequence of its own, of which the completion is trained.
+    With several turns, each member continues after its completion with a random reply of the environment and another
+    completion. Every turn is a separate sequence, and only its completion is trained.
     """
 
     def __init__(self, prompt: int, completion: int, group: int, turns: int, reply: int) -> None:
@@ -75,10 +76,10 @@ class Case:
             self.sequences += so_far
             so_far = [start + random_ids(reply) for start in so_far]
         self.model = LlamaForCausalLM(CONFIG).train()
-        use_tree_attention(self.model)  # what gets a plain batch still goes to SDPA
+        use_tree_attention(self.model)  # plain batches still use SDPA
 
     def parts(self, way: str) -> Iterator[Tensor]:
-        """Log-probabilities of the completions' tokens, what one forward pass gives at a time."""
+        """Yield the log-probabilities of the completions' tokens from one forward pass after another."""
         if way == "packed":
             most = sum(map(len, self.sequences))
             (micro,) = micro_batches(self.sequences, self.trained_from, max_tokens=most)
@@ -89,7 +90,7 @@ class Case:
             yield plain_logprobs(self.model, self.sequences[part], self.trained_from[part]).logprobs
 
     def step(self, way: str) -> tuple[Tensor, float]:
-        """One forward and backward of all; log-probabilities, [turns * group * completion], and seconds."""
+        """Run forward and backward of all sequences; return log-probabilities, [turns * group * completion], and seconds."""
         self.model.zero_grad(set_to_none=True)
         start = time.perf_counter()
         trained = sum(len(s) - first for s, first in zip(self.sequences, self.trained_from, strict=True))
@@ -100,14 +101,14 @@ class Case:
         return torch.cat(found), time.perf_counter() - start
 
     def gradients(self) -> Tensor:
-        """All gradients as one vector."""
+        """Return all gradients as one vector."""
         return torch.cat([parameter.grad.flatten() for parameter in self.model.parameters()])
 
     def compare(self) -> tuple[float, float]:
-        """Largest difference of values in nats, and relative difference of gradients.
+        """Return the largest difference of values in nats, and the relative difference of gradients.
 
         Raises:
-            SystemExit: If one is above its tolerance.
+            SystemExit: A difference is above its tolerance.
         """
         expected, _ = self.step("plain")
         expected_gradients = self.gradients()
@@ -119,11 +120,11 @@ class Case:
         return value, gradient
 
     def token_ratio(self) -> float:
-        """Tokens of the plain batch over distinct prefixes."""
+        """Return the number of tokens of the plain batch divided by the number of distinct prefixes."""
         return sum(map(len, self.sequences)) / build_tree(self.sequences).num_nodes
 
     def operation_ratio(self) -> float:
-        """Multiplications of forward and backward, plain over packed: linear layers, attention and head."""
+        """Return the ratio, plain over packed, of multiplications in forward and backward: linear layers, attention and head."""
         tree = build_tree(self.sequences)
         trained = sum(len(s) - first for s, first in zip(self.sequences, self.trained_from, strict=True))
         body = sum(p.numel() for p in self.model.model.layers.parameters())
@@ -135,20 +136,20 @@ class Case:
 
 
 def peak_gib() -> float:
-    """Largest resident memory of this process so far (Linux counts it in KiB)."""
+    """Return the largest resident memory of this process so far in GiB (Linux counts it in KiB)."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--prompt", type=int, default=512, help="tokens")
-    parser.add_argument("--completion", type=int, default=96, help="tokens")
-    parser.add_argument("--group", type=int, default=8, help="completions")
-    parser.add_argument("--turns", type=int, default=1, help="turns an episode")
+    parser.add_argument("--prompt", type=int, default=512, help="tokens of the prompt")
+    parser.add_argument("--completion", type=int, default=96, help="tokens per completion")
+    parser.add_argument("--group", type=int, default=8, help="number of completions")
+    parser.add_argument("--turns", type=int, default=1, help="turns per episode")
     parser.add_argument(
-        "--reply", type=int, default=0, help="tokens that the environment answers between two turns"
+        "--reply", type=int, default=0, help="tokens of the environment's reply between two turns"
     )
-    parser.add_argument("--rounds", type=int, default=3, help="times that each way is timed")
+    parser.add_argument("--rounds", type=int, default=3, help="number of timings per way")
     parser.add_argument("--peak-of", choices=WAYS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.peak_of:
@@ -156,7 +157,7 @@ def main() -> None:
         print(peak_gib())
         return
 
-    # Before this process grows: a child's count starts from its parent's size.
+    # Start these before this process grows: the peak of a child starts from its parent's size.
     command = [
         sys.executable,
         __file__,
@@ -189,10 +190,10 @@ def main() -> None:
     ratio = best["plain"] / best["packed"]
     tokens, operations = case.token_ratio(), case.operation_ratio()
     console.print(
-        f"packed is {ratio:.2f} times faster: {ratio / tokens:.0%} of the tokens' ratio ({tokens:.2f}), ",
+        f"packed is {ratio:.2f} times faster: {ratio / tokens:.0%} of the token ratio ({tokens:.2f}), ",
         end="",
     )
-    console.print(f"{ratio / operations:.0%} of the operations' ratio ({operations:.2f})")
+    console.print(f"{ratio / operations:.0%} of the operation ratio ({operations:.2f})")
 
 
 if __name__ == "__main__":

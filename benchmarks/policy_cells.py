@@ -1,11 +1,12 @@
-"""What the world-model stage is good for: policy GRPO from the base model beside policy GRPO from an RWML checkpoint.
+"""The benefit of the world-model stage: policy GRPO from the base model against policy GRPO from an RWML checkpoint.
 
     python benchmarks/policy_cells.py [--seeds 0 1 2] [--starts base rwml]
 
-Every cell is configs/quickstart.yaml and configs/alfworld/policy_quickstart.yaml with policy_cells.yaml on top: the same games, the same demonstrations to
-imitate, the same number of steps and episodes; only where it starts differs. The RWML checkpoint is that of
-configs/quickstart.yaml, which is run first unless its export is there. Cells lie in runs/policy-cells/; one that is finished is
-not repeated, one that was interrupted goes on at its last checkpoint. Prints a Markdown table of held-out success over training.
+Every cell is configs/quickstart.yaml and configs/alfworld/policy_quickstart.yaml with policy_cells.yaml on top: the same games,
+the same demonstrations to imitate, the same number of steps and episodes. Cells only differ in the initial model. The RWML
+checkpoint is that of configs/quickstart.yaml, which is run first unless its export exists. Cells are stored in
+runs/policy-cells/. A finished cell is not repeated, and an interrupted one continues from its last checkpoint. Prints a
+Markdown table of held-out success during training.
 """
 
 from __future__ import annotations
@@ -36,14 +37,14 @@ CONFIG = (
 )  # fmt: skip
 WORLD_MODEL = Path("runs/quickstart/export")
 STARTS = {"base": "null", "rwml": str(WORLD_MODEL)}
-"""Where policy training begins: ``model.init_args.init_from``."""
+"""Initial model of policy training: ``model.init_args.init_from``."""
 NUM_GAMES = {"train": 200, "validation": 32}
 UNTAUGHT, TAUGHT = "untaught", "after imitation"
 LONGEST_RUN = timedelta(minutes=60)
-"""A cell takes some ten minutes on two cores; this is for one that hangs."""
+"""Time limit for a cell that hangs; a cell takes about ten minutes on two cores."""
 
 Success = Mapping[str, Mapping[str, float]]
-"""Share of a game's held-out episodes that were solved, by place in training and game."""
+"""Share of solved held-out episodes, by point in training and game."""
 
 
 def main() -> None:
@@ -67,12 +68,12 @@ def main() -> None:
 
 
 def folder(start: str, seed: int) -> Path:
-    """The run of a cell."""
+    """Return the run folder of a cell."""
     return ROOT / f"{seed}-{start}"
 
 
 def train(start: str, seed: int) -> None:
-    """Run a cell in a process of its own, unless it is finished."""
+    """Run a cell in its own process, unless it is finished."""
     run = folder(start, seed)
     if (run / "export").is_dir():
         return
@@ -81,14 +82,14 @@ def train(start: str, seed: int) -> None:
     own = ("--run.root", str(ROOT), "--run.name", run.name, "--seed_everything", str(seed))
     rwml("fit", *CONFIG, *own, "--model.init_args.init_from", STARTS[start])
     if not (run / "export").is_dir():
-        raise SystemExit(f"{run} was begun with other settings: move it away, and start this again")
+        raise SystemExit(f"{run} was started with other settings: move it away and start the benchmark again")
     minutes = (time.perf_counter() - begun) / 60
     (run / "minutes.txt").write_text(f"{minutes:.1f}\n")
     print(f"cell {run.name}: {minutes:.1f} minutes", flush=True)
 
 
 def rwml(*line: str) -> None:
-    """One of the package's commands, in a process of its own."""
+    """Run a command of the package in its own process."""
     command = [sys.executable, "-m", "rwml_lightning", *line]
     code = subprocess.run(command, check=False, timeout=LONGEST_RUN.total_seconds()).returncode
     if code != 0:
@@ -96,7 +97,7 @@ def rwml(*line: str) -> None:
 
 
 def held_out_success(run: Path) -> Success:
-    """What a cell's store says of its evaluations, in their order."""
+    """Read the evaluations of a cell from its run store, in the order of training."""
     solved: dict[str, dict[str, list[bool]]] = {}
     with TraceReader(run / "trace.db") as reader:
         for stage in ("policy_sft", "policy_grpo"):
@@ -112,7 +113,7 @@ def held_out_success(run: Path) -> Success:
 
 
 def print_table(found: Mapping[str, Sequence[Success]], runs: Mapping[str, Sequence[Path]]) -> None:
-    """A row a place in training: success of each start with its 95 % interval over games, of each seed, and the difference."""
+    """Print a row per point in training: success per start with a 95 % interval over games, per seed, and the difference."""
     table = Table(box=box.MARKDOWN)
     table.add_column("held-out success", no_wrap=True)
     for start in found:
@@ -134,12 +135,12 @@ def print_table(found: Mapping[str, Sequence[Success]], runs: Mapping[str, Seque
     minutes = [
         ", ".join((run / "minutes.txt").read_text().strip() for run in folders) for folders in runs.values()
     ]
-    table.add_row("minutes a cell", *(cell for text in minutes for cell in ("", text)))
+    table.add_row("minutes per cell", *(cell for text in minutes for cell in ("", text)))
     Console(width=160).print(table)
 
 
 def with_interval(values: np.ndarray, signed: bool = False) -> str:
-    """Mean over games, behind ± half the width of its 95 % interval."""
+    """Format the mean over games, ± half the width of its 95 % interval."""
     low, high = bootstrap_intervals(values[:, None])[0]
     return f"{values.mean():{'+' if signed else ''}.2f} ±{(high - low) / 2:.2f}"
 

@@ -1,11 +1,11 @@
-"""What a policy rollout costs beside its bare parts: time of the environment, and tokens a second against single turns.
+"""Overhead of a policy rollout: time in the environment, and tokens per second compared with single turns.
 
     python benchmarks/policy_rollouts.py [--model runs/policy-quickstart/warm_up] [--generator vllm] [--rounds 3]
 
-Games x members play a few turns of generated ALFWorld games, all live episodes one batch a turn. The same prompts are then
-given to the same generator as single turns: batches of as many prompts as the rollout began with, each prompt with the seed
-that it had, so that the same tokens are written; the prefix cache is emptied before. So the ratio says what is lost by
-episodes that end early (batches shrink) and gained by the cache of earlier turns.
+Games x members play a few turns of generated ALFWorld games; each turn is one batch of all live episodes. The same generator
+then gets the same prompts as single turns. Their batches have as many prompts as the first batch of the rollout. Each prompt has
+its seed of the rollout, so that the same tokens are generated, and the prefix cache is emptied before. So the ratio shows the
+loss by episodes that end early (batches shrink) and the gain by the cache of earlier turns.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ PROMPT = ActionPrompt(
 
 
 class Recorder:
-    """Passes calls on, and remembers what was asked and how long the answer took."""
+    """Pass calls on to a generator, and record prompts, batch sizes, tokens and seconds."""
 
     def __init__(self, generator: Generator) -> None:
         self.generator = generator
@@ -134,7 +134,7 @@ def main() -> None:
                     found, took = timed(generator, prompts, sampling, seeds)
                     tokens, single = tokens + count(found), single + took
                 if number == 0:
-                    continue  # to warm up
+                    continue  # warm-up
                 rollout = recorder.num_tokens / recorder.seconds
                 ratios.append(rollout / (tokens / single))
                 table.add_row(

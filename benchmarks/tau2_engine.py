@@ -1,12 +1,12 @@
-"""tau2-bench's engine as driven here, against what its own distribution does: same tasks, same actions, answers compared first.
+"""This project's use of tau2-bench's engine against the stock distribution: same tasks and actions, and the same outputs.
 
-    python benchmarks/tau2_engine.py                  # all of it, some ten minutes
-    python benchmarks/tau2_engine.py replay steps     # parts of it
+    python benchmarks/tau2_engine.py                  # all parts, about ten minutes
+    python benchmarks/tau2_engine.py replay steps     # some parts
 
-``replay`` plays every task's reference solution, which must earn reward 1. ``evaluator`` plays whole, broken and mixed-up reference
-solutions and asks the distribution's evaluator for the reward of each: there must be no mismatch. ``steps`` plays telecom alone
-here and in the distribution's Gymnasium class. ``resets`` times what an episode costs beside its steps: environment and databases at
-its start, the reward at its end.
+``replay`` plays every task's reference solution, which must earn reward 1. ``evaluator`` plays complete and changed reference
+solutions and compares the reward of each with that of the distribution's evaluator: there must be no mismatch. ``steps`` plays
+telecom in solo mode here and in the distribution's Gymnasium class. ``resets`` times the rest of an episode: environment and
+databases at its start, the reward at its end.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from rwml_lightning.envs.tau2.messages import Action, Call, read_action, write_a
 PARTS = ("replay", "evaluator", "steps", "resets")
 DOMAINS = ("airline", "retail", "telecom")
 MANY = 1000
-"""Steps that no episode here comes to."""
+"""A limit of steps that no episode reaches."""
 
 
 def main() -> None:
@@ -38,8 +38,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=list(PARTS))
-    parser.add_argument("--episodes", type=int, default=120, help="of `evaluator`, a domain")
-    parser.add_argument("--stock_steps", type=int, default=10, help="of `steps`, in the distribution's class")
+    parser.add_argument("--episodes", type=int, default=120, help="episodes per domain of `evaluator`")
+    parser.add_argument(
+        "--stock_steps", type=int, default=10, help="steps of `steps` in the distribution's class"
+    )
     arguments = parser.parse_args()
     console = Console(width=120)
     measures: dict[str, Callable[[], Table]] = {
@@ -53,7 +55,7 @@ def main() -> None:
 
 
 def play(env: Tau2Env, task: str, actions: Sequence[str] | None = None) -> tuple[float, dict[str, Any]]:
-    """The reward of one episode, by default of the reference solution, and its last ``info``."""
+    """Play one episode, by default the reference solution; return its reward and last ``info``."""
     env.reset(seed=0, options={"task": task})
     reward, info = 0.0, {}
     for action in env.walkthrough() if actions is None else actions:
@@ -68,7 +70,7 @@ def all_tasks(env: Tau2Env) -> list[str]:
 
 
 def replay() -> Table:
-    """Reward of every reference solution, and of doing nothing."""
+    """Compute the rewards of every reference solution and of an agent that does nothing."""
     table = table_of(
         "reference solutions", "tasks", "with reward 1", "doing nothing earns", "steps/s with resets"
     )
@@ -91,7 +93,7 @@ def replay() -> Table:
 
 
 def compare_rewards(episodes: int) -> Table:
-    """The reward here beside the distribution's evaluator's, on solutions with calls left out, added and changed."""
+    """Compare rewards with the distribution's evaluator on solutions with calls removed, added and changed."""
     module = import_engine("tau2.evaluator.evaluator")
     simulation = import_engine("tau2.data_model.simulation")
     table = table_of("evaluator", "episodes", "reward 1", "mismatches", "here (ms)", "stock (ms)", "ratio")
@@ -128,7 +130,7 @@ def compare_rewards(episodes: int) -> Table:
 
 
 def mixed_up(env: Tau2Env, count: int) -> Iterator[tuple[str, list[str]]]:
-    """Tasks and actions: reference solutions as they are, with calls left out, with calls of other tasks, with changed arguments."""
+    """Yield tasks and actions: reference solutions unchanged, without some calls, with other tasks' calls or with other arguments."""
     names = all_tasks(env)
     solutions: dict[str, list[Action]] = {}
     for name in names:
@@ -151,7 +153,7 @@ def mixed_up(env: Tau2Env, count: int) -> Iterator[tuple[str, list[str]]]:
 
 
 def changed(action: Action, rng: Random) -> Action:
-    """The action with one argument of each call left out or replaced."""
+    """Remove or replace one argument of each call of an action."""
     calls = []
     for call in action.calls:
         arguments = dict(call.arguments)
@@ -166,7 +168,7 @@ def changed(action: Action, rng: Random) -> Action:
 
 
 def compare_steps(stock_steps: int) -> Table:
-    """Steps a second of telecom alone, without resets; what both answer is compared."""
+    """Measure steps per second of telecom in solo mode, without resets, and compare the answers of both engines."""
     gym_agent = import_engine("tau2.gym.gym_agent")
     env = Tau2Env("telecom", solo=True, max_steps=MANY)
     names = all_tasks(env)
@@ -186,10 +188,12 @@ def compare_steps(stock_steps: int) -> Table:
             if stock is not None and len(theirs) < stock_steps:
                 (call,) = read_action(action).calls
                 start = time.perf_counter()
-                said, *_ = stock.step(write_action(Action(calls=(call,)), "python"))
+                observation, *_ = stock.step(write_action(Action(calls=(call,)), "python"))
                 theirs.append(time.perf_counter() - start)
-                if messages[-1]["content"] not in said:
-                    raise SystemExit(f"{name}: the engines differ: {messages[-1]['content']!r}, {said!r}")
+                if messages[-1]["content"] not in observation:
+                    raise SystemExit(
+                        f"{name}: the engines differ: {messages[-1]['content']!r}, {observation!r}"
+                    )
     table = table_of("telecom alone", "steps", "steps/s", "median (ms)")
     for label, seconds in (("stock", theirs), ("here", ours)):
         table.add_row(label, str(len(seconds)), f"{1 / fmean(seconds):.2f}", f"{1000 * median(seconds):.2f}")
@@ -198,7 +202,7 @@ def compare_steps(stock_steps: int) -> Table:
 
 
 def compare_resets(rounds: int = 20) -> Table:
-    """Seconds of an episode's start and of its last step, here and with databases of its own read and replayed."""
+    """Measure an episode's start and last step in ms, here and plain: with new databases that are read and replayed."""
     registry = import_engine("tau2.registry").registry
     evaluator = import_engine("tau2.evaluator.evaluator_env").EnvironmentEvaluator
     engine = import_engine("rwml_lightning.envs.tau2.domains")
@@ -226,7 +230,7 @@ def compare_resets(rounds: int = 20) -> Table:
             plain[0].append(time.perf_counter() - start)
             start = time.perf_counter()
             env.reset(seed=0, options={"task": name})
-            if solo:  # the engine sets the task up with the first action
+            if solo:  # the engine sets up the task at the first action
                 env.step("get_details_by_id(id='nobody')")
             here[0].append(time.perf_counter() - start)
             env.reset(seed=0, options={"task": name})
@@ -243,7 +247,7 @@ def compare_resets(rounds: int = 20) -> Table:
                 registry.get_env_constructor(domain), task, conversation.orchestrator.trajectory, solo
             )
             plain[1].append(time.perf_counter() - start)
-        # the first of each kind fills caches
+        # leave out the first measurement, which fills caches
         a, b, c, d = (1000 * fmean(one[1:]) for one in (plain[0], here[0], plain[1], here[1]))
         table.add_row(
             domain + (" alone" if solo else ""),

@@ -1,4 +1,4 @@
-"""A program in a pseudo-terminal, timed by what it writes there."""
+"""A program in a pseudo-terminal, and the times until it writes given texts."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _TYPING_SECONDS = 0.05
 
 
 class Terminal:
-    """Runs a command; a context manager that ends it.
+    """Run a command in a pseudo-terminal; as a context manager, kill it at the end.
 
     Args:
         command: Program and arguments.
         size: Columns and rows.
-        seconds: Longest wait for anything.
+        seconds: Longest wait for a text.
     """
 
     def __init__(
@@ -52,10 +52,10 @@ class Terminal:
         os.close(self._terminal)
 
     def wait_for(self, text: str) -> float:
-        """Seconds since the last key, or the start, until the program has written a text.
+        """Wait for a text; return the seconds from the last key, or from the start, until the program has written it.
 
         Raises:
-            TimeoutError: It did not; the message has the end of what it wrote.
+            TimeoutError: The program did not write it. The message has the end of its output.
         """
         wanted = text.encode()
         while (left := self._start + self.seconds - time.perf_counter()) > 0:
@@ -67,10 +67,10 @@ class Terminal:
                 if wanted in _ESCAPES.sub(b"", self._written):
                     return time.perf_counter() - self._start
         tail = _ESCAPES.sub(b"", self._written)[-2000:].decode("utf-8", "replace")
-        raise TimeoutError(f"{text!r} was not written in {self.seconds:g} s; the end of what was: {tail}")
+        raise TimeoutError(f"{text!r} was not written in {self.seconds:g} s; the end of the output: {tail}")
 
     def send(self, key: str, answer: str | None) -> float:
-        """Press a key, and wait for a text; seconds between."""
+        """Press a key, wait for a text unless ``answer`` is ``None``, and return the seconds between."""
         self._read_rest()
         self._written = b""
         self._start = time.perf_counter()
@@ -78,7 +78,7 @@ class Terminal:
         return 0.0 if answer is None else self.wait_for(answer)
 
     def type(self, text: str) -> None:
-        """Press the keys of a text as fast as a quick typist does."""
+        """Press the keys of a text, one every 0.05 s."""
         for character in text:
             self.send(character, None)
             time.sleep(_TYPING_SECONDS)
@@ -91,7 +91,7 @@ class Terminal:
 
     @property
     def cpu_seconds(self) -> float:
-        """Processor time so far, of all its threads."""
+        """Processor seconds of all threads so far."""
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 

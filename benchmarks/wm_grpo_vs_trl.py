@@ -1,20 +1,20 @@
-"""The same world-model GRPO step here and in TRL's GRPOTrainer, alternating in one run.
+"""The same world-model GRPO step in this project ("here") and in TRL's GRPOTrainer, in alternation.
 
-    python benchmarks/wm_grpo_vs_trl.py                       # prompt 512, 8 completions of 96, KL on: minutes a step in TRL
+    python benchmarks/wm_grpo_vs_trl.py                       # prompt 512, 8 completions of 96, with KL; a step in TRL takes minutes
     python benchmarks/wm_grpo_vs_trl.py --generator vllm
     python benchmarks/wm_grpo_vs_trl.py --trl both            # TRL with and without gradient checkpointing
     python benchmarks/wm_grpo_vs_trl.py --prompt-tokens 64 --completion-tokens 8 --group 4
 
-First both sides take the same few steps on given completions (of different lengths) and given rewards; their losses and
-gradient norms must agree, or nothing is timed. Then each side, in a process of its own, takes one warm-up step and
-``--steps`` measured ones, one side at a time, the other ones waiting.
+First, both sides run the same few steps on given completions (of different lengths) and given rewards. The benchmark stops
+if their losses or gradient norms differ. Then each side runs one warm-up step and ``--steps`` measured steps in its own
+process, and all other sides wait meanwhile.
 
-The same on both sides: model in float32, prompt, group, completions of exactly the given length (here the end token is an
-ordinary one, TRL forbids it), reward (next state read out of the completion, embedded, cosine), AdamW, threads. Here the
-whole of ``fit`` runs: data module, Lightning trainer, recording, and the check after every weight update. TRL decodes with
-transformers' generate, its way without a GPU.
+Both sides have the same float32 model, prompt, group size, completions of exactly the given length (here the end token is an
+ordinary token, TRL forbids it), reward (cosine similarity of the next state from the completion), AdamW and threads. Here
+the whole of ``fit`` runs: data module, Lightning trainer, recording, and the check after every weight update. TRL decodes
+with transformers' generate, its method without a GPU.
 
-Memory is the largest resident set of a side's processes together, so that vLLM's engine counts.
+Memory is the largest resident set of all processes of a side, so it includes vLLM's engine.
 """
 
 from __future__ import annotations
@@ -41,27 +41,27 @@ from wm_grpo.case import Case, Given, Step, Turns
 LOSS_TOLERANCE = 1e-5
 """Largest absolute difference, in float32."""
 GRADIENT_TOLERANCE = 1e-3
-"""Largest relative difference of the gradients' norms."""
+"""Largest relative difference of gradient norms."""
 CHECK_STEPS = 3
-"""The KL penalty is 0 in the first."""
+"""Number of compared steps; the KL penalty is 0 in the first one."""
 CHECK_LEARNING_RATE = 1e-5
-"""High enough that the KL penalty shows in the second step, low enough that it does not explode in the third."""
+"""Learning rate at which the KL penalty has an effect in the second step and does not explode in the third."""
 PHASES = ("generate", "reward", "update", "sync", "other")
 TURN_TIMEOUT_S = 1800.0
-"""For one step; the first one loads models and may start an engine."""
+"""Longest time of one step; the first step loads models and may start an engine."""
 
 Options = Mapping[str, Any]
 HERE = "here"
 
 
 class Side:
-    """A side's process: takes a step when told to, and is watched for its memory.
+    """Run a side in its own process, start its steps, and measure its memory.
 
     Args:
-        name: What the table calls it.
-        case: The step.
+        name: Name of the side in the table.
+        case: Shape and settings of the step.
         options: Arguments of the side's ``run``.
-        given: What to take instead of generated completions.
+        given: Completions and rewards to use instead of generated ones.
     """
 
     def __init__(self, name: str, case: Case, options: Options, given: Given | None = None) -> None:
@@ -85,7 +85,7 @@ class Side:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.connection.close()  # a side that still waits for its turn ends by this
+        self.connection.close()  # ends a side that still waits for its turn
         self.process.join(60)
         if self.process.is_alive():
             self.process.terminate()
@@ -95,10 +95,10 @@ class Side:
         self.log.close()
 
     def step(self) -> Step:
-        """Let the side take its next step.
+        """Start the side's next step and wait for its report.
 
         Raises:
-            SystemExit: It failed, or took too long.
+            SystemExit: The side failed, or took too long.
         """
         try:
             self.connection.send("go")
@@ -110,7 +110,7 @@ class Side:
         except (EOFError, BrokenPipeError, ConnectionResetError):
             problem = "failed"
         raise SystemExit(
-            f"{self.name} {problem}; the end of what it said:\n{Path(self.log.name).read_text()[-3000:]}"
+            f"{self.name} {problem}; the end of its output:\n{Path(self.log.name).read_text()[-3000:]}"
         )
 
     def _watch(self) -> None:
@@ -127,7 +127,7 @@ class Side:
 def _run_side(
     name: str, case: Case, options: dict[str, Any], given: Given | None, connection: Connection, log: str
 ) -> None:
-    """A side's process; imports are here, so that the parent stays small and threads are set before torch loads."""
+    """Run a side in its process. Imports are here, so that the parent stays small and threads are set before torch loads."""
     file = os.open(log, os.O_WRONLY | os.O_APPEND)
     for descriptor in (1, 2):
         os.dup2(file, descriptor)
@@ -144,7 +144,7 @@ def _run_side(
 
 
 def compare(case: Case, sides: Mapping[str, Options]) -> list[tuple[float, float]]:
-    """Largest difference of losses, and of gradient norms relative to them, between each peer and this side.
+    """Return the largest difference of losses, and the largest relative one of gradient norms, of each peer to this side.
 
     Raises:
         SystemExit: A difference is above its tolerance.
@@ -171,14 +171,14 @@ def compare(case: Case, sides: Mapping[str, Options]) -> list[tuple[float, float
 
 
 def step_differences(ours: Sequence[Step], theirs: Sequence[Step]) -> tuple[float, float]:
-    """Largest absolute difference of losses, and largest relative one of gradient norms."""
+    """Return the largest absolute difference of losses and the largest relative difference of gradient norms."""
     pairs = list(zip(ours, theirs, strict=True))
     loss = max(abs(a.loss - b.loss) for a, b in pairs)
     return loss, max(abs(a.gradient_norm - b.gradient_norm) / b.gradient_norm for a, b in pairs)
 
 
 def phases(steps: Sequence[Step]) -> dict[str, float]:
-    """Median seconds by phase and in total."""
+    """Return median seconds by phase and in total."""
     rows = [{**step.seconds, "other": step.total - sum(step.seconds.values())} for step in steps]
     return {phase: statistics.median(row.get(phase, 0.0) for row in rows) for phase in PHASES} | {
         "total": statistics.median(step.total for step in steps)
@@ -186,7 +186,7 @@ def phases(steps: Sequence[Step]) -> dict[str, float]:
 
 
 def report(case: Case, steps: Mapping[str, Sequence[Step]], peaks: Mapping[str, float]) -> Table:
-    """The table: seconds, memory, and how many times more each peer needs."""
+    """Return a table of seconds, memory, and the ratio of each peer to this side."""
     table = Table(
         title=f"prompt {case.prompt_tokens}, {case.group_size} completions of {case.completion_tokens}, KL "
         f"{case.kl_coefficient}, {case.threads} threads; median of {case.num_steps - 1} steps after the first"
@@ -214,13 +214,13 @@ def main() -> None:
     parser.add_argument("--model", default="package:smollm2-135m-instruct")
     parser.add_argument("--prompt-tokens", type=int, default=512)
     parser.add_argument("--completion-tokens", type=int, default=96)
-    parser.add_argument("--group", type=int, default=8, help="completions")
-    parser.add_argument("--steps", type=int, default=2, help="measured, after one to warm up")
+    parser.add_argument("--group", type=int, default=8, help="number of completions")
+    parser.add_argument("--steps", type=int, default=2, help="measured steps, after one warm-up step")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--generator", choices=("hf", "vllm"), default="hf", help="here")
+    parser.add_argument("--generator", choices=("hf", "vllm"), default="hf", help="generator of this side")
     parser.add_argument(
         "--trl", choices=("default", "plain", "both"), default="default",
-        help="default: as TRL comes, with gradient checkpointing; plain: without",
+        help="TRL with gradient checkpointing (default: as in TRL), without (plain), or both",
     )  # fmt: skip
     arguments = parser.parse_args()
     case = Case(
@@ -248,7 +248,7 @@ def main() -> None:
     for loss, gradient in compare(check, sides):
         console.print(
             f"{CHECK_STEPS} steps on given completions: losses differ by {loss:.1e} (tolerance {LOSS_TOLERANCE:.0e}), "
-            f"gradient norms by {gradient:.1e} of theirs (tolerance {GRADIENT_TOLERANCE:.0e})"
+            f"gradient norms by {gradient:.1e} of TRL's (tolerance {GRADIENT_TOLERANCE:.0e})"
         )
     steps: dict[str, list[Step]] = {name: [] for name in sides}
     with ExitStack() as stack:

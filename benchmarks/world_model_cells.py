@@ -1,11 +1,11 @@
-"""What the world-model stage teaches: GRPO beside supervision at equal time, without its filter, and on rewards that know nothing.
+"""What a model learns in the world-model stage: GRPO against SFT at equal time, without the filter, and with control rewards.
 
     python benchmarks/world_model_cells.py [--cells rwml coin] [--seeds 0 1] [--rewards]
 
-Every cell is a run of the quickstart with world_model_cells.yaml on top: the same transitions, the same start (a short
-supervised warm-up), the paper's threshold reward. Cells lie in runs/cells/; one that is finished is not repeated, one that
-was interrupted goes on at its last checkpoint, and so does the comparison, in which all models answer the same held-out
-transitions with the same seeds. ``--rewards`` trains by other rewards too. Prints a Markdown table.
+Every cell is a run of the quickstart with world_model_cells.yaml on top: the same transitions, the same initial model (after
+a short supervised warm-up) and the paper's threshold reward. Cells are stored in runs/cells/. A finished cell is not repeated,
+and an interrupted one continues from its last checkpoint. At the end all models predict the same held-out transitions with the
+same seeds; this comparison can be interrupted too. ``--rewards`` adds cells with other rewards. Prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ CELLS: dict[str, tuple[str, ...]] = {
     "coin": ("--control", "coin"),
     "permuted": ("--control", "permuted"),
 }  # fmt: skip
-"""What sets each cell apart; ``sft`` gets as many seconds as ``rwml`` took."""
+"""Settings of each cell; ``sft`` gets as many seconds as ``rwml`` took."""
 EMBEDDING = {"embedder": "package:all-minilm-l6-v2", "tau_d": 0.2, "device": "cpu"}
 CONTENT = {
     "reward": {
@@ -61,16 +61,16 @@ WARM_UP_SETTINGS = (
     "--data.predictions.num_transitions", "16", "--data.predictions.prompts_per_step", "4",
 )  # fmt: skip
 LONGEST_RUN = timedelta(hours=1)
-"""A cell takes some five minutes on two cores; this is for one that hangs."""
+"""Time limit for a cell that hangs; a cell takes about five minutes on two cores."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cells", nargs="*", choices=CELLS, default=list(CELLS))
-    parser.add_argument("--rewards", action="store_true", help="train by other rewards too")
+    parser.add_argument("--rewards", action="store_true", help="add cells with other rewards")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument(
-        "--held_out", type=int, default=160, help="transitions that the models are compared on"
+        "--held_out", type=int, default=160, help="number of transitions to compare the models on"
     )
     arguments = parser.parse_args()
 
@@ -90,12 +90,12 @@ def main() -> None:
 
 
 def folder(name: str, seed: int) -> Path:
-    """The run of a cell. A control names its run after itself, at the end."""
+    """Return the run folder of a cell. The name of a control's run ends with the control."""
     return ROOT / f"{seed}-{name}"
 
 
 def train(name: str, seed: int, settings: Sequence[str]) -> None:
-    """Run a cell in a process of its own, unless it is finished."""
+    """Run a cell in its own process, unless it is finished."""
     run = folder(name, seed)
     if (run / "export").is_dir():
         return
@@ -104,12 +104,12 @@ def train(name: str, seed: int, settings: Sequence[str]) -> None:
     own = ("--run.root", str(ROOT), "--run.name", run.name, "--seed_everything", str(seed))
     rwml("fit", *own, *settings)
     if not (run / "export").is_dir():
-        raise SystemExit(f"{run} was begun with other settings: move it away, and start this again")
+        raise SystemExit(f"{run} was started with other settings: move it away and start the benchmark again")
     print(f"cell {run.name}: {(time.perf_counter() - start) / 60:.1f} minutes", flush=True)
 
 
 def rwml(command: str, *settings: str) -> None:
-    """One of the package's commands, on the cells' config."""
+    """Run a command of the package with the config of the cells."""
     line = [sys.executable, "-m", "rwml_lightning", command, *CONFIG, *settings]
     code = subprocess.run(line, check=False, timeout=LONGEST_RUN.total_seconds()).returncode
     if code != 0:
@@ -117,7 +117,7 @@ def rwml(command: str, *settings: str) -> None:
 
 
 def seconds_by_phase(run: Path) -> dict[str, float]:
-    """Seconds of all steps of a run, by phase."""
+    """Return the seconds of all steps of a run, by phase."""
     seconds: dict[str, float] = {}
     with (run / "metrics.csv").open(newline="") as file:
         for row in csv.DictReader(file):
@@ -127,7 +127,7 @@ def seconds_by_phase(run: Path) -> dict[str, float]:
 
 
 def evaluate(models: Sequence[str], held_out: int) -> dict[str, ModelResult]:
-    """Results of all models on the same transitions; those that are there are read."""
+    """Evaluate all models on the same transitions; read results that exist already."""
     output = ROOT / "evaluation"
     validation = (
         "--data.predictions.validation.num_transitions",
@@ -142,7 +142,7 @@ def evaluate(models: Sequence[str], held_out: int) -> dict[str, ModelResult]:
 
 
 def print_table(results: Mapping[str, ModelResult], runs: Mapping[str, Sequence[Path]]) -> None:
-    """A row a cell, its seeds averaged transition by transition; the floors below."""
+    """Print a row per cell, averaged over seeds for each transition, and then the floors."""
     table = Table(box=box.MARKDOWN)
     headings = ("", "under tau_d", "of each seed", "to warm-up", "exact", "of each seed", "ROUGE-L", "well-formed", "changed weights", "minutes")  # fmt: skip
     for heading in headings:
@@ -171,7 +171,7 @@ def print_table(results: Mapping[str, ModelResult], runs: Mapping[str, Sequence[
 
 
 def averaged(seeds: Sequence[Sequence[Measured]]) -> list[Measured]:
-    """Each transition's measures, averaged over the models of several seeds."""
+    """Average each transition's measures over the models of several seeds."""
     found = [{one.transition_id: one for one in measured} for measured in seeds]
     return [
         replace(
@@ -182,7 +182,7 @@ def averaged(seeds: Sequence[Sequence[Measured]]) -> list[Measured]:
 
 
 def measures(result: Result, seeds: Sequence[Result] = (), difference: str = "") -> list[str]:
-    """The table's cells for one result, and for those of its seeds."""
+    """Return the table cells of one result, with the values of its seeds."""
 
     def cell(name: str) -> str:
         low, high = result.intervals[name]
@@ -197,7 +197,7 @@ def measures(result: Result, seeds: Sequence[Result] = (), difference: str = "")
 
 
 def changed_share(run: Path) -> float:
-    """Share of scalars that differ from the warm-up's."""
+    """Return the share of scalars that differ from those after the warm-up."""
     before, after = (SafetensorsFolder(path / "export") for path in (folder(WARM_UP, 0), run))
     return change_shares(compare_weights(before, after.items()))["all"]
 

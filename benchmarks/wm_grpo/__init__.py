@@ -1,1 +1,1 @@
-"""Both sides of ``wm_grpo_vs_trl.py``: one world-model GRPO step, here and in TRL."""
+"""The two sides of ``wm_grpo_vs_trl.py``: one world-model GRPO step in this project and in TRL."""

@@ -1,4 +1,4 @@
-"""What both sides are given, and how they take turns; imports neither torch nor a trainer."""
+"""Inputs of both sides, and their alternation. This module imports neither torch nor a trainer."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ SYSTEM = (
 
 @dataclass(frozen=True)
 class Case:
-    """One step's shape, and the settings that both sides share.
+    """Shape of one step, and the settings of both sides.
 
     Args:
-        model: Model, as :func:`rwml_lightning.models.resolve_model` takes it.
-        prompt_tokens: Length of the one prompt.
-        completion_tokens: Length of every completion; no end token cuts one short.
-        group_size: Completions.
-        num_steps: Optimizer steps, warm-up included.
+        model: Model, as an argument of :func:`rwml_lightning.models.resolve_model`.
+        prompt_tokens: Number of tokens of the only prompt.
+        completion_tokens: Number of tokens of every completion; no end token shortens one.
+        group_size: Number of completions.
+        num_steps: Number of optimizer steps, warm-up included.
         kl_coefficient: Weight of the KL penalty (k3).
-        learning_rate: Learning rate, which is constant.
-        threads: Threads of torch on each side.
+        learning_rate: Constant learning rate.
+        threads: Number of torch threads on each side.
     """
 
     model: str
@@ -64,16 +64,16 @@ class Case:
 
 @dataclass(frozen=True)
 class Given:
-    """Completions and rewards that a side is made to take instead of its own."""
+    """Fixed completions and rewards that a side uses instead of generated ones."""
 
     completions: tuple[tuple[int, ...], ...]
     rewards: tuple[float, ...]
 
     @classmethod
     def of(cls, case: Case) -> Given:
-        """Random bytes' tokens in lengths from a quarter of the longest up, and rewards between 0 and 100.
+        """Draw completions of random byte tokens, in lengths from a quarter of the longest up, and rewards from 0 to 100.
 
-        Large ones, because TRL adds 1e-4 to their standard deviation, and here 1e-6 is added.
+        The rewards are large because TRL adds 1e-4 to their standard deviation and this project adds 1e-6.
         """
         rng = Random(0)
         shortest = max(case.completion_tokens // 4, 1)
@@ -86,16 +86,16 @@ class Given:
 
 @dataclass(frozen=True)
 class Step:
-    """What a side reports of one optimizer step.
+    """Report of one optimizer step of a side.
 
     Args:
-        seconds: By phase.
-        total: Wall seconds from the permission to start until everything was done, the next step's generator included.
+        seconds: Seconds by phase.
+        total: Wall seconds from the start of the turn to its end, with the update of the generator for the next step.
         loss: Loss of the whole step.
-        gradient_norm: Before clipping.
-        completion_lengths: Tokens, in any order.
-        reward: Mean over the group.
-        peak_gib: Largest resident memory of the side's main process so far.
+        gradient_norm: Gradient norm before clipping.
+        completion_lengths: Numbers of tokens, in any order.
+        reward: Mean reward of the group.
+        peak_gib: Largest resident memory of the side's main process so far, in GiB.
     """
 
     seconds: Mapping[str, float]
@@ -108,11 +108,11 @@ class Step:
 
 
 class Turns:
-    """A side's half of taking turns: waits for its turn before each step, and reports after it.
+    """Make a side wait for its turn before each step, and report the step after it.
 
     Args:
-        num_steps: How many turns there are.
-        connection: To the process that gives the turns; without one, every step may start at once.
+        num_steps: Number of turns.
+        connection: Connection to the process that starts the turns; without one, every step starts at once.
     """
 
     def __init__(self, num_steps: int, connection: Connection | None = None) -> None:
@@ -122,7 +122,7 @@ class Turns:
         self._start = 0.0
 
     def wait(self) -> None:
-        """Until it is this side's turn; does nothing after the last step."""
+        """Wait for this side's turn; return at once after the last step."""
         if len(self.steps) == self.num_steps:
             return
         if self.connection is not None:
@@ -130,7 +130,7 @@ class Turns:
         self._start = time.perf_counter()
 
     def elapsed(self) -> float:
-        """Seconds of this turn so far."""
+        """Return the seconds of this turn so far."""
         return time.perf_counter() - self._start
 
     def done(

@@ -1,4 +1,4 @@
-"""The step here: WorldModelGRPO under a Lightning trainer, with the callbacks that every run has."""
+"""The step in this project: WorldModelGRPO with a Lightning trainer and the callbacks of every run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from wm_grpo.case import EMBEDDER, SYSTEM, TRANSITION, Case, GeneratorName, Give
 
 @dataclass(frozen=True)
 class FixedLengthPrompt(WorldModelPrompt):
-    """A world-model prompt of exactly ``num_tokens``: its own tokens, repeated and cut at the left."""
+    """World-model prompt of exactly ``num_tokens`` tokens: its tokens are repeated and cut at the left."""
 
     num_tokens: int = 512
     system: str = SYSTEM
@@ -41,7 +41,7 @@ class FixedLengthPrompt(WorldModelPrompt):
 
 
 class GivenGenerator(HFGenerator):
-    """Answers with given completions."""
+    """Return the given completions for every prompt."""
 
     def __init__(self, given: Given) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class GivenGenerator(HFGenerator):
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[Sequence[int]]
     ) -> list[list[Completion]]:
-        # No log-probabilities are given: the generator is not corrected for, so they are not read.
+        # The log-probabilities are 0 and never read, because the loss has no correction for the generator.
         completions = [
             Completion(ids, (0.0,) * len(ids), "length", self.policy_version)
             for ids in self.given.completions
@@ -59,7 +59,7 @@ class GivenGenerator(HFGenerator):
 
 
 class GivenReward:
-    """Answers with given rewards."""
+    """Return the given rewards for every group."""
 
     success_similarity = 1.0
 
@@ -71,7 +71,7 @@ class GivenReward:
 
 
 class StepTurns(L.Callback):
-    """Reports each step once all other callbacks are through with it."""
+    """Report each step after all other callbacks."""
 
     def __init__(self, turns: Turns) -> None:
         self.turns = turns
@@ -92,19 +92,19 @@ class StepTurns(L.Callback):
 
 
 def prompt_ids(case: Case) -> tuple[int, ...]:
-    """The prompt's tokens, for either side."""
+    """Return the token ids of the prompt of both sides."""
     chat = ChatFormat(load_tokenizer(case.model))
     return FixedLengthPrompt(num_tokens=case.prompt_tokens).encode(chat, TRANSITION)
 
 
 def run(case: Case, turns: Turns, generator_name: GeneratorName = "hf", given: Given | None = None) -> None:
-    """Take all steps.
+    """Run all steps.
 
     Args:
-        case: The step.
-        turns: When to take them, and where to report.
+        case: Shape and settings of the step.
+        turns: Start signals and reports of the steps.
         generator_name: ``hf`` decodes with the trainer's own module, ``vllm`` with an engine in its own process.
-        given: What to take instead of generated completions and their rewards.
+        given: Completions and rewards to use instead of generated ones.
     """
     quieten()
     torch.set_num_threads(case.threads)
@@ -136,7 +136,7 @@ def run(case: Case, turns: Turns, generator_name: GeneratorName = "hf", given: G
             model=case.model,
             gradient_checkpointing="selective",
             optimizer=Optimizer(case.learning_rate),
-            grpo=GRPO(kl_coefficient=case.kl_coefficient, importance_cap=None),  # TRL corrects for vLLM alone
+            grpo=GRPO(kl_coefficient=case.kl_coefficient, importance_cap=None),  # TRL only corrects for vLLM
         )
         record = open_run_folder(Run(name="benchmark", root=folder), "")
         trainer = L.Trainer(

@@ -1,4 +1,4 @@
-"""The step in TRL: its GRPOTrainer with transformers' generate, timed from a subclass that changes nothing."""
+"""The step in TRL: its GRPOTrainer with transformers' generate. A subclass takes times and changes nothing else."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from wm_grpo.here import prompt_ids
 
 
 class TimedGRPOTrainer(GRPOTrainer):
-    """GRPOTrainer with its one prompt given as token ids; keeps what the last step is to be reported by."""
+    """GRPOTrainer with its only prompt as token ids; stores times and values of the last step for the report."""
 
     prompt_ids: tuple[int, ...]
 
@@ -52,7 +52,7 @@ class TimedGRPOTrainer(GRPOTrainer):
 
 
 class StepTurns(TrainerCallback):
-    """Reports each step after its optimizer step; the weights that were updated are those that generate."""
+    """Report each step after its optimizer step. TRL generates with the trained weights, so there is no update of a generator."""
 
     trainer: TimedGRPOTrainer
 
@@ -76,13 +76,13 @@ class StepTurns(TrainerCallback):
 
 
 def run(case: Case, turns: Turns, gradient_checkpointing: bool = True, given: Given | None = None) -> None:
-    """Take all steps.
+    """Run all steps.
 
     Args:
-        case: The step.
-        turns: When to take them, and where to report.
-        gradient_checkpointing: TRL's own default is true, which saves memory and costs time.
-        given: What to take instead of generated completions and their rewards.
+        case: Shape and settings of the step.
+        turns: Start signals and reports of the steps.
+        gradient_checkpointing: TRL's setting; its default is true, which saves memory and costs time.
+        given: Completions and rewards to use instead of generated ones.
     """
     torch.set_num_threads(case.threads)
     ids = prompt_ids(case)
@@ -106,7 +106,7 @@ def run(case: Case, turns: Turns, gradient_checkpointing: bool = True, given: Gi
         config = GRPOConfig(
             output_dir=folder,
             use_cpu=True,
-            bf16=False,  # float32, as here
+            bf16=False,  # float32, as on the other side
             per_device_train_batch_size=case.group_size,
             num_generations=case.group_size,
             max_completion_length=case.completion_tokens,
