@@ -1,1 +1,1 @@
-"""Every helper of the tests; no test module imports another one."""
+"""All helpers of the tests, so that no test module imports another one."""

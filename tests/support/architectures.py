@@ -1,6 +1,6 @@
-"""A tiny random model of every causal architecture of transformers, and what the trainer makes of it.
+"""Tiny random models of every causal architecture of transformers, and checks of the trainer on them.
 
-Run as a program it examines them all and writes the table of docs/models.md anew.
+Run as a program, it checks all architectures and rewrites the table of docs/models.md.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ SIZES: dict[str, Any] = {
     "window_size": WINDOW,
     "index_topk": WINDOW,
 }
-LATENT = {"num_key_value_heads": 4}  # multi-head latent attention shares no key heads
+LATENT = {"num_key_value_heads": 4}  # multi-head latent attention has no shared key heads
 MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8}
 CONVOLUTION = {"layer_types": ["conv", "full_attention"] * 2}
 HYBRID = {"layers_block_type": ["linear_attention", "hybrid"] * 2, "use_mamba_kernels": False}
@@ -126,7 +126,7 @@ NOT_BUILT = {
     "musicgen_melody": "an audio model",
     "reformer": "its hashed attention does not take tiny sizes",
 }
-"""Kinds without a tiny model, and why."""
+"""Reasons why some kinds have no tiny model."""
 LONGROPE = {
     "rope_type": "longrope",
     "rope_theta": 1e4,
@@ -145,7 +145,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         {"rope_parameters": LONGROPE, "original_max_position_embeddings": 64, "sliding_window": None},
     ),
 }  # fmt: skip
-"""Settings that make another architecture of a kind."""
+"""Kinds and settings of further architectures of a kind."""
 CASES = (*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *VARIANTS)
 REASONS = {
     r"takes no position_ids": "takes no position ids",
@@ -157,7 +157,7 @@ REASONS = {
     r"adapters on (\S+) cannot be merged": r"adapters on `\1` cannot be merged",
     r"HFGenerator cannot decode": "layers with a state or index of their own",
 }
-"""The table's words for a refusal."""
+"""Patterns of error messages, and the words of the table for each."""
 TOKENS = torch.randint(3, VOCABULARY, (400,), generator=torch.Generator().manual_seed(5)).tolist()
 STEM = TOKENS[:7]
 SHORT = [
@@ -172,15 +172,16 @@ LONG = [
     TOKENS[:150], [*TOKENS[:100], *TOKENS[160:230]], TOKENS[230:300], [*TOKENS[:150], *TOKENS[300:340]], TOKENS[200:210],
 ]  # fmt: skip
 PROMPTS = [TOKENS[:12], TOKENS[20:23], TOKENS[100:130]]
-TOLERANCE = 1e-4  # of log-probabilities in nats, logits, and gradients over the largest; all are near 1e-6
+TOLERANCE = 1e-4  # for log-probabilities in nats, logits, and gradients relative to the largest; measured differences are near 1e-6
 
 
 class Row(NamedTuple):
-    """What became of an architecture.
+    """Result of the checks of an architecture.
 
     Args:
-        training: ``equal``, with the config key that bounds a sequence where there is one, or why it is refused.
-        lora: The same with adapters on all linear layers.
+        training: ``equal``, with the config key that limits the sequence length if there is one, or the reason of the
+            refusal.
+        lora: The same for adapters on all linear layers.
         generation: The same for :class:`HFGenerator`.
     """
 
@@ -190,16 +191,16 @@ class Row(NamedTuple):
 
 
 class NoTokenizer:
-    """Stands where an export writes a tokenizer."""
+    """Replace the tokenizer of an export, and write no file."""
 
     def save_pretrained(self, folder: Path) -> None:
         pass
 
 
 def tiny_model(case: str) -> PreTrainedModel:
-    """Random weights in float32; norms and persistent buffers off their defaults, so that losing them shows.
+    """Make a model with random float32 weights, and change norms and persistent buffers, so that their loss is detected.
 
-    Attention is transformers' eager one, the reference for the faster ones.
+    The attention is transformers' eager one, which is the reference for the faster ones.
     """
     kind, changes = VARIANTS.get(case, (case, {}))
     config_class = CONFIG_MAPPING[kind]
@@ -222,7 +223,7 @@ def tiny_model(case: str) -> PreTrainedModel:
 
 
 def tiny_arguments(config_class: Any) -> dict[str, Any]:
-    """Those of :data:`SIZES` that a config takes, as it spells them, with its :data:`HINTS`; its parts' alike."""
+    """Select the :data:`SIZES` and :data:`HINTS` of a config, under its own names of arguments; sub-configs likewise."""
     if dataclasses.is_dataclass(config_class):
         taken = {field.name for field in dataclasses.fields(config_class)}
     else:
@@ -238,11 +239,11 @@ def tiny_arguments(config_class: Any) -> dict[str, Any]:
 
 
 def examine(case: str, folder: Path) -> Row:
-    """Find out what works equal and what is refused.
+    """Check which parts give equal results and which raise a clear error.
 
     Raises:
-        AssertionError: Something works, but not equal.
-        Exception: Something fails otherwise than by a refusal in a line.
+        AssertionError: A part works, but its results differ.
+        Exception: A part fails without a one-line ValueError of the package.
     """
     if case in NOT_BUILT:
         return Row(f"not tried: {NOT_BUILT[case]}")
@@ -267,7 +268,7 @@ def examine(case: str, folder: Path) -> Row:
 
 
 def refusal(check: Callable[[], object]) -> str:
-    """Why a check was refused by a ValueError of ours, in the table's words; empty when it passed."""
+    """Run a check; return the table's words for a ValueError of the package, or "" if the check passes."""
     try:
         check()
     except ValueError as error:
@@ -287,7 +288,7 @@ def logits_of(model: Any) -> Tensor:
 
 
 def logprobs_alone(model: Any, sequences: Sequence[Sequence[int]]) -> Tensor:
-    """Log-probabilities of all tokens but the first of each sequence, each in a forward pass of its own."""
+    """Compute log-probabilities of all tokens except each sequence's first, with a separate forward pass per sequence."""
     return torch.cat([
         logprobs_from_logits(
             model(input_ids=torch.tensor([sequence]), use_cache=False).logits[0, :-1], torch.tensor(sequence[1:])
@@ -297,7 +298,7 @@ def logprobs_alone(model: Any, sequences: Sequence[Sequence[int]]) -> Tensor:
 
 
 def check_packing(policy: nn.Module, sequences: Sequence[Sequence[int]]) -> None:
-    """Compare values and gradients of sequences in one row with those of each alone."""
+    """Compare values and gradients of packed sequences with those of each sequence alone."""
     parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     (micro,) = micro_batches(sequences, [1] * len(sequences), max_tokens=10_000)
     packed, alone = packed_logprobs(policy.train(), micro).logprobs, logprobs_alone(policy.eval(), sequences)
@@ -315,14 +316,14 @@ def check_packing(policy: nn.Module, sequences: Sequence[Sequence[int]]) -> None
 
 
 def check_export(policy: nn.Module, folder: Path) -> None:
-    """Load what was exported, and compare it with the policy."""
+    """Export the policy, load the export, and compare their logits."""
     expected = logits_of(policy)
     export_policy(policy, NoTokenizer(), folder, TOKENS[:30])
     torch.testing.assert_close(logits_of(load_causal_lm(folder)), expected, atol=TOLERANCE, rtol=0)
 
 
 def check_lora(source: Path, folder: Path) -> None:
-    """Export a policy with adapters that do something."""
+    """Check the export of a policy with adapters that change its logits."""
     policy: Any = load_policy(str(source), lora=LoRA(rank=2, alpha=4))
     torch.manual_seed(1)
     with torch.no_grad():
@@ -337,7 +338,7 @@ def check_lora(source: Path, folder: Path) -> None:
 
 @torch.no_grad()
 def check_generation(model: Any, new_tokens: int = 20) -> None:
-    """Compare greedy completions with those of transformers' generate, and log-probabilities with a plain pass."""
+    """Compare greedy completions with transformers' generate, and log-probabilities with a plain forward pass."""
     generator = HFGenerator(end_token_ids=(), max_model_len=SIZES["max_position_embeddings"])
     generator.attach(model)
     groups = generator.generate(PROMPTS, Sampling(new_tokens, temperature=0.0), [[0, 1]] * len(PROMPTS))
@@ -354,14 +355,14 @@ def check_generation(model: Any, new_tokens: int = 20) -> None:
 
 
 def documented() -> dict[str, Row]:
-    """Rows of docs/models.md."""
+    """Read the rows of docs/models.md."""
     table = DOC.read_text().split(MARK)[1]
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
     return {kind.strip("`"): Row(*row) for kind, _, *row, _ in cells}
 
 
 def documented_engine() -> dict[str, str]:
-    """Class of each row, and whether vLLM has an implementation of it."""
+    """Read from docs/models.md, by class, whether vLLM implements it."""
     table = DOC.read_text().split(MARK)[1]
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
     return {row[1].strip("`"): row[-1] for row in cells}

@@ -1,4 +1,4 @@
-"""Short training runs with callbacks, and a batch for what callbacks compute."""
+"""Short training runs with callbacks, and a batch for their computations."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def fit(
     log_every_n_steps: int = 1,
     **arguments: Any,
 ) -> L.Trainer:
-    """Four steps, and an evaluation after the second and the fourth."""
+    """Train four steps, with an evaluation after the second and the fourth."""
     write_transitions(folder / "t.parquet", make_world())
     data = RolloutDataModule(
         generator or HFGenerator(),
@@ -68,7 +68,7 @@ def fit(
 
 
 def make_batch(*parts: dict[str, float]) -> RolloutBatch:
-    """Two groups of two: rewards 1, 0 and 0, 0; one answer without a prediction, one cut off."""
+    """Make two groups of two predictions with rewards 1, 0 and 0, 0. The last answer is malformed and cut off."""
     scores = [Score(1.0, 0.9, True), Score(0.0, 0.5, True), Score(0.0, 0.1, True), Score(0.0, None, False)]
     scores = [replace(score, parts=given) for score, given in zip_longest(scores, parts, fillvalue={})]
     lengths, reasons = (2, 4, 6, 8), ("stop", "stop", "stop", "length")
@@ -83,7 +83,7 @@ def make_batch(*parts: dict[str, float]) -> RolloutBatch:
 
 
 def write(path: Path, *rows: tuple[str, int, str, float]) -> None:
-    """Write rows as one process does."""
+    """Write rows with one :class:`RewardLogger`, as one process does."""
     logger = RewardLogger(path)
     for stage, step, name, value in rows:
         logger.write(stage, step, {name: value})
@@ -94,14 +94,14 @@ def records(folder: Path, name: str) -> list[dict[str, Any]]:
 
 
 def run(folder: Path, model: Path, *callbacks: L.Callback, **arguments: Any) -> L.Trainer:
-    """Four small steps, with the callbacks in the order of the command line."""
-    torch.manual_seed(0)  # adapters begin at random
+    """Train four steps with a small learning rate, with the callbacks in the order of the command line."""
+    torch.manual_seed(0)  # adapters have random initial weights
     recorded = [RewardLogger(folder / "metrics.csv"), TraceRecorder(folder / "trace.db")]
     return fit(folder, model, [*callbacks, WeightSync(), *recorded], **{"learning_rate": 1e-4, **arguments})
 
 
 class Clean(L.Callback):
-    """Whether the policy was handed to each step as it had been."""
+    """Record whether all modules of the policy are in train mode after each step."""
 
     def __init__(self) -> None:
         self.training: list[bool] = []

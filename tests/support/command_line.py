@@ -1,4 +1,4 @@
-"""The command line in the test's own process: its errors, and its parser without a trainer."""
+"""The command line in the process of the test: its errors, and its parser without a trainer."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def error_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 
 class Parsed(Exception):
-    """Module and data are instantiated, and nothing is loaded."""
+    """Raised when module and data are instantiated and nothing is loaded yet."""
 
 
 class ParsingCLI(RWMLCLI):
-    """Looks for no model and stops before the trainer, whose devices may not be here."""
+    """Skip the search for the model, and stop before the trainer, because its devices may be missing here."""
 
     def before_instantiate_classes(self) -> None:
         pass

@@ -1,4 +1,4 @@
-"""A recorded run, how tests drive the real app over it, and how they serve it as a page."""
+"""Helpers that record a run, open the dashboard on it, and serve it as a web page."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def make_group(step: int, action: str = "go to shelf 1", answers: tuple[str | No
 
 
 def shown(app: Dashboard) -> str:
-    """What stands on the screen, as text."""
+    """Return the text on the screen."""
     lines = app.screen._compositor.render_strips()
     return "\n".join(strip.text for strip in lines)
 
 
 async def idle(app: Dashboard, pilot: Pilot[None]) -> None:
-    """Waits until nothing is under way any more."""
+    """Wait until all workers and messages of the app are finished."""
     await pilot.pause()
     while any(not worker.is_finished for worker in app.workers):
         await pilot.pause(0.01)
@@ -60,7 +60,7 @@ async def idle(app: Dashboard, pilot: Pilot[None]) -> None:
 
 
 async def press(app: Dashboard, pilot: Pilot[None], *keys: str) -> str:
-    """Presses keys, one after another, and gives the screen."""
+    """Press keys one after another; return the text on the screen."""
     for key in keys:
         await pilot.press(key)
         await idle(app, pilot)
@@ -74,7 +74,7 @@ def drive(
     limit: float = 60,
     others: Sequence[Path] = (),
 ) -> None:
-    """Opens the dashboard on a run folder, with others to compare, waits for its first frame and hands it to the test."""
+    """Open the dashboard on a run folder and others to compare, wait for its first frame, and run the test on it."""
 
     async def session() -> None:
         with ExitStack() as stack:
@@ -91,7 +91,7 @@ def drive(
 
 
 def put_in_place(code: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A program in the place of ``python -m rwml_lightning``; it runs in the folder."""
+    """Replace ``python -m rwml_lightning`` by a program, and change to the folder."""
     package = folder / "elsewhere" / "rwml_lightning"
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
@@ -108,7 +108,7 @@ def free_port() -> int:
 
 @dataclass
 class Served:
-    """A page that is served: by which process, where, its token, and what its terminal said."""
+    """A served page: id of its process, port, token, and log of its terminal output."""
 
     pid: int
     port: int
@@ -126,7 +126,7 @@ class Served:
 
 @contextmanager
 def serving(run: Path, log: Path, port: int) -> Iterator[Served]:
-    """``rwml-tui --serve`` as a process of its own, ended with all that it started."""
+    """Run ``rwml-tui --serve`` in its own process, and kill it with all of its children at the end."""
     command = [sys.executable, "-m", "rwml_tui", "--serve", "--port", str(port), str(run)]
     with log.open("w") as file:
         process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)

@@ -1,4 +1,4 @@
-"""The easy-sample filter on the small world, and the columns that it writes."""
+"""The easy-sample filter on the small world, and a reader of its columns."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def make_filter(**arguments: Any) -> EasySampleFilter:
 
 
 def make_data(folder: Path, **arguments: Any) -> RolloutDataModule:
-    """The small world's DataModule; arguments are settings of its predictions."""
+    """Make the data module of the small world; ``arguments`` are settings of its predictions."""
     path = folder / "t.parquet"
     if not path.exists():
         write_transitions(path, make_world())

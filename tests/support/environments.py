@@ -1,4 +1,4 @@
-"""Environments that behave as a test says. Worker processes import this module by name."""
+"""Environments with behaviour that a test chooses. Worker processes import this module by name."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import gymnasium
 
 
 class RoomsEnv(gymnasium.Env[str, str]):
-    """Rooms in a row; a game may be told to fail.
+    """Walk through rooms in a row. The start of a game's name chooses a failure.
 
     Args:
-        games: Task ids by split; one that begins with "broken" raises at its second step, one that begins with "once" does
-            so only the first time, "asleep" hangs at its reset, "blank" has empty observations, "cut" is truncated at its
-            second step, "both" is truncated and terminated there, and "fickle" is truncated at its first step when it is
+        games: Task ids by split. A game "broken..." raises an error at its second step, "once..." does so only the first
+            time, "asleep..." hangs at its reset, "blank..." has empty observations, "cut..." is truncated at its second
+            step, "both..." is truncated and terminated there, and "fickle..." is truncated at its first step when it is
             played again.
-        folder: Where the environment notes which games have failed.
-        length: Rooms.
+        folder: Folder where the environment records which games have failed.
+        length: Number of rooms.
     """
 
     def __init__(self, games: dict[str, list[str]] | None = None, folder: str = "", length: int = 4) -> None:
@@ -79,12 +79,12 @@ class RoomsEnv(gymnasium.Env[str, str]):
 
 
 class AnsweringEnv(gymnasium.Env[Any, str]):
-    """Returns what it was given from ``reset``, and from ``step`` for each action.
+    """Return given values from ``reset`` and ``step``, whatever the action.
 
     Args:
-        first: What ``reset`` returns.
-        later: What the steps return, in turn; the last one again and again.
-        plan: What ``walkthrough`` returns.
+        first: Return value of ``reset``.
+        later: Return values of the steps, in order; the last one repeats.
+        plan: Return value of ``walkthrough``.
         tasks: Task ids.
     """
 
@@ -114,7 +114,7 @@ class AnsweringEnv(gymnasium.Env[Any, str]):
 
 
 class ScriptedEnv(gymnasium.Env[str, str]):
-    """Answers with what it was told; "raise", "hang" and "die" do what they say."""
+    """Answer with the greeting and the action. The actions "raise", "hang", "die", "warn" and "unpicklable" cause a fault."""
 
     def __init__(self, greeting: str = "hello", hang_on_reset: bool = False) -> None:
         self.greeting = greeting
@@ -160,16 +160,16 @@ class ScriptedEnv(gymnasium.Env[str, str]):
 
 
 def make_scripted(greeting: str = "made") -> gymnasium.Env[str, str]:
-    """A factory that says what it makes."""
+    """Make an environment; the return type of this factory is annotated."""
     return ScriptedEnv(greeting)
 
 
 def make_unsaid(mark: str) -> Any:
-    """A factory that does not say what it makes; it must not be called."""
+    """Make an environment, with ``Any`` as return type; the package must not call this factory."""
     open(mark, "w").close()
     return ScriptedEnv()
 
 
 def broken_factory() -> gymnasium.Env[str, str]:
-    """A factory that does not make an environment."""
+    """Return a value that is not an environment."""
     return "not an environment"  # type: ignore[return-value]

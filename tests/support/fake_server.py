@@ -1,4 +1,4 @@
-"""A server on 127.0.0.1 that answers as a test says: late, busy, nonsense, or well."""
+"""A server on 127.0.0.1 with answers from the test: late, busy, invalid or correct."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ from typing import Any
 
 @dataclass
 class FakeServer:
-    """Args:
-    answer: Gives status and content of an answer, from the request's number and JSON body.
+    """Answers of the server, and a record of its requests.
+
+    Args:
+        answer: Function from a request's number and JSON body to the status and content of the answer.
+        port: Port to listen on; 0 takes a free one.
     """
 
     answer: Callable[[int, dict[str, Any]], tuple[int, Any]]
@@ -30,7 +33,7 @@ class FakeServer:
 
 @contextlib.contextmanager
 def serving(fake: FakeServer) -> Iterator[FakeServer]:
-    """The server, until the end of the block; on ``fake.port`` when that is given."""
+    """Serve until the end of the block, on ``fake.port`` if it is not 0."""
     lock = threading.Lock()
     at_once = 0
 
@@ -47,7 +50,7 @@ def serving(fake: FakeServer) -> Iterator[FakeServer]:
             with lock:
                 at_once -= 1
             data = content if isinstance(content, bytes) else json.dumps(content).encode()
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # a client that waits no longer
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the client has stopped waiting
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
@@ -70,14 +73,14 @@ def serving(fake: FakeServer) -> Iterator[FakeServer]:
 
 
 def free_port() -> int:
-    """A port that nothing listens on."""
+    """Return a port that nothing listens on."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])
 
 
 def embed_letters(texts: list[str]) -> dict[str, Any]:
-    """An embeddings answer, last text first: counts of a, b and c, so that the order of ``index`` is what counts."""
+    """Return an embeddings answer with counts of a, b and c, last text first: only ``index`` gives the right order."""
     rows = [
         {"index": place, "embedding": [text.count(letter) for letter in "abc"]}
         for place, text in enumerate(texts)
@@ -86,5 +89,5 @@ def embed_letters(texts: list[str]) -> dict[str, Any]:
 
 
 def say(text: Any) -> dict[str, Any]:
-    """A chat completion."""
+    """Return the JSON of a chat completion."""
     return {"choices": [{"message": {"role": "assistant", "content": text}}]}

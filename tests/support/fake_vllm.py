@@ -1,4 +1,4 @@
-"""A stand-in for vLLM: keeps what it is given, and answers from it. The real engine has its own, slow tests."""
+"""A fake vLLM that records its inputs and computes its outputs from them. Slow tests cover the real engine."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from rwml_lightning.generation import vllm_engine
 
 
 class EngineDeadError(Exception):
-    """vLLM's error for an engine that died."""
+    """vLLM's error for a dead engine."""
 
 
 class FakeLLM:
-    """An engine of 64 tokens of context, whose completion of a prompt is its first token and the request's seed.
+    """Fake engine with a context of 64 tokens. A completion consists of the prompt's first token and the request's seed.
 
     Args:
-        **arguments: Kept as they are.
+        **arguments: Arguments of the engine, which the attribute ``arguments`` records.
     """
 
     def __init__(self, **arguments: Any) -> None:
@@ -36,7 +36,7 @@ class FakeLLM:
         self.params: list[Any] = []
         self.weights: dict[str, torch.Tensor] = {}
         self.files: list[Path] = []
-        self.digests: list[str] | None = None  # of each worker, instead of what it took
+        self.digests: list[str] | None = None  # reported by the workers instead of the real ones
         self.failure: BaseException | None = None
         self.drops_prefixes = True
 
@@ -82,14 +82,14 @@ class FakeLLM:
 
 
 class Params:
-    """vLLM's ``SamplingParams``: keeps its arguments."""
+    """Fake ``SamplingParams`` of vLLM that records its arguments."""
 
     def __init__(self, **kept: Any) -> None:
         self.kept = kept
 
 
 class Inline:
-    """Runs the calls into an engine at once, and keeps their names and time limits."""
+    """Fake ``EngineProcess`` that runs each call at once, and records its name and time limit."""
 
     pid = 4711
 
@@ -115,10 +115,11 @@ class Inline:
 
 
 class FakeVLLM:
-    """What stands in for the package, and all engines that were started.
+    """Replace the package vLLM by a fake one, and record all started engines.
 
     Args:
-        on_cpu: Whether it is vLLM for CPUs.
+        monkeypatch: Fixture of the test, which restores the package.
+        on_cpu: Whether the fake is vLLM for CPUs.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, on_cpu: bool = True) -> None:
@@ -139,12 +140,12 @@ class FakeVLLM:
 
     @property
     def llm(self) -> FakeLLM:
-        """The engine started last."""
+        """The engine that was started last."""
         return self.llms[-1]
 
     @property
     def process(self) -> Inline:
-        """The watch over the engine started last."""
+        """The process of the engine that was started last."""
         return self.processes[-1]
 
     def _start(self, **arguments: Any) -> FakeLLM:

@@ -1,4 +1,4 @@
-"""Fixtures that a conftest.py takes for its folder by importing them."""
+"""Fixtures that a conftest.py imports for its folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Keep torch to one thread: on tiny matrix products a second one costs more than it brings."""
+    """Run torch with one thread, which is faster than two for tiny matrix products."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,4 +1,4 @@
-"""Groups and metrics for the watch over reward hacking."""
+"""Groups and metrics for tests of the reward-hacking watch."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ SHAPE = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 128,
-    "initializer_range": 0.3,  # far enough from uniform that greedy choices are no ties
+    "initializer_range": 0.3,  # far enough from uniform that greedy choices have no ties
     "eos_token_id": None,
     "pad_token_id": 0,
 }
@@ -35,7 +35,7 @@ ARCHITECTURES = {
     "qwen3": (Qwen3Config, Qwen3ForCausalLM),
 }
 PROMPTS = [[5], list(range(1, 18)), [9, 8, 7, 6, 5], list(range(40, 71))]
-# float32 with different summation orders; measured differences are below 1e-5.
+# Sums in float32 have different orders. Measured differences are below 1e-5.
 TOLERANCE = 1e-4
 
 

@@ -1,4 +1,4 @@
-"""Text that a terminal, rich or Textual would obey, and the check that none of it is shown."""
+"""Text with control sequences and markup, and a check that none of them reaches the screen."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ HOSTILE = (
     "\x1b]52;c;cm0gLXJm\x07 \x1b]0;title\x1b\\ \x1b[31;5m \x9b2J \x9d0;t\x9c \x00 \x08 \x7f \r \t "
     "\u202eevil\u2066 \u2028 \ud800 [@click=app.quit]x[/] [bold]b [link=https://example.org]l [/] [/nonsense] \\[ :bomb: \\"
 )
-"""What a terminal, rich or Textual would obey: clipboard, title, colours, C1 controls, text direction, links, actions, markup."""
+"""Text with sequences that a terminal, rich or Textual executes.
+
+Among them are clipboard, title, colours, C1 controls, text direction, links, actions and markup.
+"""
 
 
 def assert_harmless(shown: str) -> None:
-    """Nothing of :data:`HOSTILE` that a terminal would obey stands in a text."""
+    """Assert that a text has no control characters that a terminal would execute."""
     odd = {c for c in shown if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp")} - set(
         "\n\u200c\u200d"
     )

@@ -1,4 +1,4 @@
-"""Tiny language models, tokenizers and embedders, written as Hugging Face folders."""
+"""Tiny language models, tokenizers and embedders as Hugging Face folders."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from support.worlds import ACTION_PROMPT, make_world
 
 
 def train_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE without a chat template."""
+    """Train a byte-level BPE tokenizer without a chat template."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -60,7 +60,7 @@ def teach(
     transitions: Sequence[Transition],
     num_steps: int,
 ) -> None:
-    """Plain supervised training on the answers, a batch of them all at each step."""
+    """Train the model on the answers with SFT, on one batch of all answers at each step."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     chat = ChatFormat(tokenizer)
     prompts = [ACTION_PROMPT.encode(chat, t) for t in transitions]
@@ -82,7 +82,7 @@ def teach(
 def write_tiny_embedder(
     folder: Path, max_pieces: int = 16, default_prompt: str | None = None, normalised: bool = False
 ) -> Path:
-    """Write an untrained sentence-transformers model of one piece a letter; its vectors have any length unless normalised."""
+    """Write an untrained sentence-transformers model with one token per letter; vectors have norm 1 only if ``normalised``."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.models import Normalize, Pooling, Transformer
     from transformers import BertConfig, BertModel, BertTokenizerFast
@@ -104,7 +104,7 @@ def write_tiny_embedder(
 
 
 def write_taught_model(folder: Path) -> Path:
-    """Write a Llama of 2 layers x 32 that writes well-formed answers to bare actions, some of them right."""
+    """Write a Llama of 2 layers x 32 that answers bare actions in the right form, some of them correctly."""
     world = make_world()
     model, tokenizer = write_tiny_model(folder, world, vocabulary=340)
     teach(model, tokenizer, [t for t in world if t.split == "train"], num_steps=60)

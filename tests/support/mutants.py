@@ -1,16 +1,15 @@
-"""Which faults the tests would notice: ``make mutants``.
+"""Mutation tests, which show the faults that the tests detect: ``make mutants``.
 
     python tests/support/mutants.py                              # every package of TESTS
     python tests/support/mutants.py rwml_lightning.functional    # names of modules, functions or mutants; * and ? as in a shell
     MUTANTS_SECONDS=600 MUTANTS_JOBS=2 python tests/support/mutants.py
 
-mutmut writes the mutants (a copy of the packages, in which every function has its variants beside it), names and keeps
-them; ``cd build/mutants && mutmut show NAME`` shows one. :mod:`mutation_run` tries them. mutmut leaves functions under a
-decorator alone, so in the copy a decorator is a call in the statement after its function.
+mutmut writes, names and stores the mutants, in a copy of the packages where every function is followed by its variants.
+``cd build/mutants && mutmut show NAME`` shows one. :mod:`mutation_run` runs them. mutmut does not mutate functions with a
+decorator, so in the copy a decorator is a call in the statement after its function.
 
-Mutants are taken in a fixed random order, one of each package in turn, so a run that ends early is a random sample of each
-package. What is decided stays decided until its function changes; survivors are tried again when a file of the tests has
-changed.
+Mutants run in a fixed random order, one of each package in turn, so a run that ends early is a random sample of each
+package. A result stays valid until its function changes. Survivors run again when a file of the tests has changed.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from pathlib import Path
 
 import libcst as cst
 import libcst.matchers as m
-from mutation_run import (  # not support.mutation_run: the copied tests have a support of their own
+from mutation_run import (  # not support.mutation_run: the copied tests have their own package `support`
     CRASHED,
     KILLED,
     NO_TESTS,
@@ -51,18 +50,18 @@ TESTS = {
     "rwml_lightning.weights": "test_weights.py",
     "rwml_callbacks": "callbacks",
 }
-"""Packages, and modules, with their tests."""
+"""Tests of each mutated package or module."""
 LEAST_KILLED = 0.9
 
 
 class CallDecorators(cst.CSTTransformer):
-    """``@a def f(): ...`` becomes ``def f(): ...`` and ``f = a(f)``."""
+    """Rewrite ``@a def f(): ...`` as ``def f(): ...`` and ``f = a(f)``."""
 
     def leave_FunctionDef(
         self, original_node: cst.FunctionDef, updated_node: cst.FunctionDef
     ) -> cst.FunctionDef | cst.FlattenSentinel[cst.BaseStatement]:
         if any(
-            m.matches(d.decorator, m.Name("staticmethod") | m.Name("classmethod"))  # mutmut knows these
+            m.matches(d.decorator, m.Name("staticmethod") | m.Name("classmethod"))  # mutmut handles these
             for d in updated_node.decorators
         ):
             return updated_node
@@ -75,19 +74,19 @@ class CallDecorators(cst.CSTTransformer):
 
 
 def call_decorators(content: bytes) -> bytes:
-    """The same Python file without a decorator on a function."""
+    """Rewrite a Python file without decorators of functions."""
     return cst.parse_module(content).visit(CallDecorators()).bytes
 
 
 def copy_changed(
     source: Path, target: Path, convert: Callable[[bytes], bytes] = lambda content: content
 ) -> None:
-    """Make ``target`` a copy of ``source`` that leaves files alone, and their times, where nothing changed.
+    """Make ``target`` a copy of ``source``, and do not write unchanged files, so that they keep their times.
 
     Args:
-        source: Folder.
-        target: Folder.
-        convert: What becomes of the content of a Python file.
+        source: Folder to copy.
+        target: Folder of the copy.
+        convert: Function that converts the content of a Python file.
     """
     wanted = {
         f.relative_to(source) for f in source.rglob("*") if f.is_file() and "__pycache__" not in f.parts
@@ -105,14 +104,14 @@ def copy_changed(
 
 
 def write_mutants() -> None:
-    """Copy packages and tests to the work folder, and let mutmut write the mutants of what changed."""
+    """Copy packages and tests to the work folder, and let mutmut write the mutants of changed functions."""
     from mutmut.__main__ import copy_src_dir, create_mutants
 
-    complete = (
-        WORK / "complete"
-    )  # without it, copies that have no mutants yet would be taken for files that have
+    complete = WORK / "complete"  # if it is missing, some copies may have no mutants yet
     settings, known = ROOT / "pyproject.toml", WORK / "pyproject.toml"
-    if not complete.exists() or known.read_bytes() != settings.read_bytes():  # other files may be mutated now
+    if (
+        not complete.exists() or known.read_bytes() != settings.read_bytes()
+    ):  # other files may be selected now
         for file in (WORK / "mutants").rglob("*.py"):
             file.unlink()
     complete.unlink(missing_ok=True)
@@ -126,11 +125,11 @@ def write_mutants() -> None:
     for name in files:
         shutil.copyfile(ROOT / "tests" / name, WORK / "tests" / name)
     for file in (WORK / "tests").glob("*.py"):
-        if file.name not in files:  # of an earlier state of the tests
+        if file.name not in files:  # from an earlier state of the tests
             file.unlink()
     os.chdir(WORK)
     copy_src_dir()
-    for file in Path("src").rglob("*"):  # mutmut leaves a file of data as it was first
+    for file in Path("src").rglob("*"):  # mutmut copies data files only once
         if file.is_file() and file.suffix != ".py":
             shutil.copyfile(file, "mutants" / file)
     with open(os.devnull, "w") as nowhere:
@@ -143,7 +142,7 @@ def write_mutants() -> None:
 
 
 def tests_of(names: Sequence[str]) -> list[str]:
-    """The tests that a run needs: those of the packages named, or all."""
+    """Return the tests of a run: those of the named packages, or all."""
     named = [
         f"tests/{tests}"
         for package, tests in TESTS.items()
@@ -153,7 +152,7 @@ def tests_of(names: Sequence[str]) -> list[str]:
 
 
 def report(names: Sequence[str]) -> int:
-    """Print the table, write the survivors' names; 1 if a package's share is too low."""
+    """Print the table and write the names of survivors; return 1 if the share of a package is too low, else 0."""
     from rich.console import Console
     from rich.table import Table
 
@@ -199,7 +198,7 @@ def main() -> int:
     import pytest
     from hypothesis import Phase, settings
 
-    # The same examples for every mutant, no search for a smaller one, and no verdict that depends on the machine's load.
+    # Same examples for every mutant, no shrinking, and no result that depends on the load of the machine.
     settings.register_profile(
         "mutants",
         deadline=None,

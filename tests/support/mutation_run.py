@@ -1,8 +1,8 @@
-"""Runs mutants in place of tests, as a plugin of pytest; see ``mutants.py``.
+"""A pytest plugin that runs mutants in place of tests; see ``mutants.py``.
 
-What takes long is importing torch and collecting the tests, so that is done once, and each mutant is a fork of that
-process, which runs the tests that reach its function, the package's own first, up to the first that fails. No test runs
-in the process itself, because torch allows no backward pass in the fork of a process that has had one.
+Imports of torch and the collection of tests take long, so the plugin does them once. Each mutant runs in a fork of that
+process. It runs the tests that call the mutated function, those of its own package first, until one fails. No test runs
+in the process itself, because torch allows no backward pass in a fork of a process that has run one.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from pathlib import Path
 from typing import Any
 
 MOST_SECONDS = 30.0
-"""CPU seconds of tests that one mutant gets, by their time without it."""
+"""CPU seconds of tests for one mutant, by their times without it."""
 KILLED, SURVIVED, NO_TESTS, TIMEOUT, CRASHED = 1, 0, 33, 36, 3  # mutmut's codes
 
 
 def files_of_mutants() -> Iterator[Any]:
-    """What mutmut knows of the mutants of each file."""
+    """Yield mutmut's data on the mutants of each file."""
     from mutmut.mutation.data import SourceFileMutationData
     from mutmut.utils.file_utils import walk_mutatable_files
 
@@ -53,7 +53,7 @@ def package_of(mutant: str, packages: Iterable[str]) -> str:
 
 
 def by_turns(mutants: Iterable[str], packages: Iterable[str]) -> dict[str, tuple[int, bytes]]:
-    """A random order that is the same in every run and takes one mutant of each package in turn, as keys to sort by."""
+    """Return sort keys of a random order that is the same in every run and takes one mutant of each package in turn."""
     hashes = {mutant: hashlib.sha256(mutant.encode()).digest() for mutant in mutants}
     taken: Counter[str] = Counter()
     keys = {}
@@ -65,7 +65,7 @@ def by_turns(mutants: Iterable[str], packages: Iterable[str]) -> dict[str, tuple
 
 
 def fork(task: Callable[[], int]) -> int:
-    """Run ``task`` in a silent child that leads a process group; its exit code is what the task returns."""
+    """Run ``task`` in a silent child process with its own process group. The result of the task is the exit code."""
     pid = os.fork()
     if pid:
         return pid
@@ -81,7 +81,7 @@ def fork(task: Callable[[], int]) -> int:
 
 
 def run_tests(items: Sequence[Any], each: Callable[[Any, float, bool], bool]) -> None:
-    """Run tests until ``each`` of (test, seconds, whether it passed) says no."""
+    """Run tests until ``each``, called with (test, seconds, whether it passed), returns false."""
     from _pytest.runner import runtestprotocol
 
     for item, following in zip_longest(items, items[1:]):
@@ -92,14 +92,14 @@ def run_tests(items: Sequence[Any], each: Callable[[Any, float, bool], bool]) ->
 
 
 class Reach:
-    """Which functions each test calls and how long it takes, kept in a file by a hash of the test's file and the packages."""
+    """Functions and seconds of each test, stored in a file with a hash of the test's file and the packages."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
         self.known: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file.exists() else {}
 
     def measure(self, items: Sequence[Any]) -> bool:
-        """Run the tests without a mutant where something changed; gives whether it did."""
+        """Run the changed tests without a mutant; return whether there were any."""
         packages = b"".join(file.read_bytes() for file in sorted(Path("src").rglob("*.py")))
         hashes = {item.path: hashlib.sha256(item.path.read_bytes() + packages).hexdigest() for item in items}
         sure = {test for test, one in self.known.items() if one["passed"]}
@@ -117,7 +117,7 @@ class Reach:
                     self.known[item.nodeid]["hash"] = hashes[item.path]
         here = {item.nodeid for item in items}
         files = {item.nodeid.partition("::")[0] for item in items}
-        self.known = {  # forget tests that their file has no more
+        self.known = {  # drop tests that are no longer in their file
             test: one
             for test, one in self.known.items()
             if test in here or test.partition("::")[0] not in files
@@ -134,7 +134,7 @@ class Reach:
         from mutmut.state import state
 
         set_mutant_under_test("stats")
-        del os.environ["MUTANT_UNDER_TEST"]  # processes that tests start have nowhere to note what they call
+        del os.environ["MUTANT_UNDER_TEST"]  # processes that tests start cannot record their calls
         with found.open("w") as file:
 
             def each(item: Any, seconds: float, passed: bool) -> bool:
@@ -149,13 +149,16 @@ class Reach:
         return 0
 
     def import_what_tests_import(self) -> None:
-        """Import here what tests import as they run, so that the forks need not."""
+        """Import the modules that tests import while they run, so that the forks need not do it."""
         for module in self.file.with_suffix(".imports").read_text().split():
-            with contextlib.suppress(ImportError):  # some names are no modules
+            with contextlib.suppress(ImportError):  # some names are not modules
                 importlib.import_module(module)
 
     def tests_by_function(self, tests_here: Iterable[str]) -> dict[str, list[str]]:
-        """Tests that call each function, up to ``MOST_SECONDS``: the package's own, one case of each, the short ones first."""
+        """Select tests that call each function, up to ``MOST_SECONDS``.
+
+        Tests of the function's own package come first, then the first case of each test, then short tests.
+        """
         reached = defaultdict(list)
         for test in tests_here:
             for function in self.known[test]["functions"]:
@@ -180,7 +183,7 @@ class Reach:
 
 
 class MutationRun:
-    """A pytest plugin that runs mutants in place of the tests."""
+    """Run mutants in place of the tests, as a pytest plugin."""
 
     def __init__(
         self, work: Path, packages: Sequence[str], names: Sequence[str], seconds: float, jobs: int
@@ -196,7 +199,7 @@ class MutationRun:
 
         if session.testsfailed:
             raise session.Interrupted(f"{session.testsfailed} files of tests cannot be collected")
-        session.config._tmp_path_factory.getbasetemp()  # one for all forks
+        session.config._tmp_path_factory.getbasetemp()  # the same folder for all forks
         os.environ["RWML_TINY_MODEL"] = str(self.work / "model")
         os.waitpid(fork(self._write_model), 0)
         items = {item.nodeid: item for item in session.items}
@@ -214,7 +217,7 @@ class MutationRun:
         queue = [(data, mutant) for data, mutant in queue if self._is_reached(data, mutant, tests)]
         order = by_turns((mutant for _, mutant in queue), self.packages)
         queue.sort(key=lambda one: order[one[1]], reverse=True)
-        gc.freeze()  # a collection in a fork would copy what it shares with this process
+        gc.freeze()  # a garbage collection in a fork would copy memory that it shares with this process
         total, shown = len(queue), time.monotonic()
         end = shown + self.seconds
         running: dict[int, tuple[Any, str, float, float]] = {}
@@ -243,7 +246,7 @@ class MutationRun:
         from mutmut.utils.format_utils import mangled_name_from_mutant_name
 
         if tests.get(mangled_name_from_mutant_name(mutant)):
-            if data.exit_code_by_key[mutant] == NO_TESTS:  # a test reaches it now
+            if data.exit_code_by_key[mutant] == NO_TESTS:  # a test calls it now
                 data.exit_code_by_key[mutant] = None
             return True
         data.exit_code_by_key[mutant] = NO_TESTS
@@ -256,7 +259,7 @@ class MutationRun:
 
         resource.setrlimit(
             resource.RLIMIT_CPU, (limit, limit + 1)
-        )  # CPU seconds: the machine's load decides nothing
+        )  # CPU seconds do not depend on the load of the machine
         set_mutant_under_test(mutant)
         code = SURVIVED
 
@@ -270,7 +273,7 @@ class MutationRun:
 
     @staticmethod
     def _collect(running: dict[int, tuple[Any, str, float, float]]) -> None:
-        """Note the results of forks that ended, and end those that are late."""
+        """Record the results of finished forks, and kill those that exceed their time limit."""
         for pid, (data, mutant, start, deadline) in list(running.items()):
             ended, status = os.waitpid(pid, os.WNOHANG)
             late = not ended and time.monotonic() > deadline

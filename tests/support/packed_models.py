@@ -53,9 +53,7 @@ CONFIGS: dict[str, PreTrainedConfig] = {
 def tiny_model(name: str, implementation: str = "sdpa") -> nn.Module:
     torch.manual_seed(0)
     model = CausalLM.from_config(CONFIGS[name], dtype=torch.float64, attn_implementation=implementation)
-    for (
-        parameter
-    ) in model.parameters():  # the default initialisation is too near to zero to tell tokens apart
+    for parameter in model.parameters():  # with the default initialisation, near zero, tokens hardly differ
         if parameter.ndim > 1:
             nn.init.normal_(parameter, std=0.3)
     return model.train()

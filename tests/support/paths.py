@@ -1,4 +1,4 @@
-"""Where the repository and its tests are."""
+"""Paths of the repository and its tests."""
 
 from __future__ import annotations
 
@@ -9,4 +9,4 @@ from pathlib import Path
 TESTS = Path(__file__).parents[1]
 ROOT = TESTS.parent
 IMPORTABLE = os.pathsep.join([str(TESTS), *filter(None, sys.path)])
-"""``PYTHONPATH`` of a process that finds the packages under test and the helpers."""
+"""``PYTHONPATH`` for a process that imports the packages under test and the helpers."""

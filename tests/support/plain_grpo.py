@@ -1,4 +1,4 @@
-"""GRPO written out plainly, one sequence at a time, with every setting of the update; and prepared batches for it."""
+"""A reference implementation of GRPO, one sequence at a time, with all settings of the update, and prepared batches."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LENGTHS = ((4, 1, 6), (2, 7, 3), (5, 5, 2))
 
 @dataclass(frozen=True)
 class Text:
-    """What one term of the loss is made from; ``generated`` are the generator's log-probabilities."""
+    """Data of one term of the loss; ``generated`` holds the generator's log-probabilities."""
 
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
@@ -42,7 +42,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Settings:
-    """The update's settings, with the module's defaults."""
+    """Settings of the update, with the defaults of the module."""
 
     temperature: float = 1.0
     clip_low: float = 0.2
@@ -56,7 +56,7 @@ class Settings:
 
 
 def plain_logprobs(model: torch.nn.Module, text: Text, temperature: float = 1.0) -> torch.Tensor:
-    """Log-probability of each token of the answer, [tokens], from the full logits of this sequence alone."""
+    """Compute the log-probability of each token of the answer, [tokens], from the full logits of this sequence."""
     ids = torch.tensor([text.prompt + text.answer])
     logprobs = (model(input_ids=ids).logits[0] / temperature).log_softmax(-1)
     rows = torch.arange(len(text.prompt), ids.shape[1])
@@ -67,7 +67,7 @@ def plain_logprobs(model: torch.nn.Module, text: Text, temperature: float = 1.0)
 def sample(
     model: torch.nn.Module, prompt: tuple[int, ...], length: int, generator: torch.Generator
 ) -> tuple[int, ...]:
-    """Tokens drawn at a high temperature: likely enough that one update can raise them, and all different."""
+    """Sample tokens at a high temperature: they differ, and are likely enough that one update can raise their probabilities."""
     ids = list(prompt)
     for _ in range(length):
         logits = model(input_ids=torch.tensor([ids])).logits[0, -1]
@@ -76,7 +76,7 @@ def sample(
 
 
 def make_batch(model: torch.nn.Module, rewards: Sequence[Sequence[float]] = REWARDS) -> RolloutBatch:
-    """Sampled completions whose log-probabilities are a little off the model's, as another engine's are."""
+    """Sample completions, and add noise to their log-probabilities, as from another engine."""
     generator = torch.Generator().manual_seed(1)
     groups = []
     for number, (prompt, row, lengths) in enumerate(zip(PROMPTS, rewards, LENGTHS, strict=True)):
@@ -94,7 +94,7 @@ def make_batch(model: torch.nn.Module, rewards: Sequence[Sequence[float]] = REWA
 
 
 def with_version(batch: RolloutBatch, version: int) -> RolloutBatch:
-    """The same batch, written by another version of the policy."""
+    """Return the batch with another policy version in all completions."""
 
     def written(prediction: Prediction) -> Prediction:
         return replace(prediction, completion=replace(prediction.completion, policy_version=version))
@@ -104,7 +104,7 @@ def with_version(batch: RolloutBatch, version: int) -> RolloutBatch:
 
 
 def plain_advantages(rewards: torch.Tensor, normalisation: str) -> list[float]:
-    """Advantages of one group."""
+    """Compute the advantages of one group."""
     if normalisation == "leave_one_out":
         others = (rewards.sum() - rewards) / (len(rewards) - 1)
         return (rewards - others).tolist()
@@ -113,7 +113,7 @@ def plain_advantages(rewards: torch.Tensor, normalisation: str) -> list[float]:
 
 
 def read_batch(batch: RolloutBatch, normalisation: str = "mean_std") -> list[Text]:
-    """The batch's samples, each with its advantage."""
+    """Return the samples of a batch with their advantages."""
     texts = []
     for group in batch.groups:
         rewards = torch.tensor([p.score.reward for p in group.predictions])
@@ -132,14 +132,14 @@ def plain_loss(
     old: Sequence[torch.Tensor] | None = None,
     reference: torch.nn.Module | None = None,
 ) -> tuple[torch.Tensor, dict[str, float]]:
-    """The step's loss (arXiv 2402.03300, equation 3) with truncated importance weights, and its metrics.
+    """Compute the loss of a step (arXiv 2402.03300, equation 3) with truncated importance weights, and its metrics.
 
     Args:
         model: Policy.
         texts: Samples of the step.
-        settings: What the module was given.
-        old: Log-probabilities of each sample before the first update; ``None`` where this is the first.
-        reference: What the KL penalty pulls towards.
+        settings: Settings of the module.
+        old: Log-probabilities of each sample before the first update; ``None`` in the first update.
+        reference: Reference policy of the KL penalty.
     """
     total = sum(len(text.answer) for text in texts)
     loss = torch.zeros(())
@@ -184,7 +184,7 @@ def plain_loss(
 
 
 def entropies(model: torch.nn.Module, text: Text, temperature: float) -> list[float]:
-    """Entropy of the distribution that each token of the answer was drawn from, in nats."""
+    """Compute the entropy, in nats, of the distribution of each token of the answer."""
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([text.prompt + text.answer])).logits[0] / temperature
     drawn = torch.distributions.Categorical(logits=logits[len(text.prompt) - 1 : -1])
@@ -192,13 +192,13 @@ def entropies(model: torch.nn.Module, text: Text, temperature: float) -> list[fl
 
 
 def gradients_of(model: torch.nn.Module, loss: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Gradient of every trained weight."""
+    """Compute the gradient of every trained weight, by name."""
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     return dict(zip(named, torch.autograd.grad(loss, list(named.values())), strict=True))
 
 
 def with_weights(model: Any, weights: dict[str, torch.Tensor]) -> Any:
-    """A copy of the model with other weights, by name."""
+    """Return a copy of the model with other weights, given by name."""
     changed = copy.deepcopy(model)
     with torch.no_grad():
         for name, parameter in changed.named_parameters():
@@ -207,7 +207,7 @@ def with_weights(model: Any, weights: dict[str, torch.Tensor]) -> Any:
 
 
 def make_episodes(model: torch.nn.Module, temperature: float = 1.0) -> EpisodeBatch:
-    """Two games of two episodes; the states A and B are visited by several, with other returns."""
+    """Make two games of two episodes. Several episodes visit the states A and B with different returns."""
     generator = torch.Generator().manual_seed(2)
 
     def member(name: str, states: str, rewards: Sequence[float]) -> Playthrough:

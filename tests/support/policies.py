@@ -1,4 +1,4 @@
-"""Policies for collections that ask none."""
+"""Policies for collections that do not use one."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from rwml_lightning.prompts.policy import PolicyClient
 
 
 def no_policy() -> PolicyClient:
-    """Stand for the policy where none may be asked."""
+    """Fail if the collection asks for a policy."""
     raise AssertionError("no model plays, but its policy was asked for")

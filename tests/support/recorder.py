@@ -1,4 +1,4 @@
-"""A callable that keeps its calls."""
+"""A callable that records its calls."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 class Recorder:
-    """Keeps what it was called with and gives always the same."""
+    """Record the arguments of each call, and always return the same value."""
 
     def __init__(self, answer: Any = None) -> None:
         self.answer = answer

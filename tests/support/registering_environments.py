@@ -1,4 +1,4 @@
-"""Registers environments when it is imported, as packages of environments do."""
+"""Environments that are registered when this module is imported, as packages of environments do."""
 
 from __future__ import annotations
 
@@ -11,4 +11,4 @@ for name in ("Plain-v0", "Plain-v1", "spaced/Named-v2"):
 
 
 class Own(ScriptedEnv):
-    """A class of the same module."""
+    """An unregistered class of the same module."""

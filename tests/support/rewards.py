@@ -1,4 +1,4 @@
-"""A reward that needs no embedder's weights."""
+"""A reward that needs no weights of an embedder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rwml_lightning.rewards import EmbeddingReward
 
 
 class LetterEmbedder:
-    """Embeds a text as the counts of its letters: enough like an embedder to be near for near texts."""
+    """Embed a text as the counts of its bytes, so that similar texts have similar vectors, as with a real embedder."""
 
     max_seq_length = None
 
@@ -28,7 +28,7 @@ class LetterEmbedder:
 
 
 class LetterReward(EmbeddingReward):
-    """The embedding reward with :class:`LetterEmbedder` in place of a model."""
+    """Embedding reward with :class:`LetterEmbedder` in place of a model."""
 
     def __init__(self, tau_d: float = 0.1, mode: Any = "threshold", cache_size: int = 100_000) -> None:
         super().__init__("letters", tau_d, mode, cache_size=cache_size)

@@ -1,4 +1,4 @@
-"""Configs of short runs, a callback that kills one, and what runs write."""
+"""Configs of short runs, a callback that kills a run, and readers of the files of runs."""
 
 from __future__ import annotations
 
@@ -17,13 +17,19 @@ from support.worlds import make_world
 
 
 def write_config(folder: Path, policy: Path, **changes: Any) -> Path:
-    """A run of two steps on :func:`make_world`; see :func:`make_config` for the rest."""
+    """Write transitions of :func:`make_world`, and the config of a run of two steps; see :func:`make_config`."""
     write_transitions(folder / "t.parquet", make_world())
     return make_config(folder, policy, **changes)
 
 
 def make_config(folder: Path, policy: str | Path, **changes: Any) -> Path:
-    """A run of two steps on the folder's ``t.parquet``; changes go into the section that they name (``predictions`` is ``data.predictions``), or are a key."""
+    """Write the config of a run of two steps on the folder's ``t.parquet``.
+
+    Args:
+        folder: Folder of the config, the transitions and the runs.
+        policy: Model folder.
+        **changes: Values of top-level keys. A mapping is merged into its section; ``predictions`` is ``data.predictions``.
+    """
     config: dict[str, Any] = {
         "run": {"name": "r", "root": str(folder / "runs")},
         "trainer": {"accelerator": "cpu", "max_steps": 2},
@@ -51,11 +57,11 @@ def make_config(folder: Path, policy: str | Path, **changes: Any) -> Path:
 
 @dataclass
 class KillOnce(L.Callback):
-    """Ends the process as ``kill -9`` does, in the middle of a step, unless it has done so before.
+    """Kill the process in the middle of a step as ``kill -9`` does, but only once.
 
     Args:
-        step: Optimizer step after whose update, and before whose recording, the process ends.
-        mark: File that says it is done.
+        step: Number of the optimizer step; the process is killed after its update and before its recording.
+        mark: File that shows that the process was killed before.
     """
 
     step: int
@@ -71,7 +77,7 @@ NUM_STEPS = 8
 
 
 def write_resumable_config(folder: Path, model: Path, name: str, kill_at: int | None) -> Path:
-    """A short run: a warm-up of two steps, eight steps of GRPO over two passes, a checkpoint every three."""
+    """Write the config of a short run: two warm-up steps, eight GRPO steps in two passes, a checkpoint every three steps."""
     transitions = folder / "transitions.parquet"
     if not transitions.exists():
         write_transitions(transitions, make_world())
@@ -112,11 +118,11 @@ def write_resumable_config(folder: Path, model: Path, name: str, kill_at: int | 
 
 
 def metrics_of(folder: Path) -> list[tuple[str, int, str, float]]:
-    """Read what a run folder's ``metrics.csv`` holds: stage, step, name and value."""
+    """Read the ``metrics.csv`` of a run folder: stage, step, name and value."""
     return rows_of(folder / "metrics.csv")
 
 
 def rows_of(path: Path) -> list[tuple[str, int, str, float]]:
-    """Read a file of metrics: stage, step, name and value."""
+    """Read a CSV file of metrics: stage, step, name and value."""
     with path.open(newline="") as file:
         return [(r["stage"], int(r["step"]), r["name"], float(r["value"])) for r in csv.DictReader(file)]

@@ -1,4 +1,4 @@
-"""A generator that answers by a function of the prompt."""
+"""A generator with answers from a function of the prompt."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rwml_lightning.schema import Completion, Sampling
 
 
 class Scripted:
-    """Answers by what it reads."""
+    """Generate the answers of a function of the prompt's text and the seed."""
 
     policy_version = 3
     max_model_len = None
@@ -24,7 +24,7 @@ class Scripted:
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[Sequence[int]]
     ) -> list[list[Completion]]:
-        assert len(set(map(tuple, prompts))) == len(prompts)  # what reads the same is read once
+        assert len(set(map(tuple, prompts))) == len(prompts)  # equal prompts are sent once
         self.batches.append(sum(map(len, seeds)))
         self.seeds += [[seed] for group in seeds for seed in group]
         return [

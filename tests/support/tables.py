@@ -1,4 +1,4 @@
-"""What the tables of W&B are made from, and what they would log."""
+"""Inputs of the W&B tables, and a record of their outputs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def make_group(game: str, num_turns: int = 2) -> EpisodeGroup:
 
 
 class Log:
-    """What a table tells W&B, without W&B."""
+    """Replace the W&B logger, and record the rows and steps that a table logs."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, resumed: bool) -> None:
         self.steps: list[int] = []

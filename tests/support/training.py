@@ -1,4 +1,4 @@
-"""Training on prepared batches with the real trainer, with what each step gave and began with; and comparing gradients."""
+"""Training on prepared batches with the real trainer, records of each step, and comparison of gradients."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from rwml_lightning.modules.grpo import GRPO, GRPOModule
 from rwml_lightning.modules.optimizer import Optimizer
 from rwml_lightning.schema import Label
 
-# float32; the packed and the plain path sum in different orders. Measured: below 2e-6.
+# In float32 the packed and the plain path sum in different orders. Measured differences are below 2e-6.
 TOLERANCE = 1e-5
 Module = TypeVar("Module", bound=PolicyModule)
 LABELS = (Label("a", (5, 6, 7), (8, 9)), Label("b", (5, 6), (10,)), Label("c", (5, 6, 7), (8, 40, 41)))
 
 
 class Batches(L.LightningDataModule):
-    """Gives prepared batches, one a step."""
+    """Load prepared batches, one per step."""
 
     def __init__(self, batches: Sequence[Any]) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Batches(L.LightningDataModule):
 
 
 class Steps(L.Callback):
-    """Keeps what each step gave back, its metrics, and the gradients that its optimizer step used."""
+    """Record the outputs of each step, its metrics, and the gradients of its optimizer step."""
 
     def __init__(self) -> None:
         self.outputs: list[dict[str, Any]] = []
@@ -77,7 +77,7 @@ def fit(module: L.LightningModule, batches: Sequence[Any], **trainer: Any) -> St
 
 
 class Weights(L.Callback):
-    """Keeps the weights that each optimizer step began with."""
+    """Record the weights before each optimizer step."""
 
     def __init__(self) -> None:
         self.before: list[dict[str, torch.Tensor]] = []
@@ -87,7 +87,7 @@ class Weights(L.Callback):
 
 
 def run(module: Any, batches: Sequence[Any]) -> tuple[Steps, list[dict[str, torch.Tensor]]]:
-    """What the steps gave, and the weights before each of them and after the last."""
+    """Train on the batches; return the record of the steps, and the weights before each step and after the last."""
     weights = Weights()
     steps = fit(module, batches, callbacks=[weights])
     last = {name: p.detach().clone() for name, p in module.policy.named_parameters()}
@@ -107,7 +107,7 @@ def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
 
 
 def make(kind: type[Module], **settings: Any) -> Module:
-    """Make a module from flat settings: those of the optimizer and of the GRPO update go into their groups."""
+    """Make a module from flat settings; settings of the optimizer and the GRPO update go into their config groups."""
     groups: dict[str, type[Any]] = {"optimizer": Optimizer}
     if issubclass(kind, GRPOModule):
         groups["grpo"] = GRPO

@@ -1,4 +1,4 @@
-"""Prepared batches for the validation of every stage, and a DataModule that hands them out."""
+"""Prepared batches for the validation of every stage, and a data module that loads them."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ GAMES = tuple(make_game(number, number > 0) for number in range(3))
 
 
 def floors_of(groups: Sequence[Group]) -> list[dict[str, Measured]]:
-    """What two predictors without a model scored on each transition; the second one knows every other transition alone."""
+    """Return the results of two predictors without a model on each transition; the second one predicts only every other one."""
     rows = measure_groups(groups, REWARD)
     return [{"nothing": row} | ({"seldom": row} if number % 2 else {}) for number, row in enumerate(rows)]
 
 
 def held_out(*groups: Group) -> HeldOutBatch:
-    """A batch of held-out predictions, measured as the DataModule does."""
+    """Make a batch of held-out predictions with the measures of the real data module."""
     return HeldOutBatch(groups, tuple(measure_groups(groups, REWARD)), tuple(floors_of(groups)))
 
 
@@ -65,7 +65,7 @@ def summarise_floors(groups: Sequence[Group]) -> list[Result]:
 
 
 class Prepared(L.LightningDataModule):
-    """Loaders of prepared batches."""
+    """Load prepared batches, with one loader per argument."""
 
     def __init__(self, *loaders: Sequence[Any]) -> None:
         super().__init__()

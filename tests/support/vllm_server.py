@@ -26,7 +26,7 @@ START_SECONDS = 240
 
 @contextmanager
 def vllm_server(model: Path, name: str, log: Path, *options: str) -> Iterator[str]:
-    """Serves a model folder under a name; gives the address up to and with ``/v1``."""
+    """Serve a model folder under a name; yield the address up to and including ``/v1``."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

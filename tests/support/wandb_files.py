@@ -1,4 +1,4 @@
-"""Reads back what W&B wrote offline: records in the framing of LevelDB's log, each a protocol buffer."""
+"""Readers of offline W&B files: protocol buffers in the record format of LevelDB's log."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PATIENCE_S = 10.0
 
 
 def read_records(path: Path) -> Iterator[Any]:
-    """Every record of a ``run-<id>.wandb``, in the order it was written."""
+    """Yield the records of a file ``run-<id>.wandb`` in the order of writing."""
     data, place, content = path.read_bytes(), _HEADER, b""
     while place + _FRAME <= len(data):
         if (left := _BLOCK - place % _BLOCK) < _FRAME:
@@ -31,17 +31,17 @@ def read_records(path: Path) -> Iterator[Any]:
 
 
 class OfflineRun:
-    """One process's part of a run.
+    """The part of a run that one process wrote.
 
     Args:
-        folder: ``offline-run-<time>-<id>``.
+        folder: Folder ``offline-run-<time>-<id>``.
     """
 
     def __init__(self, folder: Path) -> None:
         (file,) = folder.glob("run-*.wandb")
         self.folder = folder
         until = time.monotonic() + _PATIENCE_S
-        # W&B's own process may still be writing, or not have begun; one that was killed wrote no end
+        # W&B's own process may not have started or finished writing; a killed run has no end
         while not self._has_ended(records := list(read_records(file))) and time.monotonic() < until:
             time.sleep(0.1)
         self.records = records
@@ -62,7 +62,7 @@ class OfflineRun:
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """What was logged, a dictionary a call; parts of an object have dotted names."""
+        """Logged values, one dictionary per call; parts of an object have dotted names."""
         rows = [r.history.item for r in self.records if r.WhichOneof("record_type") == "history"]
         return [{i.key or ".".join(i.nested_key): json.loads(i.value_json) for i in row} for row in rows]
 
@@ -76,11 +76,11 @@ class OfflineRun:
         }
 
     def increments(self, name: str) -> list[dict[str, Any]]:
-        """What was added to a table, in order: ``columns`` and ``data``."""
+        """Return the increments of a table in order, each with ``columns`` and ``data``."""
         paths = [row[f"{name}.path"] for row in self.history if f"{name}.path" in row]
         return [json.loads((self.folder / "files" / path).read_text()) for path in paths]
 
 
 def offline_runs(folder: Path) -> list[OfflineRun]:
-    """The parts below ``folder``, oldest first."""
+    """Read all parts of runs below ``folder``, oldest first."""
     return [OfflineRun(part) for part in sorted(folder.glob("wandb/offline-run-*"))]

@@ -1,4 +1,4 @@
-"""Transitions, and a world of a few sentences that a tiny model can be taught."""
+"""Transitions, and a world of a few sentences that a tiny model can learn."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OBJECTS = ("apple", "bowl", "desk", "lamp", "mug", "pan", "safe", "sofa", "cup",
 
 
 def make_transition(number: int = 0, **changes: Any) -> Transition:
-    """A transition with distinct texts."""
+    """Make a transition with distinct texts."""
     fields: dict[str, Any] = {
         "transition_id": f"t{number}",
         "environment": "test",
@@ -33,7 +33,7 @@ def make_transition(number: int = 0, **changes: Any) -> Transition:
 
 
 def make_world() -> list[Transition]:
-    """Forty transitions of four verbs; those of the last two objects are held out."""
+    """Make 40 transitions of four verbs and ten objects. Transitions of the last two objects are held out."""
     return [
         make_transition(
             transition_id=f"{verb}-{name}",
