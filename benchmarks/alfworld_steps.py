@@ -59,16 +59,16 @@ def play(
         start = time.perf_counter()
         state = engine.reset()
         measured.reset_s.append(time.perf_counter() - start)
-    said: list[object] = [(state["feedback"], state["admissible_commands"])]
+    outputs: list[object] = [(state["feedback"], state["admissible_commands"])]
     for choice in choices:
         action = state["admissible_commands"][int(choice * len(state["admissible_commands"]))]
         start = time.perf_counter()
         state, score, done = engine.step(action)
         measured.step_s.append(time.perf_counter() - start)
-        said.append((state["feedback"], state["admissible_commands"], state["won"], score, done))
+        outputs.append((state["feedback"], state["admissible_commands"], state["won"], score, done))
     gc.collect()
     measured.environment_mb.append(resident_mb() - before_mb)
-    return engine, said
+    return engine, outputs
 
 
 def report(results: dict[str, Measured], num_games: int, peak_mb: float) -> Table:
@@ -117,13 +117,13 @@ def main() -> None:
         for number, game in enumerate(games):
             rng = Random(number)
             choices = [rng.random() for _ in range(arguments.num_steps)]
-            said = {}
+            outputs = {}
             for name in ENGINES if number % 2 == 0 else ENGINES[::-1]:
                 make = (lambda: module.make_engine(fast=False)) if name == "stock" else module.make_engine
                 path = root / game.task_id / GAME_FILE
-                engine, said[name] = play(make, path, choices, arguments.num_resets, results[name])
+                engine, outputs[name] = play(make, path, choices, arguments.num_resets, results[name])
                 engines.append(engine)
-            if said["stock"] != said["fast"]:
+            if outputs["stock"] != outputs["fast"]:
                 raise SystemExit(f"the engines differ on {game.task_id}")
         Console().print(report(results, len(games), resident_mb()))
 

@@ -102,7 +102,7 @@ def compare_rewards(episodes: int) -> Table:
         ours: list[float] = []
         seconds: tuple[list[float], list[float]] = ([], [])
         mismatches = 0
-        for task, actions in track(list(mixed_up(env, episodes)), f"evaluator {domain}"):
+        for task, actions in track(list(changed_solutions(env, episodes)), f"evaluator {domain}"):
             reward, _ = play(env, task, actions)
             conversation = env.unwrapped._conversation
             assert conversation is not None
@@ -129,7 +129,7 @@ def compare_rewards(episodes: int) -> Table:
     return table
 
 
-def mixed_up(env: Tau2Env, count: int) -> Iterator[tuple[str, list[str]]]:
+def changed_solutions(env: Tau2Env, count: int) -> Iterator[tuple[str, list[str]]]:
     """Yield tasks and actions: reference solutions unchanged, without some calls, with other tasks' calls or with other arguments."""
     names = all_tasks(env)
     solutions: dict[str, list[Action]] = {}
@@ -148,11 +148,11 @@ def mixed_up(env: Tau2Env, count: int) -> Iterator[tuple[str, list[str]]]:
             for action in rng.sample(others, min(3, len(others))):
                 actions.insert(rng.randint(0, len(actions)), action)
         elif way == 3:
-            actions = [changed(action, rng) if rng.random() < 0.5 else action for action in actions]
+            actions = [change_arguments(action, rng) if rng.random() < 0.5 else action for action in actions]
         yield name, [write_action(action, "json") for action in (*actions, last)]
 
 
-def changed(action: Action, rng: Random) -> Action:
+def change_arguments(action: Action, rng: Random) -> Action:
     """Remove or replace one argument of each call of an action."""
     calls = []
     for call in action.calls:

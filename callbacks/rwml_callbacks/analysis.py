@@ -60,7 +60,7 @@ class Analysis(L.Callback, ABC):
 
     @abstractmethod
     def measure(self, trainer: L.Trainer, module: PolicyModule) -> Measurement:
-        """Measure the current policy. Called on every rank, because the weights may be sharded over ranks."""
+        """Measure the current policy. Every rank calls this method, because the weights may be sharded over ranks."""
 
     def render(self, last: Measurement) -> Table:
         """Return a table of the metrics before and after training."""
@@ -108,7 +108,7 @@ class Analysis(L.Callback, ABC):
         return found
 
     def _found_before(self, trainer: L.Trainer, stage: str) -> Measurement | None:
-        """Read the first measurement of an interrupted run, if this is the start: the policy is the same there."""
+        """Read the measurement of an interrupted run at step 0, where the policy is the same, if training is there."""
         recorder = find(trainer, TraceRecorder)
         if recorder is None or trainer.global_step > 0:
             return None
