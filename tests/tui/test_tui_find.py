@@ -40,8 +40,8 @@ def test_conditions_and_words() -> None:
     ("line", "message"),
     [
         ("rewrd>1", "no column 'rewrd' in the list of groups: did you mean"),
-        ("step>many", "step is a number, and 'many' is none"),
-        ("step>", "step is a number, and 'nothing' is none"),
+        ("step>many", "step needs a number, not 'many'"),
+        ("step>", "step needs a number, not 'nothing'"),
     ],
 )
 def test_what_a_line_can_not_mean(line: str, message: str) -> None:
@@ -89,7 +89,7 @@ def test_the_list_follows_the_line(run: Path) -> None:
         assert len(table) == 2
         assert "2 of 5 groups" in shown(app)
         await press(app, pilot, *"x")
-        assert "step is a number, and '2x' is none" in str(app.query_one(RunBar).render())
+        assert "step needs a number, not '2x'" in str(app.query_one(RunBar).render())
         assert len(table) == 2
         app.query_one("#find", Input).value = "vase step=1"
         await idle(app, pilot)

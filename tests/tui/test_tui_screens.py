@@ -104,7 +104,7 @@ def test_groups_are_written(run: Path, tmp_path: Path) -> None:
     assert "a mug at step 0" in text
     with pytest.raises(ValueError, match="exists; name another file"):
         export(run / "trace.db", ids, tmp_path / "all.md")
-    with pytest.raises(ValueError, match="the ending says how to write it"):
+    with pytest.raises(ValueError, match="unknown file extension; use one of"):
         export(run / "trace.db", ids, tmp_path / "all.xls")
 
 

@@ -1,4 +1,4 @@
-"""``rwml-tui [RUN]``: watch predicted and real next states."""
+"""``rwml-tui [RUN ...]``: show predicted and real next states of runs."""
 
 from __future__ import annotations
 
@@ -13,25 +13,27 @@ from rwml_lightning.trace import TraceError, TraceReader, trace_path
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the dashboard; returns the exit code, 1 when there is nothing to show."""
+    """Run the dashboard and return the exit code, which is 1 when no run can be read."""
     parser = argparse.ArgumentParser(
-        prog="rwml-tui", description="Watch predicted and real next states of a run, or compare several."
+        prog="rwml-tui", description="Show predicted and real next states of a run, or compare several runs."
     )
     parser.add_argument(
         "runs",
         nargs="*",
         metavar="RUN",
-        help="run folder or its trace.db; the newest under runs/ when left out",
+        help="run folder or its trace.db (default: the newest run under runs/)",
     )
     parser.add_argument(
         "--follow",
         action=argparse.BooleanOptionalAction,
-        help="look for new records every two seconds (default: while the run is alive)",
+        help="check for new records every two seconds (default: if the run is alive)",
     )
     parser.add_argument(
-        "--serve", action="store_true", help="show it as a page, to this machine's browsers alone"
+        "--serve",
+        action="store_true",
+        help="serve the dashboard as a web page that only this machine can open",
     )
-    parser.add_argument("--port", type=int, default=8000, help="of the page (default: 8000)")
+    parser.add_argument("--port", type=int, default=8000, help="port of the page (default: 8000)")
     chosen = parser.parse_args(arguments)
     with ExitStack() as stack:
         try:
@@ -45,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from rwml_tui.serve import serve
 
             return serve([str(path.resolve()) for path in paths], chosen.follow, chosen.port)
-        from rwml_tui.app import Dashboard  # after the checks: their answer need not wait for Textual
+        from rwml_tui.app import Dashboard  # late: errors above need no Textual
 
         app = Dashboard(readers, follow)
         app.run()
@@ -53,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def named(paths: Sequence[Path]) -> dict[str, Path]:
-    """Run stores by the name of their folder, or by the whole path where names are equal."""
+    """Map folder names to run stores; runs with equal folder names get their whole path as name."""
     names = [path.resolve().parent.name for path in paths]
     return {
         name if names.count(name) == 1 else str(path.parent): path

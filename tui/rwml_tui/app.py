@@ -1,4 +1,4 @@
-"""The dashboard: predicted next to real, while the model trains."""
+"""The dashboard: shows predicted and real next states while the model trains."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ _PARENT = os.getppid()
 
 
 def leave_when_orphaned() -> None:
-    """End at once when the server that shows this dashboard as a page has gone."""
+    """Exit at once if the server that shows this dashboard as a page has ended."""
     if os.getppid() != _PARENT:
-        # The web driver goes on reading a stream that has ended, for ever; there is nothing to save.
+        # The web driver would read the ended stream for ever. There is nothing to save.
         os._exit(0)
 
 
 class Dashboard(App[None]):
-    """Shows a run, and compares it with others.
+    """Shows a run and compares it with other runs.
 
     Args:
-        readers: Run stores by name; the first is the one that is shown.
-        follow: Whether to look for new records; while the run is alive when ``None``.
+        readers: Run stores by name. The first one is shown.
+        follow: Whether to check for new records. ``None`` does so if the run is alive.
     """
 
     CSS_PATH = "app.tcss"
@@ -51,13 +51,13 @@ class Dashboard(App[None]):
         Binding("2", "tab('curves')", "curves", show=False, tooltip="Curves of the run"),
         Binding("3", "tab('episodes')", "episodes", show=False, tooltip="Episodes turn by turn"),
         Binding("space", "play", "replay", tooltip="Play the run from its first step, or pause"),
-        Binding("comma", "scrub(-1)", "step back", key_display=",", show=False, tooltip="Show the run as it was a step before"),
-        Binding("full_stop", "scrub(1)", "step on", key_display=".", show=False, tooltip="Show the run as it was a step later; after the last, as it is"),
+        Binding("comma", "scrub(-1)", "step back", key_display=",", show=False, tooltip="Replay: go back one step"),
+        Binding("full_stop", "scrub(1)", "step on", key_display=".", show=False, tooltip="Replay: go forward one step; after the last step the replay ends"),
         Binding("c", "control", "control", tooltip="Checkpoint, pause, continue or stop the run"),
-        Binding("f", "follow", "follow", tooltip="Look for new records, or stop it"),
-        Binding("d", "dark", "dark or light", show=False, tooltip="Dark or light theme"),
-        Binding("question_mark", "toggle_help", "help", key_display="?", tooltip="All keys that work here"),
-        Binding("q", "quit", "quit", tooltip="Leave; the run goes on"),
+        Binding("f", "follow", "follow", tooltip="Start or stop checking for new records"),
+        Binding("d", "dark", "dark or light", show=False, tooltip="Switch between the dark and the light theme"),
+        Binding("question_mark", "toggle_help", "help", key_display="?", tooltip="Show or hide the keys that work here"),
+        Binding("q", "quit", "quit", tooltip="Quit the dashboard; the run goes on"),
     ]  # fmt: skip
 
     def __init__(self, readers: Mapping[str, TraceReader], follow: bool | None = None) -> None:
@@ -77,7 +77,7 @@ class Dashboard(App[None]):
         )
 
     def compose(self) -> ComposeResult:
-        """State, tabs, keys."""
+        """Yield the run bar, the tabs and the footer."""
         yield self._bar
         with TabbedContent(initial="predictions"):
             with TabPane("1 predictions", id="predictions"):
@@ -89,7 +89,7 @@ class Dashboard(App[None]):
         yield Footer()
 
     async def on_mount(self) -> None:
-        """First look, then a look every two seconds."""
+        """Read the run now and then every two seconds."""
         self._predictions.table.focus()
         await self.refresh_run()
         self.set_interval(REFRESH_SECONDS, self.refresh_run)
@@ -98,10 +98,12 @@ class Dashboard(App[None]):
         self._clock = self.set_interval(TICK_SECONDS, self._tick, pause=True)
 
     async def refresh_run(self) -> None:
-        """Reads what was recorded since; a run that can no longer be read stays on the screen as it was."""
+        """Read new records; if the run can no longer be read, the screen keeps its last content."""
         try:
             if not self.reader.path.exists():
-                raise TraceError(f"{self.reader.path}: the run was deleted; what is shown was read before")
+                raise TraceError(
+                    f"{self.reader.path}: the run was deleted; the screen shows the last records read"
+                )
             version = self.reader.data_version()
             if self._seen is None or (self.follow and self.moment is None and version != self._seen):
                 self._seen = version
@@ -121,13 +123,13 @@ class Dashboard(App[None]):
 
     @on(TabbedContent.TabActivated)
     async def show_tab(self) -> None:
-        """Reads what the tab shows."""
+        """Read the records of the active tab."""
         with reported(self):
             await self._reload()
 
     @on(AskWhatIf)
     def show_what_if(self, asked: AskWhatIf) -> None:
-        """Opens the screen; the child with the model starts with the first question, once the run's config is trusted."""
+        """Open the what-if screen once the run's config is trusted; the first question starts the child process."""
         if self._model.trusted or not self._model.config.is_file():
             self.push_screen(WhatIf(self._model, asked.start))
             return
@@ -140,27 +142,27 @@ class Dashboard(App[None]):
         self.push_screen(Trust(self._model.config, named_in(self._model.config)), go_on)
 
     async def on_unmount(self) -> None:
-        """Ends the child with the model."""
+        """End the child process that holds the model."""
         await self._model.close()
 
     @on(Problem)
     def show_problem(self, problem: Problem) -> None:
-        """Says what went wrong, in the bar."""
+        """Show the error in the run bar."""
         self._bar.show_error(problem.text)
 
     def action_tab(self, name: str) -> None:
-        """To a tab."""
+        """Switch to a tab and focus its main widget."""
         self.query_one(TabbedContent).active = name
         first: dict[str, Widget] = {"predictions": self._predictions.table, "episodes": self._episodes.table}
         first.get(name, self._curves).focus()
 
     async def action_follow(self) -> None:
-        """Starts or stops following."""
+        """Start or stop following the run."""
         self.follow = not self.follow
         await self.refresh_run()
 
     async def action_play(self) -> None:
-        """Plays, from the first step when the run is shown as it is, or pauses."""
+        """Play or pause the replay; it starts at the first step if no replay is active."""
         if self._playing:
             self._pause()
             return
@@ -172,7 +174,7 @@ class Dashboard(App[None]):
                 self._clock.resume()
 
     async def action_scrub(self, by: int) -> None:
-        """A step back or on."""
+        """Move the replay by ``by`` steps and pause it."""
         self._pause()
         if self.moment is not None:
             await self._go_to(self.moment.number + by)
@@ -191,7 +193,7 @@ class Dashboard(App[None]):
             self._pause()
 
     async def _go_to(self, number: int) -> None:
-        """Show the run as it was after a step."""
+        """Show the run as it was after step ``number``, counted over all stages."""
         with reported(self):
             self._steps = all_steps(self.reader)
             here = self.moment = moment_at(self.reader, self._steps, number)
@@ -202,15 +204,15 @@ class Dashboard(App[None]):
             await self.refresh_run()
 
     def action_control(self) -> None:
-        """Asks something of the trainer."""
+        """Open the screen that sends commands to the trainer."""
         self.push_screen(Control(self.reader))
 
     def action_dark(self) -> None:
-        """The other theme."""
+        """Switch between the dark and the light theme."""
         self.theme = "textual-light" if self.current_theme.dark else "textual-dark"
 
     def action_toggle_help(self) -> None:
-        """Shows or hides the keys."""
+        """Show or hide the list of keys."""
         if self.screen.query("HelpPanel"):
             self.action_hide_help_panel()
         else:

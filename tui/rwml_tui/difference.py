@@ -1,4 +1,4 @@
-"""Which words of a prediction are not in reality, and which of reality it left out."""
+"""Word differences between a predicted and a real next state."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.text import Text
 from rwml_tui.text import visible
 
 MOST_WORDS = 2_000
-"""Matching takes time with the square of the length; longer texts are shown without differences."""
+"""Longest text that is compared, in words, since the time grows with the square of the length; longer texts are not marked."""
 _WORD = re.compile(r"\w+|[^\w\s]|\s+")
 
 
@@ -21,16 +21,19 @@ def mark_differences(
     wrong: StyleType = "bold red strike",
     missed: StyleType = "bold green underline",
 ) -> tuple[Text, Text]:
-    """Both texts, with the words styled that the other has not, in order.
+    """Style the words of each text that the other text does not have at the same place.
 
-    Words are compared as they stand; white space is never marked. Styles carry more than colour, so that a terminal
-    without colours shows them too.
+    Words are compared in order and without normalization. White space is never marked. The default styles use more than
+    colour, so that they are also visible on a terminal without colours.
 
     Args:
         predicted: Predicted next state.
         real: Real next state.
-        wrong: Style of predicted words that are not real.
-        missed: Style of real words that were not predicted.
+        wrong: Style of predicted words that are missing in the real text.
+        missed: Style of real words that are missing in the prediction.
+
+    Returns:
+        The predicted and the real text with styles.
     """
     left, right = _WORD.findall(predicted), _WORD.findall(real)
     if len(left) > MOST_WORDS or len(right) > MOST_WORDS:

@@ -1,7 +1,7 @@
-"""Groups as JSONL, CSV or Markdown.
+"""Export of groups as JSONL, CSV or Markdown.
 
-JSONL holds what the run store has, as ASCII. The others are for people: characters that a terminal would obey stand as their
-escapes there, and no text is a formula of a spreadsheet or markup of Markdown.
+JSONL holds all fields of the run store, as ASCII. CSV and Markdown are for human readers: control characters are written as
+escapes, and no text can act as a spreadsheet formula or as Markdown markup.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CSV_COLUMNS = (
 
 
 def read_groups(reader: TraceReader, ids: Iterable[int]) -> Iterator[Found]:
-    """Groups by id, in order, one at a time; those that were replaced meanwhile are left out."""
+    """Yield groups by id, in order, one at a time; groups that were replaced in the meantime are left out."""
     for group_id in ids:
         detail = reader.group(group_id)
         if detail is not None:
@@ -33,7 +33,7 @@ def read_groups(reader: TraceReader, ids: Iterable[int]) -> Iterator[Found]:
 
 
 def write_jsonl(groups: Iterable[Found], file: TextIO) -> None:
-    """A line a group, with everything the run store has of it."""
+    """Write one line per group, with every field of the run store."""
     for detail, predictions in groups:
         row = {
             "group": asdict(detail.summary),
@@ -44,7 +44,7 @@ def write_jsonl(groups: Iterable[Found], file: TextIO) -> None:
 
 
 def write_csv(groups: Iterable[Found], file: TextIO) -> None:
-    """A row a prediction."""
+    """Write one row per prediction."""
     writer = csv.DictWriter(file, CSV_COLUMNS)
     writer.writeheader()
     for detail, predictions in groups:
@@ -59,13 +59,13 @@ def write_csv(groups: Iterable[Found], file: TextIO) -> None:
 
 
 def write_markdown(groups: Iterable[Found], file: TextIO) -> None:
-    """A section a group: action, real next state, and a list of predictions."""
+    """Write one section per group: action, real next state and predictions."""
     for detail, predictions in groups:
         file.write(markdown(detail, predictions) + "\n")
 
 
 def markdown(detail: GroupDetail, predictions: Sequence[PredictionRecord]) -> str:
-    """One group for people; text of the model and the world stands in code blocks."""
+    """Format one group as Markdown; texts of the model and the environment are put into code blocks."""
     summary, transition = detail.summary, detail.transition
     place = f"{_code(summary.stage)} step {summary.step}, {_code(summary.source)}"
     lines = [f"## {place}: {_code(transition.action)}", "", _code(transition.task), ""]
@@ -79,7 +79,7 @@ def markdown(detail: GroupDetail, predictions: Sequence[PredictionRecord]) -> st
 
 
 def _cell(value: Any) -> Any:
-    """A cell of CSV; an apostrophe keeps a spreadsheet from taking a text for a formula."""
+    """Format a CSV cell; a leading apostrophe keeps a spreadsheet from reading a text as a formula."""
     if not isinstance(value, str):
         return value
     text = printable(value)
@@ -87,21 +87,21 @@ def _cell(value: Any) -> Any:
 
 
 def _code(text: str) -> str:
-    """A text in a line, as code; nothing for nothing."""
+    """Format a text as inline code on one line; an empty text stays empty."""
     line = printable(" ".join(text.split()))
     fence, room = _fence(line, 1), " " if "`" in (line[:1], line[-1:]) else ""
     return f"{fence}{room}{line}{room}{fence}" if line else ""
 
 
 def _block(text: str) -> list[str]:
-    """A code block."""
+    """Format a text as a code block."""
     shown = printable(text)
     fence = _fence(shown, 3)
     return ["", fence, shown, fence, ""]
 
 
 def _fence(text: str, shortest: int) -> str:
-    """Back quotes, more than stand anywhere in the text."""
+    """Return a fence of back quotes that is longer than any run of them in the text."""
     return "`" * max([shortest, *(len(run) + 1 for run in re.findall("`+", text))])
 
 
@@ -110,27 +110,27 @@ FORMATS: Mapping[str, Callable[[Iterable[Found], TextIO], None]] = {
     ".csv": write_csv,
     ".md": write_markdown,
 }
-"""Writers by ending of the file."""
+"""Writers by file extension."""
 
 
 def export(database: Path, ids: Iterable[int], output: Path) -> None:
-    """Write groups to a file that appears only when it is whole.
+    """Write groups to a new file, which appears only once it is complete.
 
     Args:
         database: Run store.
-        ids: Groups, in order.
-        output: Its ending says how: ``.jsonl``, ``.csv`` or ``.md``.
+        ids: Ids of the groups, in the order of the file.
+        output: File to write. Its extension sets the format: ``.jsonl``, ``.csv`` or ``.md``.
 
     Raises:
-        ValueError: Another ending, or a file that exists.
+        ValueError: The extension is unknown, or the file exists.
     """
     write = FORMATS.get(output.suffix.lower())
     if write is None:
-        raise ValueError(f"{output}: the ending says how to write it, {', '.join(FORMATS)}")
+        raise ValueError(f"{output}: unknown file extension; use one of {', '.join(FORMATS)}")
     if output.exists():
         raise ValueError(f"{output} exists; name another file")
     partial = output.with_name(f".{output.name}")
-    # What no encoding can say, such as half a surrogate pair, is written as its escape.
+    # Characters that cannot be encoded, such as a lone surrogate, are written as escapes.
     with TraceReader(database) as reader, partial.open("w", errors="backslashreplace", newline="") as file:
         write(read_groups(reader, ids), file)
     partial.rename(output)

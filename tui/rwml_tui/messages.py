@@ -1,4 +1,4 @@
-"""What widgets tell the app."""
+"""Messages from widgets to the app."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from rwml_lightning.trace import TraceError
 
 @dataclass
 class Problem(Message):
-    """Something could not be done; the bar on top shows it."""
+    """Reports an error, which the run bar shows."""
 
     text: str
 
 
 @contextmanager
 def reported(sender: MessagePump) -> Iterator[None]:
-    """Sends a :class:`Problem` when the run store cannot be read, and leaves the rest of the block out."""
+    """Post a :class:`Problem` if the run store cannot be read; the rest of the block is then skipped."""
     try:
         yield
     except TraceError as error:
@@ -31,6 +31,10 @@ def reported(sender: MessagePump) -> Iterator[None]:
 
 @dataclass
 class AskWhatIf(Message):
-    """Somebody wants to act otherwise; ``start`` is the question whose answer is the state to begin in."""
+    """Asks for the what-if screen.
+
+    Args:
+        start: Question to the child process; its answer is the first state.
+    """
 
     start: Mapping[str, Any]

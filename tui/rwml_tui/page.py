@@ -1,8 +1,9 @@
-"""The page that shows dashboards: who may open it, and what it may load.
+"""Web page that shows dashboards, with its access rules.
 
-Any page that a browser of this machine has open can send requests to this one, and so can any user of the machine. A
-request is answered when it names this server as its host (another name may have been made to point here), does not come from
-a page of another origin, and brings the token that only the terminal of who started the server shows.
+Any page that is open in a browser on this machine can send requests to this server, and so can any user of the machine. The
+server answers a request only if all of these hold: the host is this server's own name (another name may have been made to
+point here), the request does not come from a page of another origin, and it carries the token. Only the terminal in which the
+server was started shows the token.
 """
 
 from __future__ import annotations
@@ -17,20 +18,20 @@ from textual_serve.server import Server
 from typing_extensions import override
 
 HOST = "127.0.0.1"
-"""Whoever reaches the page can read the run and stop it, so it is shown to this machine alone."""
+"""Bind address. Anyone who reaches the page can read the run and stop it, so only this machine can open it."""
 NAMES = (HOST, "localhost", "[::1]")
 _PAGE = Template((Path(__file__).parent / "page.html").read_text())
-# A document that goes on to the page: after a click elsewhere, a redirect would not bring the cookie along.
+# This document loads the page. A redirect would lose the cookie if the link was clicked on another page.
 _ENTERED = '<!DOCTYPE html><meta http-equiv="refresh" content="0; url=/"><title>rwml-tui</title>'
 
 
 class Page(Server):
-    """Serves dashboards to who has the token; each browser tab gets one of its own.
+    """Serves dashboards to requests that carry the token; each browser tab gets a separate dashboard.
 
     Args:
-        command: Starts a dashboard, as a shell takes it.
+        command: Shell command that starts a dashboard.
         port: Port of the page.
-        token: Opens the page.
+        token: Secret that a request must carry.
     """
 
     def __init__(self, command: str, port: int, token: str) -> None:
@@ -41,25 +42,23 @@ class Page(Server):
 
     @property
     def url(self) -> str:
-        """Address with the token, for the browser of who started the server."""
+        """Address with the token, for the user who started the server."""
         return f"http://{HOST}:{self.port}/?token={self.token}"
 
     def refusal(self, request: web.Request) -> str | None:
-        """Why a request is not answered, in one line; ``None`` when it is."""
+        """Return the reason why a request is refused, in one line, or ``None`` if it is allowed."""
         if request.host not in self.hosts:
             return (
-                f"this page answers as localhost:{self.port} alone; to see it from another machine forward the same "
+                f"this page is only available as localhost:{self.port}; to see it from another machine forward the same "
                 f"port: ssh -L {self.port}:localhost:{self.port} HOST"
             )
         origin = request.headers.get(hdrs.ORIGIN)
         socket = request.headers.get(hdrs.UPGRADE) is not None
         if (origin is not None or socket) and origin != f"http://{request.host}":
-            return "this page answers no page of another origin"
+            return "requests from a page of another origin are refused"
         given = self._token_of_address(request) or request.cookies.get(self.cookie, "")
         if not secrets.compare_digest(given.encode("utf-8", "replace"), self.token.encode()):
-            return (
-                "open the address that rwml-tui --serve printed, with its token; each start has another one"
-            )
+            return "open the address with the token that rwml-tui --serve printed; the token changes at each start"
         return None
 
     @override
@@ -71,11 +70,11 @@ class Page(Server):
 
     @override
     async def on_startup(self, app: web.Application) -> None:
-        """Says nothing: the address with its token is printed where the server is started."""
+        """Print nothing: :func:`rwml_tui.serve.serve` prints the address with the token."""
 
     @override
     async def handle_index(self, request: web.Request) -> web.Response:
-        """The page; the token in its address becomes a cookie, so that it does not stay in the address."""
+        """Return the page; a token in the address is moved to a cookie, so that it does not stay in the address."""
         if not self._token_of_address(request):
             return web.Response(text=_PAGE.substitute(host=request.host), content_type="text/html")
         response = web.Response(text=_ENTERED, content_type="text/html")
@@ -95,7 +94,7 @@ class Page(Server):
         return guard
 
     async def _restrict(self, request: web.Request, response: web.StreamResponse) -> None:
-        """What the browser may do with an answer: load from here alone, show it in no other page, keep nothing."""
+        """Restrict what the browser may do with a response: load only from here, never frame it, never cache it."""
         response.headers.update(
             {
                 # xterm.js writes style elements.

@@ -1,4 +1,4 @@
-"""What a person types to find groups, as a query: ``reward>0.5 kind=navigation step>=10 mug``."""
+"""Parser for the search line of the list of groups: ``reward>0.5 kind=navigation step>=10 mug``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NAMES: Mapping[str, str] = {
     "transition": "transition_id",
     "policy": "policy_version",
 }
-"""Short names; every name of :data:`rwml_lightning.trace.COLUMNS` is known too."""
+"""Short names for columns; the names of :data:`rwml_lightning.trace.COLUMNS` work too."""
 TEXT_COLUMNS = frozenset(
     {"stage", "source", "transition_id", "environment", "game", "kind", "split", "action", "task"}
 )
@@ -30,13 +30,13 @@ _CONDITION = re.compile(
 
 
 def parse_query_line(line: str) -> GroupQuery:
-    """Conditions ``name operator value`` without spaces around the operator, and words to search for.
+    """Parse conditions ``name operator value``, without spaces around the operator, and words to search for.
 
-    Operators are ``=``, ``!=``, ``<``, ``<=``, ``>``, ``>=`` and ``~`` (contains); a value with spaces stands in double
-    quotes. All must hold.
+    Operators are ``=``, ``!=``, ``<``, ``<=``, ``>``, ``>=`` and ``~`` (contains). A value with spaces needs double quotes.
+    A group must meet all conditions and contain all words.
 
     Raises:
-        ValueError: An unknown column, or a number that is none; says so in one line.
+        ValueError: A column is unknown, or the value of a number column is not a number. The message is one line.
     """
     filters = tuple(_condition(match) for match in _CONDITION.finditer(line))
     return GroupQuery(filters=filters, search=" ".join(_CONDITION.sub(" ", line).split()))
@@ -45,7 +45,7 @@ def parse_query_line(line: str) -> GroupQuery:
 def _condition(match: re.Match[str]) -> Filter:
     name = match["name"].lower()
     name = NAMES.get(name, name)
-    column(name)  # raises for an unknown one
+    column(name)  # raises if the column is unknown
     text = match["quoted"] if match["quoted"] is not None else match["plain"]
     operator = _OPERATORS[match["operator"]]
     if name in TEXT_COLUMNS or operator == "contains":
@@ -55,7 +55,7 @@ def _condition(match: re.Match[str]) -> Filter:
     try:
         return Filter(name, operator, float(text))
     except ValueError:
-        raise ValueError(f"{match['name']} is a number, and {text or 'nothing'!r} is none") from None
+        raise ValueError(f"{match['name']} needs a number, not {text or 'nothing'!r}") from None
 
 
 assert set(NAMES.values()) | TEXT_COLUMNS <= set(COLUMNS)

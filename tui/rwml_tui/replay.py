@@ -1,4 +1,4 @@
-"""Where a replay stands: a run is shown as it was after one of its steps."""
+"""Replay of a run: the dashboard shows the run as it was after one of its steps."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from rwml_lightning.trace import Step, TraceReader
 
 TICK_SECONDS = 0.5
 LONGEST_SECONDS = 60.0
-"""A long run takes several steps at a tick, so that none plays longer."""
+"""Longest duration of a replay; a long run shows several steps per tick to stay below it."""
 
 
 @dataclass(frozen=True)
 class Moment:
-    """A run up to one of its steps.
+    """Position of a replay: the run up to one of its steps.
 
     Args:
-        number: Which of all steps, from 0.
-        step: The last that is shown.
+        number: Index of the step among all steps of all stages, from 0.
+        step: Last step that is shown.
         last_group: Largest id of a group that is shown.
         last_episode: Largest id of an episode that is shown.
     """
@@ -30,12 +30,12 @@ class Moment:
 
 
 def all_steps(reader: TraceReader) -> list[Step]:
-    """The steps of all stages, stage after stage."""
+    """Return the steps of all stages, stage after stage."""
     return [step for stage in reader.stages() for step in reader.steps(stage.stage)]
 
 
 def moment_at(reader: TraceReader, steps: Sequence[Step], number: int) -> Moment | None:
-    """The moment after a step; ``None`` beyond the last one, which is the run as it is now."""
+    """Return the moment after a step, or ``None`` beyond the last step, which shows the run as it is now."""
     number = max(number, 0)
     if number >= len(steps):
         return None
@@ -43,5 +43,5 @@ def moment_at(reader: TraceReader, steps: Sequence[Step], number: int) -> Moment
 
 
 def stride(num_steps: int) -> int:
-    """Steps at a tick."""
+    """Return the number of steps per tick."""
     return max(round(num_steps * TICK_SECONDS / LONGEST_SECONDS), 1)

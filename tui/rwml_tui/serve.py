@@ -1,4 +1,4 @@
-"""The dashboard as a page of this machine's browsers."""
+"""Serving of the dashboard as a web page on this machine."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from rwml_lightning.printable import PrintableStream, guard_terminal, printable
 
 
 def serve(paths: Sequence[str], follow: bool | None, port: int) -> int:
-    """Serve until interrupted; each browser tab gets a dashboard of its own.
+    """Serve the dashboard until interrupted; each browser tab gets a separate dashboard.
 
-    The address with this start's token goes to standard output.
+    The address with the token of this start is printed to standard output.
 
     Args:
-        paths: Run stores.
-        follow: As on the command line.
+        paths: Paths of the run stores.
+        follow: Whether to check for new records. ``None`` does so if the run is alive.
         port: Port of the page.
 
     Returns:
-        Exit code, 1 when the port is taken.
+        Exit code, which is 1 if the port cannot be used.
     """
     from aiohttp import web
 
@@ -38,15 +38,13 @@ def serve(paths: Sequence[str], follow: bool | None, port: int) -> int:
             print(printable(f"rwml-tui: {reason}"), file=sys.stderr)
             return 1
     options = [] if follow is None else ["--follow" if follow else "--no-follow"]
-    # exec: without a shell between them the dashboard sees when the server ends.
+    # With exec there is no shell in between, so the dashboard notices when the server ends.
     command = "exec " + shlex.join([sys.executable, "-m", "rwml_tui", *paths, *options])
     page = Page(command, port, secrets.token_urlsafe(32))
     guard_terminal()
     print(printable(f"rwml-tui: {page.url}"))
-    print("The address opens the run to whoever has it. Ctrl+C ends the page.", flush=True)
-    with redirect_stdout(
-        PrintableStream(sys.stdout)
-    ):  # the server repeats what a dashboard says before it ends
-        # No log of requests: it would hold the token, and whatever a stranger's request says.
+    print("Anyone with this address can open the run. Ctrl+C ends the page.", flush=True)
+    with redirect_stdout(PrintableStream(sys.stdout)):  # the server repeats the last output of a dashboard
+        # No access log: it would hold the token and text from requests of strangers.
         web.run_app(page._make_app(), host=HOST, port=port, print=None, access_log=None, shutdown_timeout=5)
     return 0

@@ -1,4 +1,4 @@
-"""Model and environment text as a terminal may show it: control characters are shown, never obeyed."""
+"""Model and environment text made safe for a terminal: control characters are shown as escapes and never obeyed."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ LIMIT = 20_000
 
 
 def visible(text: str, style: str = "", limit: int = LIMIT) -> Text:
-    """Text without markup in which every control character, text-direction mark and lone surrogate stands as its
-    escape, such as ``\\x1b``; what goes beyond ``limit`` characters is counted instead of shown.
+    """Convert a string to text without markup.
+
+    Every control character, text-direction mark and lone surrogate is shown as its escape, such as ``\\x1b``. Beyond
+    ``limit`` characters only the number of further characters is shown.
     """
     shown = Text(style=style)
     for part, hidden in split_hidden(text[:limit]):
@@ -22,12 +24,12 @@ def visible(text: str, style: str = "", limit: int = LIMIT) -> Text:
 
 
 def one_line(text: str, limit: int = 60, style: str = "") -> Text:
-    """The same for a cell of a table, a border's title, or a line."""
+    """Convert a string as :func:`visible` does, for a table cell, a border title or a line."""
     return visible(text.replace("\n", "⏎"), style, limit)
 
 
 def age(seconds: float) -> str:
-    """Seconds as a person says them: ``3 s``, ``5 min``, ``2 h``, ``4 d``."""
+    """Format a duration in one unit: ``3 s``, ``5 min``, ``2 h``, ``4 d``."""
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"

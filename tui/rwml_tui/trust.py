@@ -1,4 +1,4 @@
-"""What a run's config has a process import, load and call, so that a person can say whether to start it."""
+"""Lists the code, weights and servers that a run's config names, so that the user can decide whether to start it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 import yaml
 
 _NAMES = ("class_path", "id", "model", "init_from", "embedder", "base_url", "api_key_env")
-"""Keys of a config that name code, weights, servers and keys."""
+"""Config keys that name code, weights, servers or variables with API keys."""
 
 
 def named_in(config: Path) -> list[tuple[str, str]]:
-    """Key and value of whatever names code, weights or servers in a config; a file that is no YAML names itself."""
+    """Return key and value of each config entry that names code, weights or servers; one entry with the error if it is unreadable."""
     try:
         return list(_walk(yaml.safe_load(config.read_bytes()), "", set()))
     except (yaml.YAMLError, OSError, UnicodeError, RecursionError) as error:
@@ -23,7 +23,7 @@ def named_in(config: Path) -> list[tuple[str, str]]:
 def _walk(value: Any, key: str, seen: set[int]) -> Iterator[tuple[str, str]]:
     if (
         not isinstance(value, dict | list) or id(value) in seen
-    ):  # what YAML repeats by reference is walked once
+    ):  # an object that YAML aliases repeat is walked once
         return
     seen.add(id(value))
     for name, part in value.items() if isinstance(value, dict) else enumerate(value):

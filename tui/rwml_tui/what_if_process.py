@@ -1,4 +1,4 @@
-"""The child process that holds model and environment, so that the dashboard stays light."""
+"""Client of the child process that holds model and environment, so that the dashboard does not load them."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ _LONGEST_LINE = 1 << 26
 
 
 class WhatIfError(Exception):
-    """What could not be answered, in one line."""
+    """Raised when a question cannot be answered; the message is one line."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A state of the environment that the child came to.
+    """State of the environment in the child process.
 
     Args:
-        place: What leads there: ``game``, ``seed`` and ``actions``, as the child wants it back.
-        state: The state as a transition without action and next state.
-        admissible: Actions that the environment names there.
+        place: Game, seed and actions that lead to the state (keys ``game``, ``seed``, ``actions``), in the form that the child
+            process accepts.
+        state: The state, as a transition without action and next state.
+        admissible: Actions that the environment lists for the state.
         over: Whether the episode has ended.
     """
 
@@ -42,24 +43,24 @@ class Scene:
     over: bool
 
     def after(self, action: str) -> dict[str, Any]:
-        """The place that an action leads to."""
+        """Return the place to which an action leads."""
         return {**self.place, "actions": [*self.place["actions"], action]}
 
     def before(self) -> dict[str, Any]:
-        """The place a turn earlier; the first stays the first."""
+        """Return the place one turn earlier; the first place has no earlier one and is returned itself."""
         return {**self.place, "actions": self.place["actions"][:-1]}
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the model predicted of an action, and what happened."""
+    """Predictions of the model for an action, and the transition that really followed."""
 
     transition: Transition
     predictions: list[PredictionRecord]
 
 
 def read_answer(answer: Mapping[str, Any]) -> tuple[Scene, Outcome | None]:
-    """An answer of ``python -m rwml_lightning what_if`` in our words."""
+    """Convert a JSON answer of ``python -m rwml_lightning what_if``."""
     turns = tuple(Turn(**turn) for turn in answer["turns"])
     place = answer["place"]
     state = Transition(
@@ -75,16 +76,16 @@ def read_answer(answer: Mapping[str, Any]) -> tuple[Scene, Outcome | None]:
 
 
 class WhatIfProcess:
-    """Asks the child, which is started at the first question; one question at a time.
+    """Sends questions to the child process, one at a time; the first question starts it.
 
     Args:
-        run: Run folder; its config names model and environment, its newest weights are taken.
+        run: Run folder. Its config names model and environment, and its newest weights are used.
     """
 
     def __init__(self, run: Path) -> None:
         self.run = run
         self.trusted = False
-        """Whether a person has said that the run's config may be used."""
+        """Whether the user has confirmed that the run's config may be used."""
         self.weights: str | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._errors: deque[str] = deque(maxlen=20)
@@ -94,37 +95,37 @@ class WhatIfProcess:
 
     @property
     def config(self) -> Path:
-        """What the child is started with."""
+        """Path of the config with which the child process is started."""
         return self.run / "config.yaml"
 
     async def ask(
-        self, question: Mapping[str, Any], tell: Callable[[str], None]
+        self, question: Mapping[str, Any], report: Callable[[str], None]
     ) -> tuple[Scene, Outcome | None]:
-        """The child's answer.
+        """Send a question to the child process and return its answer.
 
         Args:
-            question: As :func:`rwml_lightning.commands.what_if.respond` takes it.
-            tell: Gets what the child is doing until it is ready.
+            question: Question in the form of :func:`rwml_lightning.commands.what_if.respond`.
+            report: Called with the status of the child process until it is ready.
 
         Raises:
-            WhatIfError: It could not be answered, or the child ended or did not answer in time.
+            WhatIfError: The question could not be answered, or the child process ended or did not answer in time.
         """
         async with self._lock:
-            await self._ready(tell)
+            await self._ready(report)
             assert self._process is not None
             assert self._process.stdin is not None
             number = next(self._numbers)
-            with suppress(ConnectionError):  # the child has ended, as reading will tell
+            with suppress(ConnectionError):  # the child has ended; reading below raises
                 self._process.stdin.write((json.dumps({**question, "id": number}) + "\n").encode())
                 await self._process.stdin.drain()
             while (answer := await self._read(ANSWER_SECONDS)).get("id") != number:
-                pass  # the answer to a question that was left
+                pass  # the answer to an earlier, cancelled question
         if "error" in answer:
             raise WhatIfError(answer["error"])
         return read_answer(answer)
 
     async def close(self) -> None:
-        """End the child."""
+        """End the child process."""
         process, self._process, self.weights = self._process, None, None
         if process is not None:
             with suppress(ProcessLookupError):
@@ -133,9 +134,9 @@ class WhatIfProcess:
         if self._drain is not None:
             self._drain.cancel()
 
-    async def _ready(self, tell: Callable[[str], None]) -> None:
+    async def _ready(self, report: Callable[[str], None]) -> None:
         if self._process is None:
-            tell("starting")
+            report("starting")
             self._process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "rwml_lightning", "what_if"),
                 *("--config", str(self.config), "--weights", str(self.run)),
@@ -148,7 +149,7 @@ class WhatIfProcess:
             self._drain = asyncio.create_task(self._keep_errors(self._process))
         while self.weights is None:
             message = await self._read(START_SECONDS)
-            tell(message.get("status", ""))
+            report(message.get("status", ""))
             self.weights = message.get("ready")
 
     async def _read(self, seconds: float) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""What the tabs hold, one a file."""
+"""Contents of the tabs, one per file."""

@@ -1,4 +1,4 @@
-"""Curves of a run, live."""
+"""Live curves of the metrics of a run."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ PLOTS: Mapping[str, tuple[str, ...]] = {
     "tokens a second": ("throughput/generated_tokens_per_s", "throughput/trained_tokens_per_s"),
     "gradient norm": ("train/grad_norm",),
 }
-"""Title of a plot, and the metrics that it shows where they were recorded."""
+"""Title of each plot, and the metrics that it shows if they were recorded."""
 STYLES = ("cyan", "magenta", "yellow", "green", "red", "blue")
 SMOOTHING = (0.0, 0.6, 0.9)
 
 
 def smoothed(curve: Curve, weight: float) -> list[tuple[int, float]]:
-    """Exponential moving average with the start corrected: the mean of all before, older ones weighing less.
+    """Compute the exponential moving average of a curve, with bias correction at the start.
 
     Args:
-        curve: (step, value) pairs; values that are not finite are left out.
-        weight: Weight of what came before, in [0, 1).
+        curve: (step, value) pairs. Values that are not finite are left out.
+        weight: Weight of the earlier values, in [0, 1).
     """
     mean, total, found = 0.0, 0.0, []
     for step, value in curve:
@@ -56,30 +56,30 @@ def smoothed(curve: Curve, weight: float) -> list[tuple[int, float]]:
 
 
 def logarithmic(curve: Curve) -> list[tuple[int, float]]:
-    """Decimal logarithm of what is above 0."""
+    """Compute the decimal logarithm of the values above 0; the other values are left out."""
     return [(step, math.log10(value)) for step, value in curve if value > 0]
 
 
 def thinned(curve: Curve, most: int = 240) -> list[tuple[int, float]]:
-    """Means of equal stretches of steps, at most ``most`` of them: a terminal has no more columns."""
+    """Reduce a curve to at most ``most`` points, the means of equal ranges: a terminal has no more columns."""
     size = math.ceil(len(curve) / most)
     parts = (curve[start : start + size] for start in range(0, len(curve), size or 1))
     return [(part[-1][0], fmean(value for _, value in part)) for part in parts]
 
 
 class CurvePlot(Vertical):
-    """One titled plot; its border says what the colours are."""
+    """One plot with a title; the legend is in its border."""
 
     def __init__(self, title: str) -> None:
         super().__init__()
-        from textual_plot import PlotWidget  # brings numpy, which the first frame need not wait for
+        from textual_plot import PlotWidget  # imports numpy, which the first frame does not need
 
         self.border_title = title
         self.plot = PlotWidget(allow_pan_and_zoom=False)
         self.plot.can_focus = False
 
     def compose(self) -> ComposeResult:
-        """The plot."""
+        """Yield the plot."""
         yield self.plot
 
     def draw(self, series: Mapping[str, Curve]) -> None:
@@ -99,15 +99,15 @@ class CurvePlot(Vertical):
 
 
 class Curves(VerticalScroll):
-    """A plot a title, as many beside each other as there is room for.
+    """One plot per title of :data:`PLOTS`, in as many columns as fit.
 
     Args:
-        readers: Runs by name; with more than one, curves carry the run's name.
+        readers: Runs by name. With several runs, the legend contains the run's name.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("l", "logarithm", "log scale", tooltip="Show decimal logarithms, or the values"),
-        Binding("m", "smooth", "smooth", tooltip="Smooth more, or not at all"),
+        Binding("l", "logarithm", "log scale", tooltip="Show decimal logarithms or values"),
+        Binding("m", "smooth", "smooth", tooltip="Change the strength of smoothing: none, 0.6, 0.9"),
     ]
 
     def __init__(self, readers: Mapping[str, TraceReader]) -> None:
@@ -120,11 +120,11 @@ class Curves(VerticalScroll):
         self._nothing = Static("no step yet", id="nothing")
 
     def compose(self) -> ComposeResult:
-        """Plots come as there is something to draw."""
+        """Yield the text for an empty run; plots are added once there is data."""
         yield self._nothing
 
     async def reload(self) -> None:
-        """Read the curves anew and draw them."""
+        """Read the curves again and draw them."""
         paths = {name: reader.path for name, reader in self.readers.items()}
         with reported(self):
             await self._draw(await asyncio.to_thread(read_curves, paths, self.until))
@@ -149,26 +149,26 @@ class Curves(VerticalScroll):
         return thinned(logarithmic(prepared) if self._logarithmic else prepared)
 
     async def action_logarithm(self) -> None:
-        """Logarithms or values."""
+        """Switch between logarithms and values."""
         self._logarithmic = not self._logarithmic
         await self.reload()
 
     async def action_smooth(self) -> None:
-        """Next strength of smoothing."""
+        """Switch to the next strength of smoothing."""
         self._smoothing = (self._smoothing + 1) % len(SMOOTHING)
         await self.reload()
 
     def on_resize(self) -> None:
-        """As many columns as fit."""
+        """Set the number of columns that fit."""
         self.styles.grid_size_columns = max(self.size.width // 50, 1)
 
 
 def read_curves(paths: Mapping[str, Path], until: Step | None = None) -> dict[str, dict[str, Curve]]:
-    """Curves by plot and name; a name says what tells it from the others of its plot.
+    """Read the curves of all runs, by plot title and name; names are those of :func:`labelled`.
 
     Args:
         paths: Run stores by name.
-        until: Last step of the first run that is read; the others are read whole.
+        until: Last step to read from the first run. The other runs are read completely.
     """
     found: dict[str, dict[tuple[str, str, str], Curve]] = {}
     for run, path in paths.items():
@@ -188,7 +188,7 @@ def read_curves(paths: Mapping[str, Path], until: Step | None = None) -> dict[st
 
 
 def labelled(series: Mapping[tuple[str, str, str], Curve]) -> dict[str, Curve]:
-    """Curves under those parts of (run, stage, metric) in which they differ; the metric where they differ in none."""
+    """Name curves by the parts of (run, stage, metric) in which they differ, or by the metric if they differ in none."""
     differ = [len({key[place] for key in series}) > 1 for place in range(3)]
     differ[2] |= not any(differ)
     return {

@@ -1,4 +1,4 @@
-"""Episodes turn by turn: what the agent saw, thought and did, and what was predicted for the same turn."""
+"""Episodes turn by turn: observation, thinking, action, and the prediction for the same turn."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rwml_tui.widgets.virtual_table import Column, VirtualTable
 
 
 def outcome(summary: EpisodeSummary) -> Text:
-    """How it ended, in a word."""
+    """Describe how the episode ended, in one or two words."""
     if summary.success is None:
         return Text("ended" if not summary.truncated else "cut off")
     if summary.success:
@@ -43,7 +43,7 @@ COLUMNS: tuple[Column[EpisodeSummary], ...] = (
 
 
 def turn_text(number: int, turn: Turn, predicted: str | None, unfolded: bool) -> Text:
-    """One turn; ``predicted`` is the best prediction of what its action would do."""
+    """Format one turn; ``predicted`` is the best prediction of the next state after its action."""
     parts = [Text(f"{number + 1}", "bold"), visible(turn.observation)]
     parts += [thinking_text(turn.thinking, unfolded)]
     action = Text("> ", "bold").append_text(visible(turn.action, "bold" if turn.valid else "bold red"))
@@ -58,7 +58,7 @@ def turn_text(number: int, turn: Turn, predicted: str | None, unfolded: bool) ->
 
 
 class Episodes(Vertical):
-    """The episodes of a run, and the one under the cursor.
+    """Shows the list of episodes of a run and the selected episode.
 
     Args:
         reader: The run.
@@ -66,7 +66,7 @@ class Episodes(Vertical):
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("t", "thinking", "thinking", tooltip="Unfold what the model thought, or fold it"),
-        Binding("w", "what_if", "what if", tooltip="Other actions than those of this episode: what the model predicts, and what happens"),
+        Binding("w", "what_if", "what if", tooltip="Try other actions than this episode: see the prediction and the real outcome"),
     ]  # fmt: skip
 
     def __init__(self, reader: TraceReader) -> None:
@@ -80,13 +80,13 @@ class Episodes(Vertical):
         self.turns = TextPane("turns", id="turns")
 
     def compose(self) -> ComposeResult:
-        """List, turns."""
+        """Yield the list and the turns."""
         yield self.table
         yield self.turns
 
     @work(thread=True, exclusive=True, group="episodes")
     def reload(self) -> None:
-        """Read the list anew."""
+        """Read the list again."""
         try:
             with TraceReader(self.reader.path) as reader:
                 ids = reader.episode_ids()
@@ -103,7 +103,7 @@ class Episodes(Vertical):
 
     @on(VirtualTable.Highlighted, "#episodes")
     def show_episode(self) -> None:
-        """The episode under the cursor."""
+        """Show the episode under the cursor."""
         with reported(self):
             episode = None if self.table.selected is None else self.reader.episode(self.table.selected)
             self.turns.show(Text() if episode is None else self._text(episode))
@@ -115,7 +115,7 @@ class Episodes(Vertical):
         return Text("\n\n").join([head, *turns, visible(episode.final_observation)])
 
     def _predicted(self, episode: Episode) -> dict[int, str]:
-        """Best prediction of the newest group for each turn that any was recorded for."""
+        """Return the best prediction of the newest group, for each turn that has predictions."""
         found: dict[int, str] = {}
         for number in range(len(episode.turns)):
             for group in self.reader.same_transition(f"{episode.episode_id}/{number}")[-1:]:
@@ -125,7 +125,7 @@ class Episodes(Vertical):
         return found
 
     def action_what_if(self) -> None:
-        """From the episode's last turn; its earlier ones are a key away."""
+        """Open the what-if screen at the episode's last turn; a key there goes back to earlier turns."""
         with reported(self):
             episode = None if self.table.selected is None else self.reader.episode(self.table.selected)
             if episode is not None:
@@ -135,6 +135,6 @@ class Episodes(Vertical):
                 )
 
     def action_thinking(self) -> None:
-        """Folds or unfolds."""
+        """Fold or unfold the thinking."""
         self.thinking = not self.thinking
         self.show_episode()

@@ -1,4 +1,4 @@
-"""Predicted next to real: the list of groups, and the group under the cursor."""
+"""Predicted and real next states: the list of groups and the selected group."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from rwml_tui.widgets.line import Line
 
 
 class Predictions(Vertical):
-    """The groups of a run, found by a line of conditions and words, sorted by any column.
+    """Shows the groups of a run, with a search line and sorting by any column.
 
     Args:
-        readers: The run that is shown, then those that it may be compared with, by name.
+        readers: Runs by name: the run that is shown, then the runs to compare it with.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -62,25 +62,25 @@ class Predictions(Vertical):
         self.table, self.view = GroupTable(reader), GroupView()
 
     def compose(self) -> ComposeResult:
-        """Line, list, group."""
+        """Yield the search line, the list and the selected group."""
         yield self._line
         yield self.table
         yield self.view
 
     def reload(self) -> None:
-        """Read the list anew."""
+        """Read the list again."""
         query = self.query_shown
         if self.until is not None:
             query = replace(query, filters=(*query.filters, Filter("id", "<=", self.until)))
         if self._reading is not None and query != self._asked:
-            self._reading.interrupt()  # nobody wants to know any more
+            self._reading.interrupt()  # its result is no longer needed
         self._asked = query
         self._find(query)
 
     @work(thread=True, exclusive=True, group="groups")
     def _find(self, query: GroupQuery) -> None:
         try:
-            with TraceReader(self.reader.path) as reader:  # a connection belongs to its thread
+            with TraceReader(self.reader.path) as reader:  # each thread needs its own connection
                 self._reading = reader
                 found, total = reader.group_ids(query), reader.count_groups()
         except TraceError as error:
@@ -101,7 +101,7 @@ class Predictions(Vertical):
 
     @on(GroupTable.Highlighted, "#groups")
     def show_group(self) -> None:
-        """The group under the cursor."""
+        """Show the group under the cursor."""
         selected = self.table.selected
         with reported(self):
             detail = None if selected is None else self.reader.group(selected)
@@ -110,7 +110,7 @@ class Predictions(Vertical):
 
     @on(Input.Changed, "#find")
     def find(self, event: Input.Changed) -> None:
-        """Take the line as it is typed."""
+        """Apply the query while it is typed."""
         try:
             asked = parse_query_line(event.value)
         except ValueError as error:
@@ -123,35 +123,35 @@ class Predictions(Vertical):
 
     @on(Input.Submitted, "#find")
     def leave_line(self) -> None:
-        """Enter goes to the list."""
+        """Focus the list after Enter."""
         self.table.focus()
 
     @on(GroupTable.HeaderClicked, "#groups")
     def sort_by_heading(self, event: GroupTable.HeaderClicked) -> None:
-        """Sort by the column, or the other way round when it is that already."""
+        """Sort by the column, or reverse the order if the list is already sorted by it."""
         self._sort(event.column, None)
 
     def action_member(self, by: int) -> None:
-        """Steps through the group."""
+        """Go to another prediction of the group."""
         self.view.step_member(by)
 
     def action_thinking(self) -> None:
-        """Folds or unfolds."""
+        """Fold or unfold the thinking."""
         self.view.thinking = not self.view.thinking
 
     def action_search(self) -> None:
-        """To the line."""
+        """Focus the search line."""
         self._line.focus()
 
     def action_sort(self) -> None:
-        """Next column."""
+        """Sort by the next column."""
         names = [column.name for column in self.table.columns if column.name != "rewards"]
         shown = "step" if self.query_shown.order_by == "id" else self.query_shown.order_by
         place = names.index(shown) if shown in names else -1
         self._sort(names[(place + 1) % len(names)], True)
 
     def action_reverse(self) -> None:
-        """The other way round."""
+        """Reverse the order."""
         self._sort(self.query_shown.order_by, not self.query_shown.descending)
 
     def _sort(self, name: str, descending: bool | None) -> None:
@@ -163,7 +163,7 @@ class Predictions(Vertical):
         self.reload()
 
     def action_training_step(self, by: int) -> None:
-        """To the first group of the step after or before, among those listed."""
+        """Go to the first listed group of the next or previous training step."""
         here = self._summary()
         if here is None:
             return
@@ -181,7 +181,7 @@ class Predictions(Vertical):
                 self.table.select(group_id)
 
     def action_over_training(self) -> None:
-        """The same transition from step to step; what is chosen there is shown here."""
+        """Open the screen with the transition's groups over training, and select the group chosen there."""
         here = self._summary()
         if here is not None:
             with reported(self):
@@ -189,31 +189,31 @@ class Predictions(Vertical):
                 self.app.push_screen(OverTraining(self.reader, groups, here.id), self._go_to)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Runs are compared where there are several; within the line a stroke is a character."""
+        """Disable comparison with a single run, and the search key while the search line has the focus."""
         if action == "search":
             return not self._line.has_focus
         return action != "compare" or len(self.readers) > 1
 
     def action_what_if(self) -> None:
-        """From the state of the transition under the cursor, or from the start of a game."""
+        """Open the what-if screen at the selected transition's state, or at the start of a game if there is none."""
         here = self._summary()
         self.post_message(AskWhatIf({"begin": 0} if here is None else {"find": here.transition_id}))
 
     def action_compare(self) -> None:
-        """The same transition in every run."""
+        """Open the screen that compares the transition's predictions of all runs."""
         with reported(self):
             detail = None if self.table.selected is None else self.reader.group(self.table.selected)
             if detail is not None:
                 self.app.push_screen(Compare(self.readers, detail.transition, detail.summary.source))
 
     def action_export(self) -> None:
-        """Asks where to."""
+        """Open the export screen."""
         if self.table.selected is not None:
             screen = Export(self.reader.path, self.table.ids, self.table.selected)
             self.app.push_screen(screen, lambda done: self.app.notify(done, markup=False) if done else None)
 
     def action_copy(self) -> None:
-        """To the clipboard."""
+        """Copy the group to the clipboard as Markdown."""
         with reported(self):
             detail = None if self.table.selected is None else self.reader.group(self.table.selected)
             if detail is not None:

@@ -1,1 +1,1 @@
-"""Screens that lie over the tabs, one a file."""
+"""Screens on top of the tabs, one per file."""

@@ -1,4 +1,4 @@
-"""What several runs predicted for one transition."""
+"""Comparison of the predictions of several runs for one transition."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from rwml_tui.widgets.text_pane import TextPane
 
 
 class Compare(ModalScreen[None]):
-    """Each run's newest group of a transition side by side: its best prediction against reality.
+    """Shows, side by side, the best prediction of each run's newest group for a transition, and the real next state.
 
     Args:
         readers: Runs by name.
-        transition: Which transition.
-        source: ``train`` or an evaluation; newest groups of this source are taken where a run has any.
+        transition: Transition to compare.
+        source: ``train`` or the name of an evaluation. A run without groups of this source shows its newest group of any.
 
     Raises:
         TraceError: A run cannot be read.
@@ -49,7 +49,7 @@ class Compare(ModalScreen[None]):
             )
 
     def compose(self) -> ComposeResult:
-        """Action, runs, reality."""
+        """Yield the action, one pane per run, and the real next state."""
         with Vertical():
             yield Static(Text("> ").append_text(one_line(self.transition.action, 200)), markup=False)
             with Horizontal():
@@ -64,13 +64,13 @@ class Compare(ModalScreen[None]):
 
 
 def newest(groups: list[GroupSummary], source: str) -> GroupSummary | None:
-    """The last of a source, or of any where there is none."""
+    """Return the last group of a source, or of all sources if this one has none."""
     same = [group for group in groups if group.source == source]
     return next(reversed(same or groups), None)
 
 
 def group_text(reader: TraceReader, group: GroupSummary, real: str) -> Text:
-    """A group in short: where it stands, what it earned, and its best prediction with the words that differ."""
+    """Summarize a group: stage, step, source, rewards, and the best prediction with its differing words marked."""
     similarity = "-" if group.mean_similarity is None else f"{group.mean_similarity:.2f}"
     place = (
         one_line(group.stage).append(f" step {group.step}, ").append_text(one_line(group.source)).append("\n")

@@ -1,4 +1,4 @@
-"""What can be asked of a trainer that runs, and what it answered."""
+"""Commands to a running trainer, and its answers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _POLL_SECONDS = 0.5
 
 
 def command_text(command: Command, now: float) -> Text:
-    """A command and what came of it, in one line."""
+    """Format a command and the trainer's answer, in one line."""
     answer = "not heard yet" if command.acknowledged is None else f"heard: {command.answer}"
     name = one_line(command.command)
     name.pad_right(max(10 - name.cell_len, 0))
@@ -38,7 +38,7 @@ def command_text(command: Command, now: float) -> Text:
 
 
 class Control(ModalScreen[None]):
-    """Enter chooses, a second Enter confirms; the trainer's answers come in below.
+    """Sends commands to the trainer: Enter chooses, a second Enter confirms. The trainer's answers are listed below.
 
     Args:
         reader: The run.
@@ -61,7 +61,7 @@ class Control(ModalScreen[None]):
         self._answers = Static(markup=False, id="answers")
 
     def compose(self) -> ComposeResult:
-        """Choices, question, answers."""
+        """Yield the commands, the question and the answers."""
         with Vertical():
             yield self._options
             yield self._question
@@ -69,14 +69,14 @@ class Control(ModalScreen[None]):
             yield Footer()
 
     def on_mount(self) -> None:
-        """Answers are looked for twice a second."""
+        """Show the answers and read them again twice a second."""
         self._ask(None)
         self._reload()
         self.set_interval(_POLL_SECONDS, self._reload)
 
     @on(OptionList.OptionSelected)
     def choose(self, event: OptionList.OptionSelected) -> None:
-        """Ask, and on the second time send."""
+        """Ask for confirmation; the second Enter sends the command."""
         name: CommandName = event.option_id  # type: ignore[assignment]
         if self.asked != name:
             self._ask(name)
@@ -90,11 +90,11 @@ class Control(ModalScreen[None]):
 
     @on(OptionList.OptionHighlighted)
     def reconsider(self) -> None:
-        """Another choice takes the question back."""
+        """Withdraw the question when another command is highlighted."""
         self._ask(None)
 
     def action_leave(self) -> None:
-        """Takes back a question, or leaves."""
+        """Withdraw the question, or leave the screen if there is none."""
         if self.asked is None:
             self.dismiss()
         else:

@@ -1,4 +1,4 @@
-"""Where to write groups, and which."""
+"""Screen that exports groups to a file."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from rwml_tui.widgets.line import Line
 
 
 class Export(ModalScreen[str | None]):
-    """Asks for the groups and the file; gives back what was written, as one line.
+    """Asks which groups to write and to which file; its result is a message about the written file.
 
     Args:
         database: Run store.
-        listed: Groups of the list, in order.
-        selected: Group under the cursor.
+        listed: Ids of the groups of the list, in order.
+        selected: Id of the group under the cursor.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -39,25 +39,23 @@ class Export(ModalScreen[str | None]):
         self._problem = Static(markup=False, id="problem")
 
     def compose(self) -> ComposeResult:
-        """Which, where."""
+        """Yield the choice of groups, the file name and the message line."""
         with Vertical():
             with RadioSet(id="which"):
                 yield RadioButton("the group under the cursor", value=True)
                 yield RadioButton(f"all {len(self.listed):,} groups of the list")
-            yield Static(
-                f"File to write; its ending says how: {', '.join(FORMATS)}. Enter writes it.", markup=False
-            )
+            yield Static(f"File to write ({', '.join(FORMATS)}). Enter writes it.", markup=False)
             yield self._file
             yield self._problem
             yield Footer()
 
     def on_mount(self) -> None:
-        """Keys go to the choice."""
+        """Focus the choice of groups."""
         self.query_one(RadioSet).focus()
 
     @on(Input.Submitted)
     def begin(self) -> None:
-        """Write, beside the screen's own work."""
+        """Write the file in a thread, so that the screen stays responsive."""
         self._problem.update("writing ...")
         everything = self.query_one(RadioSet).pressed_index == 1
         self._write(

@@ -1,4 +1,4 @@
-"""How the predictions for one transition changed from step to step."""
+"""Changes of the predictions for one transition over training."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from rwml_tui.widgets.virtual_table import Column, VirtualTable
 
 
 class OverTraining(ModalScreen[int | None]):
-    """Every group of one transition in the order of training; Enter goes to the chosen one.
+    """Lists the groups of one transition in training order; Enter selects a group in the main list.
 
     Args:
         reader: The run.
         groups: Groups of one transition.
-        chosen: Where the cursor begins.
+        chosen: Id of the group under the cursor at the start.
 
     Raises:
         TraceError: The run cannot be read.
@@ -57,7 +57,7 @@ class OverTraining(ModalScreen[int | None]):
         self._predicted, self._real = TextPane("best prediction", id="best"), TextPane("real", id="real")
 
     def compose(self) -> ComposeResult:
-        """List, then the best prediction beside reality."""
+        """Yield the action, the list, the best prediction and the real next state."""
         first = next(iter(self._groups.values()))
         with Vertical():
             yield Static(Text("> ").append_text(one_line(first.action, 200)), id="action", markup=False)
@@ -67,14 +67,14 @@ class OverTraining(ModalScreen[int | None]):
             yield Footer()
 
     def on_mount(self) -> None:
-        """The list, with the cursor where it came from."""
+        """Show the list, with the cursor on the group from which the screen was opened."""
         self._table.show(array("q", self._groups))
         self._table.select(self.chosen)
         self._table.focus()
 
     @on(VirtualTable.Highlighted, "#steps")
     def show_best(self) -> None:
-        """The best prediction of the step under the cursor."""
+        """Show the best prediction of the group under the cursor."""
         if self._table.selected is None:
             return
         detail, prediction = None, self._best[self._table.selected]
@@ -90,7 +90,7 @@ class OverTraining(ModalScreen[int | None]):
         self._real.show(marked)
 
     def action_choose(self) -> None:
-        """Go there."""
+        """Return the chosen group."""
         self.dismiss(self._table.selected)
 
     def _read(self, ids: Sequence[int]) -> list[GroupSummary]:
@@ -102,7 +102,7 @@ class OverTraining(ModalScreen[int | None]):
 
 
 def best(predictions: Sequence[PredictionRecord]) -> PredictionRecord | None:
-    """The most similar one, the first of equals."""
+    """Return the prediction with the highest similarity, and the first of several equal ones."""
     return max(
         predictions, key=lambda p: (-2.0 if p.similarity is None else p.similarity, -p.member), default=None
     )

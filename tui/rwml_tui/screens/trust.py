@@ -1,4 +1,4 @@
-"""Asks before a run's config is used: whoever wrote it names what is imported and called."""
+"""Confirmation before a run's config is used, because the config decides which code is imported and called."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _MOST_LISTED = 200
 
 
 class Trust(ModalScreen[bool]):
-    """Gives back whether to go on.
+    """Asks whether the user trusts a run's config; its result is the answer.
 
     Args:
         config: The run's config.
-        named: Key and value of what it names; see :func:`rwml_tui.trust.named_in`.
+        named: Key and value of each named piece of code, weights or server; see :func:`rwml_tui.trust.named_in`.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("y", "dismiss(True)", "go on", tooltip="Start model and environment; not asked again until the dashboard ends"),
+        Binding("y", "dismiss(True)", "go on", tooltip="Start model and environment; asked only once until the dashboard ends"),
         Binding("escape,n", "dismiss(False)", "back", key_display="esc", tooltip="Back, nothing is started"),
     ]  # fmt: skip
 
@@ -35,9 +35,9 @@ class Trust(ModalScreen[bool]):
         super().__init__()
         lines = [
             Text(
-                "Model and environment are started as this config says, with your rights. Go on only if you trust"
+                "This config starts model and environment with your user's rights. Go on only if you trust its author:"
             ),
-            Text("who wrote it: what it names is imported, also from this folder, and called."),
+            Text("the code that it names is imported, also from this folder, and called."),
             one_line(str(config), 500),
             Text(),
             *(one_line(f"{key}: {value}", 500) for key, value in named[:_MOST_LISTED]),
@@ -47,7 +47,7 @@ class Trust(ModalScreen[bool]):
         self._text = Static(Text("\n").join(lines), markup=False)
 
     def compose(self) -> ComposeResult:
-        """What would be run."""
+        """Yield the text and the footer."""
         with Vertical():
             with VerticalScroll():
                 yield self._text

@@ -1,4 +1,4 @@
-"""What if: type an action, see what the model predicts and what really happens."""
+"""What if: the user types an action, and sees the model's prediction and the real next state."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ _MOST_LISTED = 200
 
 
 class WhatIf(ModalScreen[None]):
-    """A state, what may be done there, and what came of it in the model's mind and in the environment.
+    """Shows a state, its admissible actions, and the predicted and real next state after an action.
 
     Args:
-        process: Model and environment.
-        start: Question whose answer is the first state.
+        process: Client of the child process with model and environment.
+        start: First question; its answer is the first state.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("slash", "type", "action", key_display="/", tooltip="Type an action; Enter asks and does it"),
+        Binding("slash", "type", "action", key_display="/", tooltip="Type an action; Enter predicts and executes it"),
         Binding("n", "member(1)", "member", tooltip="Show the next prediction"),
-        Binding("p", "member(-1)", "previous", show=False, tooltip="Show the prediction before"),
+        Binding("p", "member(-1)", "previous", show=False, tooltip="Show the previous prediction"),
         Binding("t", "thinking", "thinking", tooltip="Unfold what the model thought, or fold it"),
-        Binding("g", "go_on", "go on", tooltip="Go on to the state that the action led to"),
-        Binding("b", "go_back", "go back", tooltip="Back to the state a turn before"),
+        Binding("g", "go_on", "go on", tooltip="Go on to the state after the action"),
+        Binding("b", "go_back", "go back", tooltip="Go back to the state one turn earlier"),
         Binding("r", "new_game", "new game", tooltip="Begin another game, held-out ones first"),
         Binding("escape", "leave", "back", key_display="esc", tooltip="Back; the model stays loaded until the dashboard ends"),
     ]  # fmt: skip
@@ -55,7 +55,7 @@ class WhatIf(ModalScreen[None]):
         self._actions = OptionList(id="admissible", markup=False, compact=True)
 
     def compose(self) -> ComposeResult:
-        """State, panes, actions."""
+        """Yield the state line, the panes, the input line and the list of actions."""
         with Vertical():
             yield self._state
             yield self._view
@@ -64,11 +64,11 @@ class WhatIf(ModalScreen[None]):
             yield Footer()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Within the line a stroke is a character."""
+        """Disable the action key while the input line has the focus, where it is a character."""
         return action != "type" or not self._line.has_focus
 
     def on_mount(self) -> None:
-        """To the first state."""
+        """Focus the input line and ask for the first state."""
         self._line.focus()
         self._ask(self.start)
 
@@ -105,7 +105,7 @@ class WhatIf(ModalScreen[None]):
 
     @on(Input.Changed, "#action")
     def narrow(self, event: Input.Changed) -> None:
-        """List what may be done and holds the typed words."""
+        """List the admissible actions that contain the typed words."""
         self._list(event.value)
 
     def _list(self, typed: str) -> None:
@@ -116,51 +116,51 @@ class WhatIf(ModalScreen[None]):
         self._actions.add_options(Option(one_line(action, 200)) for action in self._listed)
 
     def _named(self) -> dict[str, str]:
-        """Actions that the environment names, by how the line shows them."""
+        """Map the printable form of each admissible action to the action."""
         return {} if self.scene is None else {printable(action): action for action in self.scene.admissible}
 
     @on(Input.Submitted, "#action")
     def act(self) -> None:
-        """Ask, and do it."""
+        """Predict the typed action and execute it."""
         if self.scene is not None and self._line.value.strip():
             action = self._named().get(self._line.value, self._line.value)
             self._ask({"place": self.scene.place, "action": action})
 
     @on(OptionList.OptionSelected, "#admissible")
     def choose(self, event: OptionList.OptionSelected) -> None:
-        """The same with an action of the list."""
+        """Predict and execute an action of the list."""
         self._line.value = self._listed[event.option_index]
         self.act()
 
     def action_type(self) -> None:
-        """To the line."""
+        """Focus the input line."""
         self._line.focus()
 
     def action_member(self, by: int) -> None:
-        """Steps through the predictions."""
+        """Go to another prediction."""
         self._view.step_member(by)
 
     def action_thinking(self) -> None:
-        """Folds or unfolds."""
+        """Fold or unfold the thinking."""
         self._view.thinking = not self._view.thinking
 
     def action_go_on(self) -> None:
-        """Where the action led."""
+        """Go on to the state after the action."""
         if self.scene is not None and self.outcome is not None:
             self._ask({"place": self.scene.after(self.outcome.transition.action)})
 
     def action_go_back(self) -> None:
-        """A turn back."""
+        """Go back one turn."""
         if self.scene is not None:
             self._ask({"place": self.scene.before()})
 
     def action_new_game(self) -> None:
-        """Another game."""
+        """Begin another game."""
         self._ask({"begin": self._game})
         self._game += 1
 
     def action_leave(self) -> None:
-        """Out of the line, then out of the screen."""
+        """Leave the input line if there is an outcome to show, else leave the screen."""
         if self._line.has_focus and self.outcome is not None:
             self._view.query_one("#predicted").focus()
         else:

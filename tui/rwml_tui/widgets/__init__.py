@@ -1,1 +1,1 @@
-"""Parts of the screen, one a file."""
+"""Widgets, one per file."""

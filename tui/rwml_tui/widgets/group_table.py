@@ -1,4 +1,4 @@
-"""The list of groups."""
+"""Table of the recorded groups."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ BAR_MEMBERS = 8
 
 
 def reward_bar(rewards: Sequence[float]) -> str:
-    """One block a member, higher for more reward, ``?`` for one that is no finite number.
+    """Draw one block per member, higher for a higher reward, or ``?`` for a reward that is not finite.
 
-    The scale goes from 0 to 1, or further where rewards do.
+    The scale goes from 0 to 1, and further if a reward lies outside.
     """
     finite = [reward for reward in rewards if math.isfinite(reward)]
     low, high = min([0.0, *finite]), max([1.0, *finite])
@@ -31,7 +31,7 @@ def reward_bar(rewards: Sequence[float]) -> str:
 
 
 def number(value: float | None) -> Text:
-    """Two digits, or a dash."""
+    """Format a number with two decimals, or a dash for ``None``."""
     return Text("-" if value is None else f"{value:.2f}")
 
 
@@ -54,7 +54,7 @@ COLUMNS: tuple[Column[GroupSummary], ...] = (
 
 
 class GroupTable(VirtualTable[GroupSummary]):
-    """One row a group; ``=`` marks groups whose rewards are all equal, which teach nothing."""
+    """Shows one row per group; ``=`` marks groups with equal rewards, from which the model learns nothing."""
 
     def __init__(self, reader: TraceReader) -> None:
         super().__init__(COLUMNS, reader.groups_by_id, lambda row: row.id, grow="action", id="groups")

@@ -1,4 +1,4 @@
-"""One group: history and action, what the model predicted, what happened."""
+"""View of one group: history and action, predicted and real next state."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rwml_tui.widgets.text_pane import TextPane
 
 
 def context_text(transition: Transition) -> Text:
-    """Task, earlier turns, current state and the action to predict."""
+    """Format task, earlier turns, current state and the action whose next state is predicted."""
     parts = [visible(transition.task, "italic")]
     for turn in transition.history:
         parts += [
@@ -31,7 +31,7 @@ def context_text(transition: Transition) -> Text:
 
 
 def thinking_text(thinking: str, unfolded: bool) -> Text:
-    """The thinking, or what there is of it."""
+    """Format the thinking, or only its number of words while it is folded."""
     if not thinking:
         return Text()
     if unfolded:
@@ -40,7 +40,7 @@ def thinking_text(thinking: str, unfolded: bool) -> Text:
 
 
 def prediction_texts(prediction: PredictionRecord, real: str, unfolded: bool) -> tuple[Text, Text]:
-    """The predicted and the real pane; the whole answer when it holds no next state."""
+    """Format the predicted and the real text; an answer without a next state is shown completely."""
     if prediction.next_state is None:
         answer = Text("no <next_state> in this answer:\n", "bold").append_text(
             visible(prediction.text, "dim")
@@ -52,7 +52,7 @@ def prediction_texts(prediction: PredictionRecord, real: str, unfolded: bool) ->
 
 
 def score_text(prediction: PredictionRecord) -> Text:
-    """What one member was worth, in one line."""
+    """Format the similarity, reward, advantage and other numbers of one member, in one line."""
     similarity = "-" if prediction.similarity is None else f"{prediction.similarity:.3f}"
     line = Text(
         f"similarity {similarity}  reward {prediction.reward:g}  advantage {prediction.advantage:+.2f}  "
@@ -65,14 +65,14 @@ def score_text(prediction: PredictionRecord) -> Text:
 
 
 class GroupView(Vertical):
-    """Three panes and a line of numbers about the member that is shown."""
+    """Shows one member of a group in three panes, with a line of its numbers."""
 
     member: reactive[int] = reactive(0, init=False)
     thinking: reactive[bool] = reactive(False, init=False)
 
     def __init__(self) -> None:
         super().__init__()
-        # Held here, since a message may still come while the app closes and a query finds nothing any more.
+        # Kept as attributes: while the app closes, a message may still arrive when queries already find nothing.
         self._score = Static(id="score", markup=False)
         self._situation = TextPane("history and action", id="context")
         self._predicted = TextPane("predicted", id="predicted")
@@ -81,12 +81,12 @@ class GroupView(Vertical):
         self._predictions: list[PredictionRecord] = []
 
     def compose(self) -> ComposeResult:
-        """Numbers above, panes below."""
+        """Yield the line of numbers and the panes."""
         yield self._score
         yield Horizontal(self._situation, self._predicted, self._real)
 
     def show(self, transition: Transition | None, predictions: list[PredictionRecord]) -> None:
-        """Shows another group; the place in the group is kept, so that it can be followed through groups."""
+        """Show another group and keep the member index, so that one member can be followed through groups."""
         self._transition, self._predictions = transition, predictions
         self._situation.show(Text() if transition is None else context_text(transition))
         kind = f", {transition.kind}" if transition and transition.action else ""
@@ -95,17 +95,17 @@ class GroupView(Vertical):
         self.watch_member()
 
     def step_member(self, by: int) -> None:
-        """Goes to another member, round and round."""
+        """Go to another member; after the last one comes the first."""
         if self._predictions:
             self.member = (self.member + by) % len(self._predictions)
 
     @property
     def prediction(self) -> PredictionRecord | None:
-        """The member that is shown."""
+        """Prediction of the member that is shown."""
         return self._predictions[self.member] if self._predictions else None
 
     def watch_member(self) -> None:
-        """Shows the member."""
+        """Show the member."""
         one = self.prediction
         real = "" if self._transition is None else self._transition.next_state
         if one is None:
@@ -121,5 +121,5 @@ class GroupView(Vertical):
         self._real.show(marked)
 
     def watch_thinking(self) -> None:
-        """Folds or unfolds."""
+        """Show the member again, with its thinking folded or unfolded."""
         self.watch_member()

@@ -1,4 +1,4 @@
-"""A line to type into."""
+"""Input line."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from rwml_lightning.printable import printable
 
 
 class Line(Input):
-    """An input that holds printable text alone, whoever typed, pasted or proposed it."""
+    """Input that keeps only printable text, whether it was typed, pasted or set by code."""
 
     def validate_value(self, value: str) -> str:
-        """The value as it is kept."""
+        """Escape the characters that are not printable."""
         return printable(value)

@@ -1,4 +1,4 @@
-"""One line on top: which run, how it stands, and how old its last record is."""
+"""Top line with the run's name, its state and the age of its last record."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from rwml_tui.text import age, one_line
 
 STYLES = {"running": "bold green", "paused": "bold yellow", "finished": "bold", "failed": "bold red"}
 SHORTEST_NAME = 16
-"""Cells of a long name that are shown however much stands beside it."""
+"""Cells of a long name that are always shown, even if the state is cut off for them."""
 
 
 def seconds_left(reader: TraceReader, step: Step, total: int, steps_back: int = 20) -> float | None:
-    """Until the stage ends, by the pace of its last steps; ``None`` before there are two."""
+    """Estimate the seconds until the stage ends from its last steps; ``None`` if it has fewer than two."""
     last = reader.steps(step.stage, step.step - steps_back)
     if len(last) < 2 or last[-1].step == last[0].step:
         return None
@@ -26,10 +26,10 @@ def seconds_left(reader: TraceReader, step: Step, total: int, steps_back: int = 
 
 
 class RunBar(Static):
-    """Shows a run's state; an old last record is how a dead trainer is seen.
+    """Shows a run's state; an old last record reveals a dead trainer.
 
     Args:
-        name: What the run is called.
+        name: Name of the run.
     """
 
     def __init__(self, name: str) -> None:
@@ -39,13 +39,13 @@ class RunBar(Static):
     def show(
         self, reader: TraceReader, follow: bool, moment: Moment | None = None, num_steps: int = 0
     ) -> None:
-        """Reads the state anew.
+        """Read the state again and show it.
 
         Args:
             reader: The run.
-            follow: Whether new records are looked for.
-            moment: Where a replay stands.
-            num_steps: Steps of all stages, while one stands anywhere.
+            follow: Whether the dashboard checks for new records.
+            moment: Position of the replay, if one is active.
+            num_steps: Number of steps of all stages, shown during a replay.
         """
         self.remove_class("problem")
         run, step = reader.run(), reader.latest_step()
@@ -64,11 +64,11 @@ class RunBar(Static):
         parts += [Text("following")] if follow and moment is None else []
         parts += [one_line(run.detail, limit=200)] if run.detail else []
         state = Text("  ").join(parts)
-        name = one_line(self.run_name, limit=len(self.run_name))  # 2 cells of padding stand beside it
+        name = one_line(self.run_name, limit=len(self.run_name))  # the bar has 2 cells of padding
         name.truncate(max(self.app.size.width - 2 - state.cell_len, SHORTEST_NAME), overflow="ellipsis")
         self.update(name + state)
 
     def show_error(self, message: str) -> None:
-        """Shows a problem instead of the state."""
+        """Show an error in place of the state."""
         self.add_class("problem")
         self.update(one_line(message, limit=500))

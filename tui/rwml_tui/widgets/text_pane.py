@@ -1,4 +1,4 @@
-"""A titled pane that scrolls one text."""
+"""Scrollable pane with a title and one text."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from rwml_tui.text import one_line
 
 
 class TextPane(VerticalScroll):
-    """Shows a text; takes the focus, so that keys can scroll it.
+    """Shows a text. The pane can have the focus, so that keys scroll it.
 
     Args:
-        title: Written into the border; may be anybody's words.
+        title: Title in the border. It may be untrusted text.
         id: Widget id.
     """
 
@@ -24,10 +24,10 @@ class TextPane(VerticalScroll):
         self._text = Static(markup=False)
 
     def compose(self) -> ComposeResult:
-        """One text."""
+        """Yield the text."""
         yield self._text
 
     def show(self, text: Text) -> None:
-        """Replaces the text and goes back to its top."""
+        """Replace the text and scroll to its top."""
         self._text.update(text)
         self.scroll_home(animate=False)

@@ -1,4 +1,4 @@
-"""A table of any length: it holds ids, and reads the rows that are on the screen."""
+"""Table of any length, which holds only ids and reads the rows on the screen."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _MOST_KEPT = 4_096
 
 @dataclass(frozen=True)
 class Column(Generic[Row]):
-    """One column.
+    """Column of a table.
 
     Args:
-        name: What it is sorted by.
-        label: Its heading.
-        width: Cells it takes, at least its heading's.
-        cell: Text of a row.
-        justify: Where the text stands.
-        room: Width that the table must have for this column to be shown.
+        name: Name of the column in a sort order.
+        label: Heading.
+        width: Width in cells, at least that of the heading.
+        cell: Function that formats a row's cell.
+        justify: Alignment of the text.
+        room: Smallest width of the table, in cells, at which the column is shown.
     """
 
     name: str
@@ -45,13 +45,15 @@ class Column(Generic[Row]):
 
 
 class VirtualTable(ScrollView, Generic[Row], can_focus=True):
-    """Shows rows by id; the cursor stays on its row when the ids change, or on the first where it stood there.
+    """Shows rows by id.
+
+    When the ids change, the cursor stays on its row; a cursor on the first row stays on the first row.
 
     Args:
-        columns: From left to right; the first takes what the others leave when ``grow`` names it.
-        read: Gives rows for ids, in order; ids that are gone are left out.
-        identify: Id of a row.
-        grow: Name of the column that takes the rest of the width.
+        columns: Columns from left to right.
+        read: Function that returns the rows of ids, in order. Ids that no longer exist are left out.
+        identify: Function that returns the id of a row.
+        grow: Name of the column that takes the remaining width.
         id: Widget id.
     """
 
@@ -68,7 +70,7 @@ class VirtualTable(ScrollView, Generic[Row], can_focus=True):
 
     @dataclass
     class Highlighted(Message):
-        """The cursor went to another row; ``row_id`` is ``None`` when there is none."""
+        """Posted when the cursor moves to another row; ``row_id`` is ``None`` if the table is empty."""
 
         table: VirtualTable[Any]
         row_id: int | None
@@ -79,7 +81,7 @@ class VirtualTable(ScrollView, Generic[Row], can_focus=True):
 
     @dataclass
     class HeaderClicked(Message):
-        """A heading was clicked."""
+        """Posted when a heading is clicked."""
 
         table: VirtualTable[Any]
         column: str
@@ -107,8 +109,8 @@ class VirtualTable(ScrollView, Generic[Row], can_focus=True):
         """Replace the rows.
 
         Args:
-            ids: In the order of the rows.
-            sorted_by: Name of the column that they are sorted by, and whether descending.
+            ids: Ids of the rows, in order.
+            sorted_by: Name of the column by which the rows are sorted, and whether the order is descending.
         """
         row, selected = self.cursor, self.selected
         self.ids, self.sorted_by = ids, sorted_by
@@ -128,7 +130,7 @@ class VirtualTable(ScrollView, Generic[Row], can_focus=True):
 
     @property
     def columns(self) -> list[Column[Row]]:
-        """Those that there is room for."""
+        """Columns that are shown at the current width."""
         return [column for column in self._all_columns if self.size.width >= column.room]
 
     @property
@@ -145,34 +147,34 @@ class VirtualTable(ScrollView, Generic[Row], can_focus=True):
             self.cursor = self.ids.index(row_id)
 
     def forget(self) -> None:
-        """Read the rows anew."""
+        """Discard the rows, so that they are read again."""
         self._rows.clear()
         self.refresh()
 
     def watch_cursor(self) -> None:
-        """Tell, and scroll."""
+        """Scroll to the cursor and post :class:`Highlighted`."""
         self._keep_in_sight()
         self.refresh()
         self.post_message(self.Highlighted(self, self.selected))
 
     def validate_cursor(self, cursor: int) -> int:
-        """Within the list."""
+        """Limit the cursor to the rows of the list."""
         return max(0, min(cursor, len(self.ids) - 1))
 
     def action_move(self, by: int) -> None:
-        """Up or down."""
+        """Move the cursor by ``by`` rows."""
         self.cursor += by
 
     def action_page(self, by: int) -> None:
-        """A page up or down."""
+        """Move the cursor by ``by`` pages."""
         self.cursor += by * max(self.size.height - 2, 1)
 
     def action_go(self, place: int) -> None:
-        """First or last."""
+        """Move the cursor to a row; a negative index counts from the end."""
         self.cursor = place if place >= 0 else len(self.ids) + place
 
     def on_click(self, event: events.Click) -> None:
-        """A row goes under the cursor, a heading tells."""
+        """Move the cursor to the clicked row, or post :class:`HeaderClicked` for a heading."""
         offset = event.get_content_offset(self)
         if offset is None:
             return
@@ -187,7 +189,7 @@ class VirtualTable(ScrollView, Generic[Row], can_focus=True):
             self.cursor = row
 
     def render_line(self, y: int) -> Strip:
-        """One line of the screen: the heading, which stays, or a row."""
+        """Render one line: the heading, which does not scroll, or a row."""
         left, top = self.scroll_offset
         width = self.size.width
         if y == 0:
@@ -212,7 +214,7 @@ class VirtualTable(ScrollView, Generic[Row], can_focus=True):
         return strip.crop_extend(left, left + width, style)
 
     def on_resize(self) -> None:
-        """The column that grows may have made room."""
+        """Fit the columns to the new width and keep the cursor visible."""
         self.virtual_size = Size(self._natural_width(), len(self.ids) + 1)
         self._keep_in_sight()
 
@@ -237,7 +239,7 @@ class VirtualTable(ScrollView, Generic[Row], can_focus=True):
                 self._rows.clear()
             first = place // _PAGE * _PAGE
             page = self.ids[first : first + _PAGE]
-            self._rows |= dict.fromkeys(page)  # those that are gone, or cannot be read, are asked for once
+            self._rows |= dict.fromkeys(page)  # missing and unreadable rows are read only once
             with reported(self):
                 self._rows |= {self._identify(row): row for row in self._read(page)}
         return self._rows.get(row_id)
