@@ -1,4 +1,4 @@
-"""Which weights changed between two models, by layer and module."""
+"""Count the weights that changed between two models, by layer and module."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _COLUMNS = ("q", "k", "v", "qkv", "o", "mlp", "norms", "embeddings", "head", "ot
 
 @dataclass(frozen=True)
 class Change:
-    """Changed scalars of one module of one layer; ``layer`` is ``None`` outside the layers."""
+    """Number of changed scalars in one module of one layer; ``layer`` is ``None`` outside the layers."""
 
     layer: int | None
     module: str
@@ -43,10 +43,10 @@ class Change:
 
 
 def weight_place(name: str) -> tuple[int | None, str]:
-    """Layer number and module of a weight, from its Hugging Face name.
+    """Return the layer number and the module of a weight, from its Hugging Face name.
 
-    Modules are ``q``, ``k``, ``v``, ``o``, ``mlp``, ``norms``, ``embeddings``, ``head``, ``qkv`` where the architecture
-    keeps the three in one weight, and ``other``.
+    Modules are ``q``, ``k``, ``v``, ``o``, ``mlp``, ``norms``, ``embeddings``, ``head``, ``other``, and ``qkv`` where
+    the architecture has one weight for the three.
     """
     layer = _LAYER.search(name)
     module = next((module for module, pattern in _MODULES.items() if pattern.search(name)), "other")
@@ -54,7 +54,7 @@ def weight_place(name: str) -> tuple[int | None, str]:
 
 
 class SafetensorsFolder(Mapping[str, Tensor]):
-    """Weights of a Hugging Face folder by name; each is read when asked for, and kept by nobody."""
+    """Weights of a Hugging Face folder by name. Each access reads the tensor from disk; nothing is cached."""
 
     def __init__(self, folder: Path) -> None:
         files = [safe_open(path, framework="pt") for path in sorted(folder.glob("*.safetensors"))]
@@ -71,16 +71,16 @@ class SafetensorsFolder(Mapping[str, Tensor]):
 
 
 def starting_weights(model: str, init_from: str | None) -> Mapping[str, Tensor]:
-    """Weights that a stage starts from, as :func:`rwml_lightning.modules.loading.load_policy` finds them.
+    """Return the initial weights of a stage, as :func:`rwml_lightning.modules.loading.load_policy` finds them.
 
-    Those of a folder or of a checkpoint stay on disk; those into which a checkpoint's adapters are merged lie in memory.
+    Weights of a folder or a checkpoint stay on disk. Weights with merged adapters of a checkpoint are in memory.
 
     Args:
         model: Model of the stage.
-        init_from: Weights that the stage starts from.
+        init_from: Folder or checkpoint with the initial weights; ``None`` for the weights of ``model``.
 
     Returns:
-        Names are spelt as in the model's files.
+        Weights by name; names are as in the files of the model.
     """
     if init_from is None or Path(init_from).is_dir():
         return SafetensorsFolder(resolve_model(init_from or model))
@@ -94,43 +94,43 @@ def compare_weights(
     """Count changed scalars, one tensor at a time.
 
     Args:
-        before: Weights at the start, by name.
-        after: Named weights now.
-        tolerance: See :func:`rwml_lightning.functional.count_changed`.
+        before: Initial weights by name.
+        after: Names and values of the current weights.
+        tolerance: Relative change above which a scalar counts; see :func:`rwml_lightning.functional.count_changed`.
 
     Returns:
-        One row a layer and module, in order of layers; what belongs to none comes last.
+        One row per layer and module, in order of layers. Weights outside the layers come last.
 
     Raises:
-        ValueError: A weight is missing in ``before`` or has another shape there; names it.
+        ValueError: A weight is missing in ``before`` or has another shape there. The message names the weight.
     """
     changed: Counter[tuple[int | None, str]] = Counter()
     total: Counter[tuple[int | None, str]] = Counter()
     for name, tensor in after:
-        # Some hub models are saved without the base model's prefix.
+        # Some hub models are saved without the prefix of the base model.
         stored = next((n for n in (name, name.partition(".")[2]) if n in before), None)
         if stored is None:
             raise ValueError(
-                f"the weight {name} has no counterpart in what it is compared with: is that the same model?"
+                f"the weight {name} has no counterpart in the initial weights: compare two versions of the same model"
             )
         place = weight_place(name)
         try:
             changed[place] += count_changed(before[stored], tensor, tolerance)
         except ValueError as error:
-            raise ValueError(f"the weight {name} is another one there: {error}") from error
+            raise ValueError(f"the weight {name} does not match the initial weight: {error}") from error
         total[place] += tensor.numel()
     places = sorted(total, key=lambda place: (place[0] is None, place[0] or 0, _COLUMNS.index(place[1])))
     return [Change(*place, changed[place], total[place]) for place in places]
 
 
 def change_shares(changes: Sequence[Change]) -> dict[str, float]:
-    """Share of changed scalars in ``all`` and in each module, over all layers."""
+    """Compute the share of changed scalars in ``all`` weights and in each module, over all layers."""
     modules = [name for name in _COLUMNS if any(change.module == name for change in changes)]
     return {"all": _share(changes)} | {m: _share([c for c in changes if c.module == m]) for m in modules}
 
 
 def render_changes(changes: Sequence[Change]) -> Table:
-    """Per cent of changed scalars: a row a layer, a column a module."""
+    """Render the per cent of changed scalars as a table with one row per layer and one column per module."""
     shares = change_shares(changes)
     table = Table(title="Changed weights, per cent of scalars", title_justify="left")
     table.add_column("layer")
@@ -138,8 +138,8 @@ def render_changes(changes: Sequence[Change]) -> Table:
         table.add_column(module, justify="right")
     layers = list(dict.fromkeys(change.layer for change in changes))
     for layer in layers:
-        own = [change for change in changes if change.layer == layer]
-        by_module = {"all": _share(own)} | {change.module: _share([change]) for change in own}
+        of_layer = [change for change in changes if change.layer == layer]
+        by_module = {"all": _share(of_layer)} | {change.module: _share([change]) for change in of_layer}
         cells = [f"{100 * by_module[module]:.2f}" if module in by_module else "" for module in shares]
         table.add_row("outside" if layer is None else str(layer), *cells, end_section=layer == layers[-1])
     table.add_row("all", *(f"{100 * share:.2f}" for share in shares.values()))

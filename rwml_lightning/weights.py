@@ -1,4 +1,4 @@
-"""A model's tensors, one at a time: what generators, exports and comparisons take for the model."""
+"""Iterate over the tensors of a model, as generators, exports and comparisons read them."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ _LAYER = re.compile(r".*?\.\d+\.")
 
 
 def model_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Name and value of every parameter and persistent buffer: adapters merged, shards gathered, tied ones once.
+    """Yield the name and value of every parameter and persistent buffer.
 
-    The model is left as it is. Adapters are merged on a copy of their layer, by PEFT's own rule for that kind of layer;
-    merging in place and undoing it would add rounding at every step.
+    Adapters are merged, shards are gathered, and tied tensors are yielded once. The model does not change: adapters
+    are merged into a copy of their layer, by PEFT's rule for that type of layer. Merging in place and unmerging would
+    add rounding at every step.
 
     Args:
         model: Hugging Face model, plain or wrapped by PEFT.
 
     Returns:
-        Names are those of the ``state_dict`` without adapters. :func:`checkpoint_tensors` spells them as files do.
+        Names as in the ``state_dict`` without adapters, and values. :func:`checkpoint_tensors` converts them to the
+        names in checkpoint files.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     adapted = {name: layer for name, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)}
-    state = model.state_dict(
-        keep_vars=True
-    )  # the tensors themselves, so that tied ones are known by identity
+    state = model.state_dict(keep_vars=True)  # the same tensor objects, so that tied tensors have the same id
     first = {id(tensor): name for name, tensor in reversed(state.items())}
-    once = [name for name, tensor in state.items() if first[id(tensor)] == name]
-    for owner, names in itertools.groupby(once, key=lambda name: _adapted_layer(name, adapted)):
+    unique = [name for name, tensor in state.items() if first[id(tensor)] == name]
+    for owner, names in itertools.groupby(unique, key=lambda name: _adapted_layer(name, adapted)):
         if owner is None:
             tensors = [(name, state[name]) for name in names]
         else:
@@ -52,13 +52,14 @@ def model_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def checkpoint_tensors(
     model: nn.Module, named_tensors: Iterable[tuple[str, Tensor]]
 ) -> Iterator[tuple[str, Tensor]]:
-    """Spell a model's tensors as its checkpoint does, a layer at a time.
+    """Convert the tensors of a model to the names and shapes of its checkpoint, one layer at a time.
 
-    The two differ where transformers fuses on loading what files keep apart, such as the experts of a mixture.
+    The two differ where transformers fuses tensors on loading that the files store separately, such as the experts of
+    a mixture of experts.
 
     Args:
-        model: The model that they belong to, plain or wrapped by PEFT; it may lie on the meta device.
-        named_tensors: What :func:`model_tensors` gives.
+        model: Model of the tensors, plain or wrapped by PEFT; it may be on the meta device.
+        named_tensors: Names and values from :func:`model_tensors`.
     """
     from transformers.core_model_loading import revert_weight_conversion
 
@@ -68,7 +69,7 @@ def checkpoint_tensors(
 
 
 def by_layer(named_tensors: Iterable[tuple[str, Tensor]]) -> Iterator[list[tuple[str, Tensor]]]:
-    """Neighbouring tensors of one layer together, and those outside the layers."""
+    """Group consecutive tensors of the same layer. Tensors outside the layers form their own groups."""
 
     def layer_of(named: tuple[str, Tensor]) -> str:
         layer = _LAYER.match(named[0])
@@ -79,19 +80,19 @@ def by_layer(named_tensors: Iterable[tuple[str, Tensor]]) -> Iterator[list[tuple
 
 
 def base_model(model: nn.Module) -> PreTrainedModel:
-    """The Hugging Face model inside what PEFT may have put around it; adapters stay in place."""
+    """Return the Hugging Face model without the PEFT wrapper, if there is one. Its layers keep their adapters."""
     return cast(
         "PreTrainedModel", cast(Any, model).get_base_model() if hasattr(model, "get_base_model") else model
     )
 
 
 def base_name(name: str) -> str:
-    """A tensor's name without what PEFT puts before it and into it."""
+    """Remove the prefix and the ``.base_layer`` part that PEFT adds to the name of a tensor."""
     return name.removeprefix("base_model.model.").replace(".base_layer", "")
 
 
 def _adapted_layer(name: str, adapted: Container[str]) -> str | None:
-    """Outermost adapted layer that holds the tensor."""
+    """Return the name of the outermost adapted layer that contains the tensor."""
     parts = name.split(".")
     prefixes = (".".join(parts[:end]) for end in range(1, len(parts)))
     return next((prefix for prefix in prefixes if prefix in adapted), None)
@@ -99,9 +100,11 @@ def _adapted_layer(name: str, adapted: Container[str]) -> str | None:
 
 @torch.no_grad()
 def _merge(layer: Any) -> nn.Module:
-    """The layer without its adapters, which are merged into a copy of its weights."""
-    own = copy.deepcopy(layer)
-    if hasattr(own, "unload_and_optionally_merge_module"):  # wrappers that nest, such as those of experts
-        return own.unload_and_optionally_merge_module(merge=True, safe_merge=False, adapter_names=None)
-    own.merge()
-    return own.get_base_layer()
+    """Return a copy of the layer with its adapters merged into the weights."""
+    merged = copy.deepcopy(layer)
+    if hasattr(
+        merged, "unload_and_optionally_merge_module"
+    ):  # nested wrappers, such as the wrappers of experts
+        return merged.unload_and_optionally_merge_module(merge=True, safe_merge=False, adapter_names=None)
+    merged.merge()
+    return merged.get_base_layer()
