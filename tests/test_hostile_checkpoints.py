@@ -121,7 +121,7 @@ def test_code_in_a_checkpoint_is_not_run(
     checkpoint = write_checkpoint(tmp_path / "a.ckpt", tiny_model, **{place: {"x": Bomb(mark)}})
     config = config_for(command, tmp_path, tiny_model)
     message = error_of([command, "--config", str(config), "--ckpt_path", str(checkpoint)], capsys)
-    assert f"{checkpoint} is no checkpoint of rwml-lightning" in message
+    assert f"{checkpoint} is not a complete checkpoint of rwml-lightning" in message
     assert not mark.exists()
     assert not (tmp_path / "runs").exists()
 

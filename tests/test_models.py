@@ -159,7 +159,8 @@ def test_kinds_without_a_causal_language_model_are_refused_in_a_line(tmp_path: P
     with pytest.raises(ValueError, match=r"has the model_type 't5', which has no causal language model"):
         models.load_causal_lm(model_folder(tmp_path / "t5", model_type="t5"))
     with pytest.raises(
-        ValueError, match=r"has the model_type 'mine', which transformers \d.* code that comes with a model is not"
+        ValueError,
+        match=r"has the model_type 'mine', which transformers \d.* code that comes with a model is not",
     ):
         models.load_causal_lm(
             model_folder(tmp_path / "mine", model_type="mine", auto_map={"AutoConfig": "own.Own"})

@@ -149,7 +149,7 @@ def test_commands_without_the_configs_model_look_for_its_embedder(
      ({"accelerator": "cuda", "devices": 8}, "trainer.accelerator is 'cuda' and trainer.devices is 8: "),
      ({"accelerator": "cuda", "strategy": {"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"}},
       "trainer.accelerator is 'cuda' and trainer.devices is 'auto': "),
-     ({"precision": "bf16-true"}, "trainer.precision is bf16-true, which makes trained weights too coarse")],
+     ({"precision": "bf16-true"}, "trainer.precision is bf16-true, which rounds trained weights too coarsely")],
 )  # fmt: skip
 def test_devices_that_are_not_there(
     trainer: dict[str, Any],

@@ -1,4 +1,4 @@
-"""Generators: token ids in, completions with log-probabilities out."""
+"""Generators: they take token ids and return completions with log-probabilities."""
 
 from rwml_lightning.generation.base import Generator
 from rwml_lightning.generation.hf import HFGenerator

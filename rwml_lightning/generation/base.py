@@ -1,4 +1,4 @@
-"""What every generator promises, whichever engine is behind it."""
+"""The interface of all generators, whatever their engine."""
 
 from __future__ import annotations
 
@@ -12,18 +12,21 @@ from rwml_lightning.schema import Completion, Sampling
 
 @runtime_checkable
 class Generator(Protocol):
-    """Writes completions to prompts, token ids in and token ids out: nothing is decoded and encoded again.
+    """Generates completions of prompts. Input and output are token ids; no text is decoded and encoded again.
 
-    Constructing one loads nothing, so that a config can be checked at once; :meth:`start` does the work.
+    The constructor loads nothing, so that a config is checked quickly; :meth:`start` loads the model.
 
-    A completion is a function of weights, prompt, sampling and seed alone. What else is in the batch enters only by
-    the rounding of matrix products, whose summation order depends on their shapes: log-probabilities move by about
-    1e-5 in float32, and a sampled token changes only where its uniform number falls within that of a boundary.
+    A completion depends only on weights, prompt, sampling settings and seed. The rest of the batch has an effect only
+    through the rounding of matrix products, because their summation order depends on their shapes. Log-probabilities
+    change by about 1e-5 in float32. A sampled token changes only if its uniform number is that close to a boundary
+    between two tokens.
 
-    ``policy_version`` is the version given to the last :meth:`update_weights`, 0 before any. ``weights_digest`` is the
-    digest (:mod:`rwml_lightning.functional.digest`) of the tensors that it took then, computed where the engine holds
-    them; ``None`` before any. ``max_model_len`` is the most tokens of a prompt and its completion together; ``None``
-    leaves it to the model.
+    Attributes:
+        policy_version: Version passed to the last :meth:`update_weights`; 0 before the first.
+        weights_digest: Digest (:mod:`rwml_lightning.functional.digest`) of the tensors of the last
+            :meth:`update_weights`, computed where the engine holds them; ``None`` before the first.
+        max_model_len: Maximum number of tokens of a prompt and its completion together; ``None`` for the limit of the
+            model.
     """
 
     policy_version: int
@@ -32,10 +35,10 @@ class Generator(Protocol):
 
     @property
     def weights_dtype(self) -> str:
-        """Dtype that the engine computes in, such as ``bfloat16``; starts it, for ``auto`` is known only then."""
+        """Dtype of the engine's weights, such as ``bfloat16``. Starts the engine, which resolves ``auto``."""
 
     def start(self) -> None:
-        """Load what is needed; does nothing when already started. The other methods call it themselves."""
+        """Load the model and start the engine, unless this is done. The other methods call this one."""
 
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[Sequence[int]]
@@ -44,43 +47,46 @@ class Generator(Protocol):
 
         Args:
             prompts: Token ids of each prompt.
-            sampling: Temperature, nucleus, and most new tokens.
-            seeds: For each prompt, the seed of each of its completions; their number is that of its completions.
+            sampling: Temperature, nucleus (``top_p``), and maximum number of new tokens.
+            seeds: For each prompt, one seed per completion.
 
         Returns:
-            For each prompt its completions, in the order of its seeds. Log-probabilities are those of the
-            distribution sampled from; where that is a single token (temperature 0), those at temperature 1.
+            For each prompt, its completions in the order of its seeds. Log-probabilities are under the distribution
+            that was sampled from; at temperature 0 they are under the distribution at temperature 1.
 
         Raises:
-            ValueError: An empty prompt, or one that does not fit the context together with ``max_tokens``.
+            ValueError: A prompt is empty, or a prompt plus ``max_tokens`` exceeds the context.
         """
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Log-probability, at temperature 1, of every token but the first of each sequence, in nats."""
+        """Compute the log-probability at temperature 1, in nats, of every token of each sequence except the first."""
 
     def update_weights(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Replace the weights.
 
         Args:
-            named_tensors: All parameters and persistent buffers, adapters merged, under the names that the model has in
-                transformers (:func:`rwml_lightning.weights.model_tensors`); of tied ones, one.
-            version: Stamped on every completion from now on.
+            named_tensors: All parameters and persistent buffers with merged adapters, under their names in
+                transformers (:func:`rwml_lightning.weights.model_tensors`). Tied tensors appear once.
+            version: Version of the weights, which is recorded in every later completion.
         """
 
     def close(self) -> None:
-        """Free what :meth:`start` took; may be called twice, and at any time."""
+        """Free the resources of :meth:`start`. This method can be called at any time, and more than once."""
 
 
 def check_prompts(
     prompts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]], sampling: Sampling, max_model_len: int
 ) -> None:
-    """Refuse what no generator can answer, naming the prompt.
+    """Check that a request is valid for any generator.
 
     Args:
         prompts: Token ids of each prompt.
-        seeds: Seeds of each prompt's completions.
-        sampling: How they are to be sampled.
-        max_model_len: Most tokens of a prompt and its completion together.
+        seeds: Seeds of the completions of each prompt.
+        sampling: Sampling settings of the completions.
+        max_model_len: Maximum number of tokens of a prompt and its completion together.
+
+    Raises:
+        ValueError: A setting is out of range, or a prompt is empty or too long. The message gives the prompt's index.
     """
     if len(prompts) != len(seeds):
         raise ValueError(f"{len(prompts)} prompts but seeds for {len(seeds)}")
@@ -97,25 +103,26 @@ def check_prompts(
 
 
 def check_trainable(sampling: Sampling, key: str) -> None:
-    """Refuse to sample what is trained on from another distribution than the one whose log-probabilities are trained.
+    """Check that training completions are sampled from the distribution that the trainer uses.
 
-    The trainer computes those of the whole distribution. A nucleus (``top_p`` below 1) drops its tail, so that the ratio of
-    both is biased (0.92 on average at 0.9, 0.65 at 0.5), and greedy decoding has no log-probabilities at all.
+    The trainer computes log-probabilities under the full distribution. A nucleus (``top_p`` below 1) drops the tail, so
+    that the ratio of trainer to generator is biased (0.92 on average at 0.9, 0.65 at 0.5). Greedy decoding has no
+    log-probabilities at all.
 
     Args:
-        sampling: How completions that are trained on are made.
-        key: Name of the setting, for errors.
+        sampling: Sampling settings of the training completions.
+        key: Config key of the settings, for errors.
 
     Raises:
-        ValueError: A nucleus, or a temperature that is not above 0.
+        ValueError: ``top_p`` is not 1, or the temperature is not above 0.
     """
     if sampling.top_p != 1:
         raise ValueError(
-            f"{key}.top_p is {sampling.top_p}, but log-probabilities in training are those of all tokens; leave it at 1. "
-            "Evaluations have a top_p of their own"
+            f"{key}.top_p is {sampling.top_p}, but log-probabilities in training are those of all tokens; set it to 1. "
+            "Evaluations have a separate top_p"
         )
     if not 0 < sampling.temperature < float("inf"):
         raise ValueError(
-            f"{key}.temperature is {sampling.temperature}; training samples at a temperature above 0. Evaluations have "
-            "their own, which may be 0"
+            f"{key}.temperature is {sampling.temperature}; training needs a temperature above 0. Evaluations have a "
+            "separate temperature, which may be 0"
         )

@@ -1,4 +1,4 @@
-"""Keeping watch over an engine that runs in processes of its own: nothing waits for a dead or a hung one."""
+"""Calls into an engine that runs in separate processes. No call waits for a dead or hung engine."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ END_GRACE_S = 5.0
 
 
 class EngineProcess:
-    """Runs calls into an engine on a thread of their own, with a time limit and an eye on the engine's processes.
+    """Runs calls into an engine on a separate thread, with a time limit, and monitors the processes of the engine.
 
-    The thread matters twice: the caller can give up on a call that never returns, and the thread does not keep the
-    interpreter from ending.
+    The thread has two purposes. The caller can abandon a call that never returns. As a daemon, the thread does not keep
+    the interpreter alive.
 
     Args:
-        name: How the names of the engine's child processes begin.
+        name: Prefix of the names of the engine's child processes.
     """
 
     def __init__(self, name: str = "EngineCore") -> None:
@@ -36,61 +36,61 @@ class EngineProcess:
         self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
         self._closed = False
         threading.Thread(target=_serve, args=(self._calls,), daemon=True, name="engine-calls").start()
-        # Runs when this object is collected or the interpreter ends, whichever is first.
+        # Runs when this object is garbage-collected or when the interpreter ends, whichever comes first.
         self._end = weakref.finalize(self, _end_all, self._processes)
 
     @property
     def pid(self) -> int:
-        """Process id of the engine."""
+        """Process id of the engine's first process."""
         return self._processes[0].pid
 
     @property
     def alive(self) -> bool:
-        """Whether all processes of a started engine are running."""
+        """Whether the engine has started and all of its processes are running."""
         return bool(self._processes) and all(map(_is_running, self._processes))
 
     def start(self, load: Callable[[], _T], timeout_s: float) -> _T:
         """Load the engine.
 
         Args:
-            load: Starts it, and returns when it is ready.
-            timeout_s: Most seconds it may take.
+            load: Function that starts the engine and returns when it is ready.
+            timeout_s: Time limit in seconds.
 
         Raises:
-            RuntimeError: It did not start, or not in time. None of its processes is left then.
+            RuntimeError: The engine did not start, or not within the limit. All of its processes have been ended.
         """
         before = {process.pid for process in multiprocessing.active_children()}
         future = self._submit(load)
         try:
             result = future.result(timeout_s)
         except FutureTimeoutError:
-            self._adopt(before)
+            self._record_processes(before)
             self.end()
             raise RuntimeError(
                 f"the engine was not ready after {timeout_s:g} s and was ended: raise startup_timeout_s, "
-                "or look above for what it was waiting for"
+                "or find the cause in its messages above"
             ) from None
         except BaseException as error:
-            self._adopt(before)
+            self._record_processes(before)
             self.end()
             if isinstance(error, RuntimeError):
                 raise RuntimeError(
-                    f"the engine did not start; its own messages are above ({error})"
+                    f"the engine did not start; its error messages are above ({error})"
                 ) from error
             raise
-        self._adopt(before)
+        self._record_processes(before)
         return result
 
     def call(self, what: str, call: Callable[[], _T], timeout_s: float) -> _T:
-        """Result of a call into the engine.
+        """Run a call into the engine and return its result.
 
         Args:
-            what: The call's name, for messages.
-            call: Does it.
-            timeout_s: Most seconds it may take.
+            what: Name of the call, for error messages.
+            call: Function that calls the engine.
+            timeout_s: Time limit in seconds.
 
         Raises:
-            RuntimeError: The engine died, or did not answer in time; none of its processes is left then.
+            RuntimeError: The engine died, or did not answer within the limit. All of its processes have been ended.
         """
         future = self._submit(call)
         deadline = time.monotonic() + timeout_s
@@ -103,8 +103,8 @@ class EngineProcess:
             if not self.alive:
                 self.end()
                 raise RuntimeError(
-                    f"the engine died during {what}; its last messages are above (often: out of memory, "
-                    "so lower max_num_seqs, max_model_len or kv_cache_gib)"
+                    f"the engine died during {what}; its last messages are above (often it is out of memory: "
+                    "lower max_num_seqs, max_model_len or kv_cache_gib)"
                 )
             if time.monotonic() >= deadline:
                 self.end()
@@ -118,11 +118,11 @@ class EngineProcess:
         """End the engine and all its processes.
 
         Args:
-            shutdown: The engine's own way to end, tried first.
+            shutdown: The engine's shutdown function, which is tried first.
         """
         if shutdown is not None and self.alive:
             future = self._submit(shutdown)
-            with contextlib.suppress(FutureTimeoutError):  # what is left is ended below
+            with contextlib.suppress(FutureTimeoutError):  # the remaining processes are ended below
                 future.result(END_GRACE_S)
         self._end()
         self._processes.clear()
@@ -132,8 +132,8 @@ class EngineProcess:
         self._calls.put((future, call))
         return future
 
-    def _adopt(self, before: set[int | None]) -> None:
-        """Take note of the processes that were started, and of theirs."""
+    def _record_processes(self, before: set[int | None]) -> None:
+        """Record the engine processes that were started, and their child processes."""
         for child in multiprocessing.active_children():
             if child.pid is None or child.pid in before or not child.name.startswith(self.name):
                 continue
@@ -162,16 +162,16 @@ def _is_running(process: psutil.Process) -> bool:
 
 
 def _end_all(processes: list[psutil.Process]) -> None:
-    # psutil knows a process by id and start time, so that no later process of the same id is hit.
+    # psutil identifies a process by id and start time, so that a later process with the same id is not ended.
     for process in processes:
         try:
             process.terminate()
         except psutil.NoSuchProcess:
             continue
-    _, left = psutil.wait_procs(processes, timeout=END_GRACE_S)
-    for process in left:
+    _, alive = psutil.wait_procs(processes, timeout=END_GRACE_S)
+    for process in alive:
         try:
             process.kill()
         except psutil.NoSuchProcess:
             continue
-    psutil.wait_procs(left, timeout=END_GRACE_S)
+    psutil.wait_procs(alive, timeout=END_GRACE_S)

@@ -1,7 +1,8 @@
-"""A key-value cache that holds a group's prompt once, and the attention that reads it.
+"""A key-value cache that stores the prompt of a group once, and the attention function that reads it.
 
-A row of the batch is a group. Its columns are the prompt's tokens, then those of all members, in the order in which
-they were fed; a mask tells the members apart. So the cache serves any model that takes a mask and position ids.
+A row of the batch is a group. Its columns are the tokens of the prompt, then the tokens of all members in the order in
+which the model received them. A mask separates the members. The cache works with any model that takes a mask and
+position ids.
 """
 
 from __future__ import annotations
@@ -21,26 +22,27 @@ GROUPED_SDPA = "rwml_grouped_sdpa"
 
 
 class GroupCache(Cache):
-    """Keys and values of all layers, written at chosen rows and columns.
+    """Stores keys and values of all layers; they are written at given rows and columns.
 
     Args:
         num_rows: Number of groups.
-        capacity: Columns to allocate at first; grows by half when they are used up.
+        capacity: Number of columns to allocate at first. When all are in use, the capacity becomes 1.5 times the number
+            needed.
     """
 
     def __init__(self, num_rows: int, capacity: int) -> None:
-        # Any callable serves: the base class calls it for each layer it meets.
+        # The base class calls this once per layer; any callable works.
         super().__init__(layer_class_to_replicate=partial(GroupCacheLayer, self))  # type: ignore[arg-type]
         self.num_rows = num_rows
         self.capacity = capacity
         self.place(slice(None), 0)
 
     def place(self, rows: slice, start: int) -> None:
-        """Let the next forward pass write the given rows from column ``start`` on."""
+        """Set the rows and the first column that the next forward pass writes."""
         self.rows, self.start = rows, start
 
     def keep(self, rows: Int[Tensor, " kept"], columns: Int[Tensor, "kept column"]) -> None:
-        """Drop everything but the given columns of the given rows."""
+        """Keep the given columns of the given rows, and drop the rest."""
         self.num_rows, num_columns = columns.shape
         self.capacity = num_columns + num_columns // 2
         for layer in self.layers:
@@ -49,7 +51,7 @@ class GroupCache(Cache):
 
 
 class GroupCacheLayer(CacheLayerMixin):
-    """One layer's part of a :class:`GroupCache`: keys and values of shape [row, head, column, dimension]."""
+    """Stores one layer of a :class:`GroupCache`: keys and values of shape [row, head, column, dimension]."""
 
     is_sliding = False
 
@@ -86,7 +88,7 @@ class GroupCacheLayer(CacheLayerMixin):
         self.keys, self.values = self._grow(self.keys[index]), self._grow(self.values[index])
 
     def _allocate(self, like: Tensor) -> Tensor:
-        # Zeros, because a masked column still enters the product with weight 0, where garbage could be NaN.
+        # Zeros, because attention multiplies masked columns by 0, and 0 times an uninitialised NaN would be NaN.
         return like.new_zeros(self.cache.num_rows, like.shape[1], self.cache.capacity, like.shape[3])
 
     def _grow(self, old: Tensor) -> Tensor:
@@ -112,10 +114,11 @@ def grouped_sdpa(
     attention_mask: Float[Tensor, "row 1 query column"] | None,
     **kwargs: Any,
 ) -> tuple[Float[Tensor, "row query head dim"], None]:
-    """Scaled dot-product attention that reads keys and values where they lie.
+    """Compute scaled dot-product attention without copying keys and values.
 
-    Query heads that share a key head become further queries of that head, so that no key is repeated: on a CPU, two
-    to three times faster than repeating them, and with a mask the fused kernels of a GPU do not share heads at all.
+    Query heads that share a key head become additional queries of that head, so that no key is repeated. On a CPU this
+    is two to three times faster than repeating the keys. On a GPU the fused kernels cannot share heads when there is a
+    mask.
     """
     if attention_mask is None or kwargs.get("position_bias") is not None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)

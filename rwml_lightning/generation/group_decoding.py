@@ -1,8 +1,8 @@
-"""Decoding groups of completions with any Hugging Face causal model, each group's prompt prefilled and kept once.
+"""Decode groups of completions with any Hugging Face causal model; the prompt of a group is prefilled and stored once.
 
-A step feeds one new token of every unfinished member of every group: rows are groups, queries are members, the
-position of each is its own depth, and the mask lets it see the prompt and its own tokens. Finished members are no
-longer fed, and once a quarter of the cache is theirs it is packed anew.
+A decoding step feeds one new token of every unfinished member of every group. Rows are groups and queries are members.
+The position id of a token is its index in the member's prompt and completion. The mask lets a member attend to the
+prompt and to its own tokens. Finished members are not fed; when they own a quarter of the cache, it is repacked.
 """
 
 from __future__ import annotations
@@ -21,17 +21,21 @@ from rwml_lightning.generation.group_cache import GROUPED_SDPA, GroupCache
 from rwml_lightning.generation.sampling import sample_tokens, uniforms
 from rwml_lightning.schema import Completion, Sampling
 
-SHARED = -2  # owner of a column that all members see
-NOBODY = -1  # owner of a padding column, and content of a slot without a member
-MASKED_KINDS = {"full_attention", "sliding_attention", "chunked_attention"}  # attention that a mask describes
-PREFILL_TOKENS = 8192  # most tokens, padding included, of one prefill pass
+SHARED = -2  # owner of a column that is visible to all members
+NOBODY = -1  # owner of a padding column, and value of an empty slot
+MASKED_KINDS = {
+    "full_attention",
+    "sliding_attention",
+    "chunked_attention",
+}  # attention that a mask can express
+PREFILL_TOKENS = 8192  # maximum number of tokens of one prefill pass, with padding
 
 
 @contextmanager
 def decoding_mode(model: PreTrainedModel) -> Iterator[None]:
-    """Evaluation mode, no gradients, and attention that takes a mask; all as before afterwards.
+    """Switch to eval mode, no gradients, and attention that takes a mask; restore the previous state on exit.
 
-    Not inference mode: buffers a model computes on its first pass would be of no use to the training that follows.
+    Inference mode would be wrong here: training could not use buffers that a model computes in its first forward pass.
     """
     training = [module for module in model.modules() if module.training]
     implementation = model.config._attn_implementation
@@ -48,11 +52,14 @@ def decoding_mode(model: PreTrainedModel) -> Iterator[None]:
 
 
 def check_decodable(model: PreTrainedModel, context: int) -> None:
-    """Refuse models whose context a mask over a plain cache cannot express.
+    """Check that a mask over a plain cache can express the attention of the model.
 
     Args:
-        model: The model.
-        context: Most tokens a prompt and its completion have together.
+        model: Causal language model.
+        context: Number of tokens of the longest prompt and its completion together.
+
+    Raises:
+        ValueError: The model has recurrent or other special layers, or the context exceeds its limit.
     """
     config = model.config.get_text_config()
     name = type(model).__name__
@@ -77,22 +84,25 @@ def decode_groups(
     end_tokens: Sequence[int],
     policy_version: int,
 ) -> list[list[Completion]]:
-    """Sample completions of some prompts, all at once; to be called in :func:`decoding_mode`.
+    """Sample the completions of all prompts in one batch; call it within :func:`decoding_mode`.
 
     Args:
         model: Causal language model.
-        prompts: Token ids, none empty, of similar lengths for least padding.
-        seeds: Seeds of each prompt's completions.
-        sampling: How to sample.
-        end_tokens: Tokens that end a completion.
-        policy_version: Stamped on the completions.
+        prompts: Token ids of each prompt. No prompt may be empty; similar lengths need the least padding.
+        seeds: Seeds of the completions of each prompt.
+        sampling: Sampling settings.
+        end_tokens: Ids of the tokens that end a completion.
+        policy_version: Version of the weights, which is recorded in the completions.
+
+    Returns:
+        For each prompt, its completions in the order of its seeds.
     """
     device = model.device
     sizes = [len(group) for group in seeds]
     num_samples, num_steps = sum(sizes), sampling.max_tokens
     slots = _first_slots(sizes).to(device)
     prompt_of = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)).tolist()
-    # Prefill leaves out the last prompt token, so that the first step is like any other.
+    # Prefill omits the last prompt token, so that the first decoding step needs no special case.
     last = torch.tensor([prompts[prompt][-1] for prompt in prompt_of], device=device)
     depth = torch.tensor([len(prompts[prompt]) - 1 for prompt in prompt_of], device=device)
     uniform = uniforms([seed for group in seeds for seed in group], num_steps).to(device)
@@ -147,7 +157,7 @@ def decode_groups(
 
 
 def _first_slots(sizes: Sequence[int]) -> Int[Tensor, "row query"]:
-    """Number of the sample that each query of each row feeds."""
+    """Return the index of the sample in each slot (query) of each row."""
     slots = torch.full((len(sizes), max(sizes)), NOBODY)
     first = 0
     for row, size in enumerate(sizes):
@@ -159,22 +169,22 @@ def _first_slots(sizes: Sequence[int]) -> Int[Tensor, "row query"]:
 def _prefill(
     model: PreTrainedModel, cache: GroupCache, prompts: Sequence[Sequence[int]]
 ) -> Int[Tensor, "row column"]:
-    """Cache all of the prompts but their last tokens; returns the owner of each column."""
-    heads = [list(prompt[:-1]) for prompt in prompts]
-    longest = max(map(len, heads))
-    owner = torch.full((len(heads), longest), NOBODY)
-    for row, head in enumerate(heads):
-        owner[row, : len(head)] = SHARED
-    rows_a_pass = max(1, PREFILL_TOKENS // max(1, longest))
-    for first in range(0, len(heads), rows_a_pass):
-        part = heads[first : first + rows_a_pass]
-        width = max(map(len, part))
+    """Prefill the prompts without their last tokens; return the owner of each column."""
+    prefixes = [list(prompt[:-1]) for prompt in prompts]
+    longest = max(map(len, prefixes))
+    owner = torch.full((len(prefixes), longest), NOBODY)
+    for row, prefix in enumerate(prefixes):
+        owner[row, : len(prefix)] = SHARED
+    rows_per_pass = max(1, PREFILL_TOKENS // max(1, longest))
+    for first in range(0, len(prefixes), rows_per_pass):
+        batch = prefixes[first : first + rows_per_pass]
+        width = max(map(len, batch))
         if width == 0:
             continue
-        ids = torch.tensor([head + [0] * (width - len(head)) for head in part], device=model.device)
-        positions = torch.arange(width, device=model.device).expand(len(part), -1)
-        cache.place(slice(first, first + len(part)), 0)
-        # Padding stands on the right, where causal attention hides it from the prompt itself.
+        ids = torch.tensor([prefix + [0] * (width - len(prefix)) for prefix in batch], device=model.device)
+        positions = torch.arange(width, device=model.device).expand(len(batch), -1)
+        cache.place(slice(first, first + len(batch)), 0)
+        # Padding is on the right, where causal attention hides it from the prompt.
         model(input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
     return owner.to(model.device)
 
@@ -182,22 +192,22 @@ def _prefill(
 def _visible(
     owner: Int[Tensor, "row column"], slots: Int[Tensor, "row query"]
 ) -> Bool[Tensor, "row query column"]:
-    """Which columns each member sees: the prompt and its own."""
+    """Compute which columns are visible to each member: the prompt and its own tokens."""
     return (owner[:, None, :] == slots[:, :, None]) | (owner == SHARED)[:, None, :]
 
 
 def _additive(
     visible: Bool[Tensor, "row query column"], dtype: torch.dtype
 ) -> Float[Tensor, "row query column"]:
-    # Additive masks are understood by every attention; eager attention would add a Boolean one as 0 and 1.
+    # Every attention implementation takes an additive mask; eager attention would add a Boolean mask as 0 and 1.
     return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(
         ~visible, torch.finfo(dtype).min
     )
 
 
-def _drop(slots: Int[Tensor, "row query"], gone: Int[Tensor, " sample"]) -> Int[Tensor, "row fewer"]:
-    """Take samples out of their slots and close the gaps."""
-    slots = slots.masked_fill(torch.isin(slots, gone), NOBODY)
+def _drop(slots: Int[Tensor, "row query"], finished: Int[Tensor, " sample"]) -> Int[Tensor, "row fewer"]:
+    """Remove finished samples from their slots and close the gaps."""
+    slots = slots.masked_fill(torch.isin(slots, finished), NOBODY)
     empty = slots == NOBODY
     width = int((~empty).sum(1).max())
     return slots.gather(1, empty.to(torch.int8).argsort(dim=1, stable=True))[:, :width]
@@ -206,7 +216,7 @@ def _drop(slots: Int[Tensor, "row query"], gone: Int[Tensor, " sample"]) -> Int[
 def _repack(
     cache: GroupCache, owner: Int[Tensor, "row column"], slots: Int[Tensor, "row query"]
 ) -> tuple[Int[Tensor, "kept_row kept_column"], Int[Tensor, "kept_row query"]]:
-    """Forget finished groups and the columns of finished members, when that frees at least a quarter."""
+    """Drop finished groups and the columns of finished members if that frees at least a quarter of the cache."""
     rows = (slots != NOBODY).any(1).nonzero()[:, 0]
     kept_owner, kept_slots = owner[rows], slots[rows]
     live = _visible(kept_owner, kept_slots.masked_fill(kept_slots == NOBODY, SHARED)).any(1)

@@ -1,4 +1,4 @@
-"""A generator for machines without vLLM: the trainer's own module, or a copy of it, decodes."""
+"""A generator for machines without vLLM: it decodes with the trainer's module or with a copy of the model."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 class HFGenerator:
     """Decodes with a Hugging Face causal model in this process; see :mod:`rwml_lightning.generation.group_decoding`.
 
-    With :meth:`attach` the trainer's own module decodes, so there is no second copy of the weights and nothing to
-    transfer. Otherwise the model is loaded by name.
+    After :meth:`attach` it uses the trainer's module: there is no second copy of the weights and no transfer. Otherwise
+    it loads the model by name.
 
     Args:
-        model: Model as :func:`rwml_lightning.models.resolve_model` takes it; may be left out when a module will be
-            attached.
-        dtype: Data type of a loaded copy.
-        device: Where a loaded copy goes; ``auto`` is the first GPU, else the CPU.
-        max_model_len: Most tokens of a prompt and its completion together; the model's own limit when left out.
-        max_num_seqs: Most completions decoded at once; the rest wait.
-        end_token_ids: Tokens that end a completion; the model's own when left out.
+        model: Model name, as in :func:`rwml_lightning.models.resolve_model`; not needed if a module is attached.
+        dtype: Dtype of a loaded model.
+        device: Device of a loaded model; ``auto`` is the first GPU, or the CPU if there is none.
+        max_model_len: Maximum number of tokens of a prompt and its completion together; default: the limit of the
+            model.
+        max_num_seqs: Maximum number of completions decoded at the same time; the others wait.
+        end_token_ids: Ids of the tokens that end a completion; default: the end tokens of the model.
     """
 
     def __init__(
@@ -56,14 +56,14 @@ class HFGenerator:
         self._attached = False
 
     def attach(self, module: Any) -> None:
-        """Decode with this module, LoRA adapters (PEFT) included, instead of a copy of one's own."""
-        # The base model of a PEFT model holds the adapters too; PEFT's own forward only wraps it.
+        """Decode with this module, including its LoRA adapters (PEFT), instead of a loaded copy."""
+        # The base model of a PEFT model contains the adapters; the forward method of PEFT only wraps it.
         self._module = base_model(module)
         self._attached = True
-        self.weights_digest = None  # whatever the module holds at the time
+        self.weights_digest = None  # the module's weights change without an update
 
     def decodes_with(self, module: Any) -> bool:
-        """Whether this very module is attached, so that no weights need to travel."""
+        """Return whether this module is attached, so that no weights need to be transferred."""
         return self._attached and self._module is base_model(module)
 
     @property
@@ -74,7 +74,7 @@ class HFGenerator:
         if self._module is not None:
             return
         if self.model is None:
-            raise ValueError("HFGenerator has no model: give model=..., or attach the trainer's module")
+            raise ValueError("HFGenerator has no model: set model, or attach the trainer's module")
         device = self.device if self.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
         module = load_causal_lm(self.model, self.dtype).eval()
         module.to(device)
@@ -88,24 +88,24 @@ class HFGenerator:
         module = self._started()
         check_prompts(prompts, seeds, sampling, self._context(module))
         completions: list[list[Completion]] = [[] for _ in prompts]
-        wanted = sorted(
+        by_length = sorted(
             (index for index in range(len(prompts)) if seeds[index]), key=lambda i: len(prompts[i])
         )
-        if not wanted:
+        if not by_length:
             return completions
-        check_decodable(module, len(prompts[wanted[-1]]) + sampling.max_tokens)
+        check_decodable(module, len(prompts[by_length[-1]]) + sampling.max_tokens)
         end_tokens = self._end_tokens(module)
         with decoding_mode(module):
-            for part in self._parts(wanted, seeds):
+            for batch in self._batches(by_length, seeds):
                 decoded = decode_groups(
                     module,
-                    [prompts[index] for index in part],
-                    [seeds[index] for index in part],
+                    [prompts[index] for index in batch],
+                    [seeds[index] for index in batch],
                     sampling,
                     end_tokens,
                     self.policy_version,
                 )
-                for index, group in zip(part, decoded, strict=True):
+                for index, group in zip(batch, decoded, strict=True):
                     completions[index] = group
         return completions
 
@@ -122,7 +122,7 @@ class HFGenerator:
         return scores
 
     def update_weights(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """As in the protocol; an attached module has its weights already, so that only the version is set."""
+        """Replace the weights as in the protocol; an attached module has them already, so only the version is set."""
         if not self._attached:
             weights = self._started().state_dict()
             missing = {tensor.data_ptr(): name for name, tensor in weights.items()}
@@ -130,12 +130,12 @@ class HFGenerator:
             for name, tensor in named_tensors:
                 if name not in weights:
                     raise ValueError(f"weight update: the model has no tensor {name!r}")
-                own = weights[name].copy_(tensor)
-                digests.append(tensor_digest(name, own if own.dtype == tensor.dtype else tensor))
-                missing.pop(own.data_ptr(), None)
+                copied = weights[name].copy_(tensor)
+                digests.append(tensor_digest(name, copied if copied.dtype == tensor.dtype else tensor))
+                missing.pop(copied.data_ptr(), None)
             if missing:
                 raise ValueError(
-                    f"weight update: {len(missing)} tensors are missing, {next(iter(missing.values()))!r} first"
+                    f"weight update: {len(missing)} tensors are missing, for example {next(iter(missing.values()))!r}"
                 )
             self.weights_digest = combine_digests(digests)
         self.policy_version = version
@@ -151,10 +151,12 @@ class HFGenerator:
         return self._module
 
     def _context(self, module: PreTrainedModel) -> int:
-        own = getattr(module.config.get_text_config(), "max_position_embeddings", None)
-        limits = [limit for limit in (self.max_model_len, own) if limit is not None]
+        of_model = getattr(module.config.get_text_config(), "max_position_embeddings", None)
+        limits = [limit for limit in (self.max_model_len, of_model) if limit is not None]
         if not limits:
-            raise ValueError(f"{type(module).__name__} states no longest context: give max_model_len")
+            raise ValueError(
+                f"the config of {type(module).__name__} has no max_position_embeddings: set max_model_len"
+            )
         return min(limits)
 
     def _end_tokens(self, module: PreTrainedModel) -> Sequence[int]:
@@ -163,18 +165,18 @@ class HFGenerator:
                 self.end_token_ids = model_end_token_ids(self.model)
             else:
                 config = module.generation_config or module.config
-                named = config.eos_token_id
-                self.end_token_ids = named if isinstance(named, list) else [] if named is None else [named]
+                eos = config.eos_token_id
+                self.end_token_ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
         return self.end_token_ids
 
-    def _parts(self, wanted: Sequence[int], seeds: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-        """Split prompts so that each part has at most ``max_num_seqs`` completions, or is one prompt."""
-        part: list[int] = []
+    def _batches(self, indices: Sequence[int], seeds: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+        """Split prompts into batches of at most ``max_num_seqs`` completions; a larger prompt is a batch by itself."""
+        batch: list[int] = []
         size = 0
-        for index in wanted:
-            if part and size + len(seeds[index]) > self.max_num_seqs:
-                yield part
-                part, size = [], 0
-            part.append(index)
+        for index in indices:
+            if batch and size + len(seeds[index]) > self.max_num_seqs:
+                yield batch
+                batch, size = [], 0
+            batch.append(index)
             size += len(seeds[index])
-        yield part
+        yield batch

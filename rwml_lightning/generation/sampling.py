@@ -1,4 +1,4 @@
-"""Drawing tokens from logits by inverse transform: one uniform number a token, decided by the sample's seed alone."""
+"""Sample tokens from logits by inverse transform, with one uniform number per token that depends only on the seed."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from torch import Tensor
 
 
 def uniforms(seeds: list[int], num_tokens: int) -> Float[Tensor, "sample token"]:
-    """Uniform numbers in [0, 1) for each sample's tokens; a longer draw begins with the shorter one.
+    """Draw uniform numbers in [0, 1) for the tokens of each sample.
 
-    Drawn on the CPU, so that they are the same whatever device samples with them.
+    More tokens extend the sequence of a seed and do not change its beginning. The numbers are drawn on the CPU, so that
+    they are the same for sampling on any device.
     """
     rows = [
         torch.rand(num_tokens, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -25,20 +26,21 @@ def sample_tokens(
     temperature: float = 1.0,
     top_p: float = 1.0,
 ) -> tuple[Int[Tensor, " sample"], Float[Tensor, " sample"]]:
-    """Draw a token from every row of logits.
+    """Sample one token from each row of logits.
 
-    The token is where the cumulative distribution passes the uniform number. On a CPU that is some forty times
-    faster than ``torch.multinomial``; sums are in double precision, since a vocabulary is long.
+    The token is the first with a cumulative probability above the uniform number. On a CPU this is about forty times
+    faster than ``torch.multinomial``. Sums are in double precision because a vocabulary is large.
 
     Args:
         logits: Unnormalised log-probabilities.
-        uniform: A number in [0, 1) for every row.
-        temperature: Logits are divided by it; 0 takes the most probable token.
-        top_p: Only the smallest set of most probable tokens whose probability reaches this is drawn from.
+        uniform: One number in [0, 1) per row.
+        temperature: Divisor of the logits; 0 selects the most probable token.
+        top_p: Probability of the nucleus; tokens outside the smallest set of most probable tokens that reaches it are
+            excluded.
 
     Returns:
-        Token ids, and their log-probabilities under the distribution drawn from (temperature 0: under that of
-        temperature 1).
+        Token ids, and their log-probabilities under the sampled distribution (at temperature 0, under the distribution
+        at temperature 1).
     """
     logits = logits.float()
     if temperature == 0:
@@ -50,7 +52,7 @@ def sample_tokens(
     highest = logits.amax(-1, keepdim=True)
     cumulative = (logits - highest).exp_().cumsum(-1, dtype=torch.float64)
     total = cumulative[:, -1:]
-    # Rounding may lift uniform * total to total, beyond the last token.
+    # Rounding may raise uniform * total to total, which is beyond the last token.
     threshold = torch.minimum(
         uniform[:, None].to(total) * total, torch.nextafter(total, torch.zeros_like(total))
     )

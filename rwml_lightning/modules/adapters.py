@@ -1,4 +1,4 @@
-"""Low-rank adapters on the policy."""
+"""Low-rank adapters (LoRA) for the policy."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from rwml_lightning.weights import base_model, base_name, model_tensors
 
 @dataclass(frozen=True)
 class LoRA:
-    """Low-rank adapters instead of full fine-tuning.
+    """Settings of low-rank adapters, which replace full fine-tuning.
 
     Args:
-        rank: Rank r.
-        alpha: Scale; the adapter is multiplied by alpha / r.
-        dropout: Dropout before the adapter. Above 0 the trainer's log-probabilities are not the generator's.
-        target_modules: Module names, or ``all-linear``.
+        rank: Rank r of the adapters.
+        alpha: Scale; the output of an adapter is multiplied by alpha / r.
+        dropout: Dropout probability before the adapter. Above 0, the log-probabilities of trainer and generator differ.
+        target_modules: Names of the modules that get adapters, or ``all-linear``.
     """
 
     rank: int = 16
@@ -33,10 +33,10 @@ class LoRA:
 
 
 def add_lora(policy: Any, lora: LoRA) -> nn.Module:
-    """Wrap a model in fresh adapters, which change nothing until they are trained.
+    """Add new adapters to a model. They have no effect until they are trained.
 
     Raises:
-        ValueError: They cannot be merged into the weights; see :func:`verify_merging`.
+        ValueError: The adapters cannot be merged into the weights; see :func:`verify_merging`.
     """
     adapted = wrap(policy, lora)
     verify_merging(adapted)
@@ -44,7 +44,7 @@ def add_lora(policy: Any, lora: LoRA) -> nn.Module:
 
 
 def wrap(policy: Any, lora: LoRA) -> nn.Module:
-    """Wrap a model in fresh adapters without trying them, as on the meta device, which computes nothing."""
+    """Add new adapters to a model without a merge check, for example on the meta device, where nothing is computed."""
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
@@ -60,7 +60,7 @@ def wrap(policy: Any, lora: LoRA) -> nn.Module:
 
 @torch.no_grad()
 def _routers(policy: nn.Module) -> list[str]:
-    """Layers derived from a linear one that give more than a tensor: the routers of Llama 4 and Phi-3.5-MoE."""
+    """Return the names of linear subclasses that return more than a tensor: the routers of Llama 4 and Phi-3.5-MoE."""
     derived = {
         name: module
         for name, module in policy.named_modules()
@@ -74,14 +74,14 @@ def _routers(policy: nn.Module) -> list[str]:
 
 
 def verify_merging(policy: nn.Module) -> None:
-    """Compare a policy whose adapters do something with the model that merging them gives.
+    """Check that a policy with adapters computes the same as the model with merged adapters.
 
-    Where the two differ, as with adapters on embeddings that the output head shares, generators and exports would be
-    another model than the one that is trained. One layer of each kind gets random adapters for the comparison; afterwards
-    they are as they were. Adapters must be fresh.
+    The two differ, for example, if embeddings that are tied to the output head have adapters. Generators and exports
+    would then use another model than the trained one. The check gives random adapters to one layer of each kind, and
+    resets them afterwards. The adapters of the policy must be new.
 
     Raises:
-        ValueError: Merging gives another model; names the kinds of layers.
+        ValueError: The merged model differs. The message names the kinds of layers.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -91,15 +91,15 @@ def verify_merging(policy: nn.Module) -> None:
             kinds.setdefault(re.sub(r"\.\d+\.", ".*.", base_name(name)), layer)
     if _merges(policy, kinds.values()):
         return
-    refused = [kind for kind, layer in kinds.items() if not _merges(policy, [layer])]
+    unmergeable = [kind for kind, layer in kinds.items() if not _merges(policy, [layer])]
     raise ValueError(
-        f"adapters on {', '.join(refused or kinds)} cannot be merged into the weights, so generators and exports would be "
-        "another model than the policy: leave them out of model.lora.target_modules"
+        f"adapters on {', '.join(unmergeable or kinds)} cannot be merged into the weights, so generators and exports would "
+        "differ from the policy: remove these modules from model.lora.target_modules"
     )
 
 
 def _merges(policy: nn.Module, layers: Iterable[nn.Module]) -> bool:
-    zeros = [
+    zero_parameters = [
         parameter
         for layer in layers
         for name, parameter in layer.named_parameters()
@@ -110,40 +110,40 @@ def _merges(policy: nn.Module, layers: Iterable[nn.Module]) -> bool:
     text = [(37 * i + 11) % vocabulary for i in range(16)]
     try:
         with torch.no_grad():
-            for parameter in zeros:
+            for parameter in zero_parameters:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
         names = {base_name(name): name for name in policy.state_dict()}
-        own = policy.state_dict()
+        state = policy.state_dict()
         merged = {
             names[name]: tensor
             for name, tensor in model_tensors(policy)
-            if not torch.equal(tensor, own[names[name]])
+            if not torch.equal(tensor, state[names[name]])
         }
         adapted = score_text(policy, text)
         with policy.disable_adapter():  # type: ignore[operator]
-            plain, without = score_text(policy, text), score_text(policy, text, merged)
+            plain, after_merge = score_text(policy, text), score_text(policy, text, merged)
     finally:
         with torch.no_grad():
-            for parameter in zeros:
+            for parameter in zero_parameters:
                 parameter.zero_()
-    error, effect = (adapted - without).abs().mean(), (adapted - plain).abs().mean()
-    # Low precision rounds the merged weights; but a wrong merge errs by about as much as the adapters do.
+    error, effect = (adapted - after_merge).abs().mean(), (adapted - plain).abs().mean()
+    # Low precision rounds the merged weights. The error of a wrong merge is about as large as the adapters' effect.
     exact = next(policy.parameters()).dtype == torch.float32
     return bool(error <= (1e-3 if exact else 0.5 * effect))
 
 
 def adapter_values(policy: nn.Module) -> dict[str, Tensor]:
-    """Copies of the values that the adapters have now, by name."""
+    """Copy the current values of the adapters, by parameter name."""
     return {name: p.detach().clone() for name, p in policy.named_parameters() if p.requires_grad}
 
 
 @contextlib.contextmanager
 def adapters_at(policy: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
-    """Within it the policy answers with these adapters: a reference needs no second copy of the model.
+    """Set the adapters of the policy to other values for a block, so that the reference policy needs no second model.
 
     Args:
-        policy: A model with adapters; a graph that was recorded before stays valid.
-        values: What :func:`adapter_values` gave.
+        policy: Model with adapters. An autograd graph that was recorded before stays valid.
+        values: Values from :func:`adapter_values`.
     """
     parameters = dict(policy.named_parameters())
     now = {name: parameters[name].data for name in values}

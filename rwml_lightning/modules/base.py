@@ -1,4 +1,4 @@
-"""What every stage shares: the policy, its optimizer, and how a generator gets its weights."""
+"""Base class of all stages: the policy, its optimizer, its metrics, and its weights for a generator."""
 
 from __future__ import annotations
 
@@ -39,29 +39,30 @@ TRAINABLE_PRECISIONS = ("32-true", "64-true", "bf16-mixed")
 
 
 class NonFiniteError(RuntimeError):
-    """A loss or gradient is not finite; raised before the optimizer step, so that the weights are still good."""
+    """A loss or gradient is not finite. It is raised before the optimizer step, so the weights are still valid."""
 
 
 class PolicyModule(L.LightningModule):
-    """A Hugging Face causal language model under manual optimisation: one call, one optimizer step.
+    """Trains a Hugging Face causal language model with manual optimisation.
 
     Args:
         model: Folder, hub id, or ``package:`` name.
         init_from: Weights of an earlier stage (exported folder or Lightning checkpoint).
         lora: Adapters to train; ``None`` trains every weight.
-        dtype: Dtype of the weights; less than ``float32`` for evaluation, and under ``lora``, whose adapters are float32.
-        gradient_checkpointing: What the backward pass computes again to save memory: ``none``, ``selective`` (all but
-            matrix products and attention, nearly free) or ``full`` (a third more work).
-        optimizer: AdamW and its schedule.
-        max_tokens_per_micro_batch: Token budget of one forward and backward pass.
-        head_chunk_size: Positions whose logits exist at once.
+        dtype: Dtype of the weights. Lower precision than ``float32`` is for evaluation, and for training with ``lora``,
+            because the adapters are float32.
+        gradient_checkpointing: Activations to recompute in the backward pass to save memory: ``none``, ``selective``
+            (all except matrix products and attention, nearly free) or ``full`` (a third more compute).
+        optimizer: Settings of AdamW and the learning rate schedule.
+        max_tokens_per_micro_batch: Maximum number of tokens of one forward and backward pass.
+        head_chunk_size: Number of positions per chunk of the logits; only one chunk is in memory at a time.
     """
 
     stage: ClassVar[str]
     reads: ClassVar[Literal["predictions", "episodes"]]
-    """Source of the DataModule that it learns from."""
+    """Source of the DataModule that the stage learns from."""
     learns: ClassVar[Literal["samples", "labels"]]
-    """Whether it learns from what its own weights sampled, or from labels."""
+    """Whether the stage learns from samples of its own policy, or from labels."""
     policy: nn.Module
     steps_per_batch = 1
 
@@ -93,29 +94,29 @@ class PolicyModule(L.LightningModule):
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The model's tokenizer."""
+        """Tokenizer of the model."""
         return load_tokenizer(self.model)
 
     @property
     def on_policy(self) -> bool:
-        """Whether it learns from what its own weights sampled."""
+        """Whether the stage learns from samples of its own policy."""
         return self.learns == "samples"
 
     @property
     def policy_version(self) -> int:
-        """Optimizer steps taken: the version of the weights."""
+        """Version of the weights: the number of optimizer steps taken."""
         return self.trainer.global_step
 
     @property
     def num_planned_steps(self) -> int:
-        """Optimizer steps of the whole stage; Lightning counts one a batch."""
+        """Number of optimizer steps of the whole stage. Lightning assumes one per batch."""
         planned = int(self.trainer.estimated_stepping_batches) * self.steps_per_batch
         limit = self.trainer.max_steps
         return min(planned, limit) if limit >= 0 else planned
 
     @property
     def steps_of_batch(self) -> int:
-        """Optimizer steps to take on the current batch: ``steps_per_batch``, fewer where ``trainer.max_steps`` ends the stage."""
+        """Number of optimizer steps on the current batch: ``steps_per_batch``, or fewer up to ``trainer.max_steps``."""
         limit = self.trainer.max_steps
         return self.steps_per_batch if limit < 0 else min(self.steps_per_batch, limit - self.policy_version)
 
@@ -127,26 +128,27 @@ class PolicyModule(L.LightningModule):
             )
 
     def check_precision(self, precision: str) -> None:
-        """Refuse what would not train as it should; nothing needs to be loaded.
+        """Check that the precision is suitable for training. This does not need a loaded model.
 
         Args:
-            precision: Precision of the trainer, as Lightning spells it.
+            precision: Precision of the trainer, in Lightning's spelling.
 
         Raises:
-            ValueError: Low-precision weights would be trained, or gradients carry a loss scale; says what to set.
+            ValueError: Low-precision weights would be trained, or gradients would contain a loss scale. The message
+                names the settings to use.
         """
         if precision not in TRAINABLE_PRECISIONS:
             why = (
-                "under which the norm, the check for infinity and the clipping would see gradients times a loss scale"
+                "which multiplies gradients by a loss scale, so that norm, finiteness check and clipping would be wrong"
                 if precision == "16-mixed"
-                else "which makes trained weights too coarse for small steps"
+                else "which rounds trained weights too coarsely for small steps"
             )
             raise ValueError(f"trainer.precision is {precision}, {why}; set bf16-mixed, or 32-true")
         if self.dtype_name != "float32" and self.lora is None:
             raise ValueError(
                 f"model.dtype is {self.dtype_name} and model.lora is not set: nearly every step of AdamW is smaller than the "
                 "rounding of such weights, so they would hardly train; set model.dtype to float32 and trainer.precision to "
-                "bf16-mixed, or set model.lora, whose adapters are float32"
+                "bf16-mixed, or set model.lora (its adapters are float32)"
             )
 
     @override
@@ -164,15 +166,15 @@ class PolicyModule(L.LightningModule):
             "dtype": self.dtype_name,
             "lora": asdict(self.lora) if self.lora is not None else None,
         }
-        checkpoint["rng_states"] = rng_states()  # samples have seeds of their own; dropout has not
+        checkpoint["rng_states"] = rng_states()  # for dropout; samples have separate seeds
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint.get("policy", {}).get("stage")
         if saved != self.stage:
             raise ValueError(
-                f"the checkpoint is of stage {saved or 'unknown'}, not {self.stage}: to start from its weights, name it "
-                "in model.init_from instead of --ckpt_path"
+                f"the checkpoint is of stage {saved or 'unknown'}, not {self.stage}: to start from its weights, set "
+                "model.init_from to it instead of --ckpt_path"
             )
         lora = checkpoint["policy"]["lora"]
         check_same_lora(lora and LoRA(**lora), self.lora, "the checkpoint")
@@ -180,12 +182,12 @@ class PolicyModule(L.LightningModule):
         restore_rng(checkpoint["rng_states"])
 
     def optimizer_step_checked(self, names: Sequence[str]) -> float:
-        """Clip the gathered gradients and step the optimizer and its schedule.
+        """Clip the accumulated gradients, and step the optimizer and its schedule.
 
-        Gradients that are all absent leave weights and moments as they are, yet the step counts.
+        If no parameter has a gradient, weights and moments do not change, but the step counts.
 
         Args:
-            names: Samples the gradients come from, for the error.
+            names: Names of the samples of this step, for the error message.
 
         Returns:
             Gradient norm before clipping.
@@ -198,7 +200,7 @@ class PolicyModule(L.LightningModule):
         norm = float(torch.nn.utils.get_total_norm([p.grad for p in parameters])) if parameters else 0.0
         if not math.isfinite(norm):
             raise NonFiniteError(
-                f"the gradient is {norm}; nothing was updated. Samples of this step: {_some(names)}"
+                f"the gradient is {norm}; nothing was updated. Samples of this step: {_list_names(names)}"
             )
         if norm > self.optimizer.max_grad_norm:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.optimizer.max_grad_norm, torch.tensor(norm))
@@ -210,9 +212,11 @@ class PolicyModule(L.LightningModule):
         return norm
 
     def check_finite(self, loss: Tensor, names: Sequence[str]) -> None:
-        """Raise NonFiniteError that names the samples when the loss is not finite."""
+        """Raise NonFiniteError with the names of the samples if the loss is not finite."""
         if not torch.isfinite(loss):
-            raise NonFiniteError(f"the loss is {loss.item()}; nothing was updated. Samples: {_some(names)}")
+            raise NonFiniteError(
+                f"the loss is {loss.item()}; nothing was updated. Samples: {_list_names(names)}"
+            )
 
     def backward_labels(
         self,
@@ -220,13 +224,15 @@ class PolicyModule(L.LightningModule):
         normalisation: Literal["sequence", "token"] = "token",
         weight: float = 1.0,
     ) -> float:
-        """Add the gradient of the labels' mean negative log-likelihood, times ``weight``; what prompts share is computed once.
+        """Accumulate the gradient of the labels' mean negative log-likelihood, multiplied by ``weight``.
+
+        Prefixes that prompts share are computed once.
 
         Returns:
-            The loss, in nats, before the weight.
+            Loss in nats, without the weight.
 
         Raises:
-            NonFiniteError: It is not finite.
+            NonFiniteError: The loss is not finite.
         """
         lengths = torch.tensor([len(label.answer_ids) for label in labels])
         weights = token_weights(lengths, normalisation).to(self.device)
@@ -268,14 +274,18 @@ class PolicyModule(L.LightningModule):
 
     @override
     def on_validation_epoch_end(self) -> None:
-        self._evaluate("val")
+        self._log_evaluation("val")
 
     @override
     def on_test_epoch_end(self) -> None:
-        self._evaluate("test")
+        self._log_evaluation("test")
 
-    def _evaluate(self, prefix: str) -> None:
-        """Log what the validation found: what the stage learns under ``prefix``, anything else under a name of its own."""
+    def _log_evaluation(self, prefix: str) -> None:
+        """Log the evaluation metrics.
+
+        The prefix is ``prefix`` for the source that the stage learns from, and ``prefix/world_model`` or
+        ``prefix/games`` for the other one.
+        """
         predictions = prefix if self.reads == "predictions" else f"{prefix}/world_model"
         games = prefix if self.reads == "episodes" else f"{prefix}/games"
         metrics = self.held_out.finish(self.of_all_ranks, predictions) | self.games.finish(
@@ -290,13 +300,13 @@ class PolicyModule(L.LightningModule):
             self.publish(metrics)
 
     def record(self, metrics: Mapping[str, float]) -> None:
-        """Add metrics to those of the current training step; for the module itself, and for callbacks' ``on_train_batch_end``."""
+        """Add metrics to the current training step; for the module and for callbacks in ``on_train_batch_end``."""
         self._step_metrics.update(metrics)
         self.log_dict(dict(metrics), batch_size=1, logger=False)
 
     @override
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Hand the step's metrics on. Lightning calls this after the same hook of all callbacks, so they are complete."""
+        """Send the complete metrics of the step to loggers and callbacks; Lightning calls this hook after all callbacks."""
         metrics, self._step_metrics = self._step_metrics, {}
         if (batch_idx + 1) % cast(Any, self.trainer).log_every_n_steps == 0:
             self._log(metrics)
@@ -305,28 +315,28 @@ class PolicyModule(L.LightningModule):
                 callback.on_step_metrics(self.trainer, self, metrics, outputs.get("batch"))
 
     def publish(self, metrics: Mapping[str, float]) -> None:
-        """Hand on the metrics of an evaluation or analysis."""
+        """Send the metrics of an evaluation or analysis to loggers and callbacks."""
         self._log(metrics)
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, MetricsObserver):
                 callback.on_metrics(self.trainer, self, metrics)
 
     def _log(self, metrics: Mapping[str, float]) -> None:
-        """Give every logger these metrics at the optimizer step; Lightning would count batches, and repeat what one step lacks."""
+        """Log metrics at the current optimizer step. Lightning would log at batch numbers, and repeat missing metrics."""
         for logger in self.trainer.loggers:
             logger.log_metrics(dict(metrics), step=self.trainer.global_step)
 
     @override
     def predict_step(self, batch: Any, batch_idx: int) -> Any:
-        """Return the batch itself: predictions are the generator's, and the loader has asked it for them."""
+        """Return the batch, because the loader has already requested its predictions from the generator."""
         return batch
 
     def generator_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """The policy's tensors for a generator; see :func:`rwml_lightning.weights.model_tensors`."""
+        """Yield the policy's tensors for a generator; see :func:`rwml_lightning.weights.model_tensors`."""
         return model_tensors(self.policy)
 
     def of_all_ranks(self, items: list[Item]) -> list[Item]:
-        """Every rank's items on every rank: an interval is one of all of them, not a mean of the ranks' own."""
+        """Gather the items of all ranks on every rank; a confidence interval needs all items, not a mean over ranks."""
         if self.trainer.world_size == 1:
             return items
         shares: list[list[Item]] = [[] for _ in range(self.trainer.world_size)]
@@ -334,10 +344,10 @@ class PolicyModule(L.LightningModule):
         return [item for share in shares for item in share]
 
     def score(self, token_ids: Sequence[int]) -> list[float]:
-        """Log-probability of every token but the first, by the plain path; for the check after a weight update."""
+        """Compute the log-probability of every token except the first, for the check after a weight update."""
         return score_text(self.policy, token_ids).tolist()
 
 
-def _some(names: Sequence[str], most: int = 16) -> str:
-    rest = len(names) - most
-    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+def _list_names(names: Sequence[str], limit: int = 16) -> str:
+    rest = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,4 +1,4 @@
-"""The policy as a plain Hugging Face folder, compared with the policy once it is written."""
+"""Export the policy as a plain Hugging Face folder, and compare the folder with the policy."""
 
 from __future__ import annotations
 
@@ -20,29 +20,28 @@ if TYPE_CHECKING:
 
 EXACT_TOLERANCE = 1e-3
 COARSE_TOLERANCE = 0.15
-
-
 MAX_PROBE_TOKENS = 256
 
 
 class ExportError(ValueError):
-    """What was written is not the policy."""
+    """The exported model differs from the policy."""
 
 
 def export_policy(policy: nn.Module, tokenizer: Any, output: Path, probe_ids: Sequence[int]) -> None:
-    """Write a plain Hugging Face folder (safetensors, adapters merged) that transformers and vLLM load.
+    """Write a plain Hugging Face folder (safetensors, adapters merged) that transformers and vLLM can load.
 
-    The folder is loaded again and compared with the policy: every bit of its tensors, by digest, and its log-probabilities
-    of a text, which must be within 0.001 nats a token in float32 and 0.15 in less, where merged adapters are rounded.
+    The folder is loaded again and compared with the policy. The digest compares every bit of the tensors. The
+    log-probabilities of a text may differ by at most 0.001 nats per token in float32, and by 0.15 in lower precision,
+    where merged adapters are rounded.
 
     Args:
         policy: Hugging Face model, plain or wrapped by PEFT.
-        tokenizer: Goes into the folder too.
+        tokenizer: Tokenizer to write into the same folder.
         output: Folder to write.
         probe_ids: Token ids of a real text.
 
     Raises:
-        ExportError: The folder's model is not the policy.
+        ExportError: The exported model differs from the policy.
     """
     base = base_model(policy)
     state = {name: tensor.contiguous().cpu() for name, tensor in model_tensors(policy)}
@@ -51,19 +50,19 @@ def export_policy(policy: nn.Module, tokenizer: Any, output: Path, probe_ids: Se
     written = load_causal_lm(output, base.dtype)
     if _digest(state) != _digest(dict(model_tensors(written))):
         raise ExportError(
-            f"{output} does not hold the policy's tensors: transformers changed some on the way"
+            f"{output} does not hold the policy's tensors: transformers changed some while saving or loading"
         )
     gap = float((score_text(policy, probe_ids) - score_text(written, probe_ids)).abs().mean())
     tolerance = EXACT_TOLERANCE if base.dtype == torch.float32 else COARSE_TOLERANCE
     if not gap <= tolerance:
         raise ExportError(
             f"the model in {output} is not the policy: log-probabilities of a text differ by {gap:.2g} nats a token "
-            f"(at most {tolerance:g})"
+            f"(tolerance {tolerance:g})"
         )
 
 
 def write_export(module: PolicyModule, output: Path) -> None:
-    """Write a module's policy as :func:`export_policy` does; the folder appears only when it is whole."""
+    """Export the policy of a module with :func:`export_policy`. The folder appears only when it is complete."""
     partial = output.with_name(f".{output.name}")
     probe_ids = rollout_data(module.trainer).probe_ids()[:MAX_PROBE_TOKENS]
     export_policy(module.policy, module.tokenizer, partial, probe_ids)

@@ -1,4 +1,4 @@
-"""The GRPO update that both stages share: from scored samples to one optimizer step."""
+"""The GRPO update of world-model and policy stages: optimizer steps on scored samples."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from rwml_lightning.schema import Completion, Label
 
 @dataclass(frozen=True)
 class Sample:
-    """One sampled text to learn from.
+    """One sampled completion with its prompt and advantage.
 
     Args:
-        name: What errors call it.
-        prompt_ids: Tokens that are read, never trained on.
-        completion: Tokens that the policy sampled.
-        advantage: Its worth against its group.
+        name: Name of the sample in error messages.
+        prompt_ids: Token ids of the prompt, which are not trained on.
+        completion: Completion that the policy sampled.
+        advantage: Advantage relative to the group.
     """
 
     name: str
@@ -50,17 +50,18 @@ class GRPO:
     """Settings of group-relative policy optimisation (arXiv 2402.03300).
 
     Args:
-        clip_low: How far the ratio to the old policy may fall below 1.
-        clip_high: How far it may rise above 1.
-        num_iterations: Optimizer steps on each rollout; the clip matters from the second on.
-        advantage_normalisation: ``mean_std`` (the paper's), ``mean`` or ``leave_one_out``.
-        loss_normalisation: Mean per ``sequence`` and then over sequences, over all ``token``s of the step, or by a
-            ``constant`` length.
-        loss_constant: Length for ``constant``, in tokens.
-        kl_coefficient: Weight of the KL penalty towards the policy at the start; 0 needs no reference policy.
+        clip_low: Clipping range of the ratio to the old policy below 1.
+        clip_high: Clipping range of the ratio above 1.
+        num_iterations: Number of optimizer steps per rollout. Clipping has an effect from the second step on.
+        advantage_normalisation: ``mean_std`` (as in the paper), ``mean`` or ``leave_one_out``.
+        loss_normalisation: ``sequence`` for the mean per sequence and then over sequences, ``token`` for the mean over
+            all tokens of the step, or ``constant`` for division by ``loss_constant``.
+        loss_constant: Length in tokens for ``constant``.
+        kl_coefficient: Weight of the KL penalty towards the initial policy; 0 needs no reference policy.
         kl_estimator: ``k1``, ``k2`` or ``k3``.
-        importance_cap: Largest weight that corrects generator to trainer; ``null`` corrects nothing.
-        max_staleness: Oldest policy version to train on, in optimizer steps behind the current one.
+        importance_cap: Maximum importance weight, which corrects the difference between generator and trainer; ``null``
+            for no correction.
+        max_staleness: Maximum age of a sample's policy version, in optimizer steps behind the current version.
     """
 
     clip_low: float = 0.2
@@ -77,25 +78,25 @@ class GRPO:
     def __post_init__(self) -> None:
         if (self.loss_constant is not None) != (self.loss_normalisation == "constant"):
             raise ValueError(
-                "model.grpo.loss_constant goes with model.grpo.loss_normalisation 'constant', and only with it"
+                "set model.grpo.loss_constant if model.grpo.loss_normalisation is 'constant', and only then"
             )
         if self.num_iterations < 1:
             raise ValueError(f"model.grpo.num_iterations is {self.num_iterations}; it must be at least 1")
 
 
 class GRPOModule(PolicyModule):
-    """Group-relative policy optimisation (arXiv 2402.03300) over a prefix tree of the step's samples.
+    """Trains with group-relative policy optimisation (arXiv 2402.03300) on a prefix tree of each step's samples.
 
     Args:
-        model: See :class:`PolicyModule`, as for the next seven.
+        model: Folder, hub id, or ``package:`` name.
         init_from: Weights of an earlier stage (exported folder or Lightning checkpoint).
         lora: Adapters to train; ``null`` trains every weight.
         dtype: Dtype of the weights.
-        gradient_checkpointing: What the backward pass computes again to save memory.
-        optimizer: AdamW and its schedule.
-        max_tokens_per_micro_batch: Token budget of one forward and backward pass.
-        head_chunk_size: Positions whose logits exist at once.
-        grpo: Settings of the update.
+        gradient_checkpointing: Activations to recompute in the backward pass; see :class:`PolicyModule`.
+        optimizer: Settings of AdamW and the learning rate schedule.
+        max_tokens_per_micro_batch: Maximum number of tokens of one forward and backward pass.
+        head_chunk_size: Number of positions per chunk of the logits.
+        grpo: Settings of the GRPO update.
     """
 
     def __init__(
@@ -115,7 +116,7 @@ class GRPOModule(PolicyModule):
         )  # fmt: skip
         self.grpo = grpo
         self.steps_per_batch = grpo.num_iterations
-        # In a list: neither trained, nor moved, nor saved as a submodule.
+        # A list hides the model from Lightning, which would train, move and save a submodule.
         self._reference: list[nn.Module] = []
         self._reference_adapters: dict[str, Tensor] = {}
 
@@ -125,12 +126,12 @@ class GRPOModule(PolicyModule):
             return
         super().configure_model()
         if self.grpo.kl_coefficient and self.lora is not None:
-            # Before a checkpoint moves the policy on: the reference is where the stage started.
+            # Copy the adapters before a checkpoint is loaded: the reference is the initial policy of the stage.
             self._reference_adapters = adapter_values(self.policy)
 
     @override
     def on_fit_start(self) -> None:
-        # Loaded anew, for after a crash the policy has moved on: the reference is where the stage started.
+        # Load the weights again, because a resumed policy differs from the initial policy, which is the reference.
         if self.grpo.kl_coefficient and self.lora is None:
             reference = load_policy(self.model, self.dtype_name, init_from=self.init_from)
             self._reference = [reference.eval().requires_grad_(False).to(self.device)]
@@ -145,35 +146,35 @@ class GRPOModule(PolicyModule):
         labels: Sequence[Label] = (),
         label_weight: float = 0.0,
     ) -> dict[str, float]:
-        """Take ``num_iterations`` optimizer steps on one rollout, or as many as are left of ``trainer.max_steps``.
+        """Take ``num_iterations`` optimizer steps on one rollout, or fewer up to ``trainer.max_steps``.
 
-        Samples without advantage cost nothing unless the KL penalty needs them; they count in the normalisation.
+        Samples with advantage 0 are skipped unless the KL penalty needs them. They count in the normalisation.
 
         Args:
-            samples: The whole step's samples.
-            temperature: What they were sampled at.
-            labels: Answers whose likelihood is maximised beside, by the mean over their tokens.
-            label_weight: Weight of that in the loss.
+            samples: All samples of the step.
+            temperature: Sampling temperature of the samples.
+            labels: Answers for an additional SFT loss, which is the mean over their tokens.
+            label_weight: Weight of the SFT loss.
 
         Returns:
             Metrics of the last iteration under ``train/``.
 
         Raises:
-            NonFiniteError: The loss or gradient is not finite; the weights are untouched.
-            RuntimeError: A sample is staler than ``max_staleness``.
+            NonFiniteError: The loss or gradient is not finite. The weights have not changed.
+            RuntimeError: A sample is older than ``max_staleness``.
         """
         self._check_versions(samples)
         step = _StepTensors.of(samples, self.grpo.loss_normalisation, self.grpo.loss_constant, self.device)
         step.weights.mul_(self._rank_scale(samples))
         trained = [i for i, s in enumerate(samples) if self.grpo.kl_coefficient or s.advantage != 0]
         micros = _micro_batches([samples[i] for i in trained], self.max_tokens_per_micro_batch)
-        place = torch.tensor(trained, device=self.device)
+        sample_index = torch.tensor(trained, device=self.device)
         metrics: dict[str, float] = {}
         for iteration in range(self.steps_of_batch):
             totals = _Totals()
             for micro in micros:
                 micro = micro.to(self.device)
-                sequence = place[micro.sequence_index]
+                sequence = sample_index[micro.sequence_index]
                 token = step.offsets[sequence] + micro.token_index - step.prompt_lengths[sequence]
                 names = sorted({samples[i].name for i in sequence.unique().tolist()})
                 loss = self._micro_loss(micro, token, step, temperature, iteration, totals)
@@ -245,20 +246,20 @@ class GRPOModule(PolicyModule):
             staleness = self.policy_version - sample.completion.policy_version
             if not 0 <= staleness <= self.grpo.max_staleness:
                 raise RuntimeError(
-                    f"{sample.name} was written by policy version {sample.completion.policy_version}, the trainer is at "
+                    f"{sample.name} was sampled by policy version {sample.completion.policy_version}, the trainer is at "
                     f"{self.policy_version}, and model.grpo.max_staleness is {self.grpo.max_staleness}: the generator did not get "
-                    "the weights. Is the WeightSync callback there?"
+                    "the weights; check that the WeightSync callback is in the config"
                 )
 
     def _rank_scale(self, samples: Sequence[Sample]) -> float:
-        """Turns this rank's normalisation into the whole step's, given that strategies average gradients over ranks."""
+        """Return the factor from this rank's loss normalisation to the whole step's; strategies average gradients over ranks."""
         if self.trainer.world_size == 1:
             return 1.0
         by_token = self.grpo.loss_normalisation == "token"
-        own = sum(len(s.completion.token_ids) for s in samples) if by_token else len(samples)
-        gathered: Any = self.all_gather(torch.tensor(float(own), device=self.device))
-        every = gathered.sum().item()
-        return own * self.trainer.world_size / max(every, 1.0)
+        count = sum(len(s.completion.token_ids) for s in samples) if by_token else len(samples)
+        gathered: Any = self.all_gather(torch.tensor(float(count), device=self.device))
+        total = gathered.sum().item()
+        return count * self.trainer.world_size / max(total, 1.0)
 
 
 def _micro_batches(samples: Sequence[Sample], max_tokens: int) -> list[MicroBatch]:
@@ -270,7 +271,7 @@ def _micro_batches(samples: Sequence[Sample], max_tokens: int) -> list[MicroBatc
 
 @dataclass
 class _StepTensors:
-    """One value a sampled token, sample after sample; one offset and prompt length a sample."""
+    """Tensors of one step: one value per sampled token, sample by sample; one offset and prompt length per sample."""
 
     offsets: Tensor
     prompt_lengths: Tensor
@@ -302,7 +303,7 @@ class _StepTensors:
 
 
 class _Totals:
-    """Token means over a step's micro-batches."""
+    """Accumulates token means over the micro-batches of a step."""
 
     def __init__(self) -> None:
         self.loss = 0.0

@@ -1,4 +1,4 @@
-"""Loading the language model under training."""
+"""Load the language model to train."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def load_policy(
         model: Folder, hub id or ``package:`` name of a Hugging Face causal model.
         dtype: Dtype of the weights.
         lora: Adapters to train; ``None`` trains every weight.
-        gradient_checkpointing: What the backward pass computes again; see
+        gradient_checkpointing: Activations to recompute in the backward pass; see
             :func:`rwml_lightning.functional.checkpointing_arguments`.
-        init_from: Weights of an earlier stage: an exported Hugging Face folder, or a Lightning checkpoint whose
-            weights then replace those of ``model``.
+        init_from: Weights of an earlier stage: an exported Hugging Face folder, or a Lightning checkpoint with weights
+            that replace the weights of ``model``.
 
     Raises:
-        ValueError: ``init_from`` does not exist or holds other weights than this model's, weights are not finite, or the model's architecture
-            can't be trained on packed sequences.
+        ValueError: ``init_from`` does not exist or has weights of another model, weights are not finite, or the
+            architecture cannot be trained on packed sequences.
     """
     folder = Path(init_from) if init_from else None
     if folder is not None and not folder.exists():
@@ -68,18 +68,20 @@ def load_policy(
 
 
 def _without_dropout(policy: nn.Module) -> None:
-    """Take dropout away: the log-probabilities must be those of the policy that sampled."""
+    """Set dropout to 0, because log-probabilities in training must agree with those of the sampling policy."""
     for module in policy.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         for name, value in vars(module).items():
-            if "drop" in name and isinstance(value, float):  # for functional.dropout, as in OPT and Seed-OSS
+            if "drop" in name and isinstance(
+                value, float
+            ):  # argument of functional.dropout in OPT and Seed-OSS
                 setattr(module, name, 0.0)
 
 
 def check_weights(policy: nn.Module, source: str | Path) -> None:
-    """Raise ValueError, naming where the weights come from, when one of them holds NaN or infinity."""
-    # Buffers may hold infinity, such as the bounds of Gemma 4's clipped layers.
+    """Raise ValueError with the source of the weights if a weight contains NaN or infinity."""
+    # Buffers may contain infinity, for example the bounds of the clipped layers of Gemma 4.
     broken = [
         base_name(name) for name, weight in policy.named_parameters() if not torch.isfinite(weight).all()
     ]
@@ -88,12 +90,15 @@ def check_weights(policy: nn.Module, source: str | Path) -> None:
 
 
 def load_checkpoint_weights(policy: nn.Module, checkpoint: Path, assign: bool = False) -> None:
-    """Copy the policy's weights out of a Lightning checkpoint.
+    """Load the weights of a Lightning checkpoint into the policy.
 
     Args:
-        policy: Gets the weights.
-        checkpoint: Has them.
-        assign: Take the checkpoint's tensors themselves, which stay on disk until they are read.
+        policy: Model to load into.
+        checkpoint: Path of the checkpoint.
+        assign: Whether to use the tensors of the checkpoint without a copy; they stay on disk until they are read.
+
+    Raises:
+        ValueError: The checkpoint has weights of another model or LoRA setting.
     """
     state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
     weights = {
@@ -110,7 +115,7 @@ def load_checkpoint_weights(policy: nn.Module, checkpoint: Path, assign: bool = 
 
 
 def checkpoint_skeleton(checkpoint: Path) -> nn.Module:
-    """The policy in a Lightning checkpoint with weights that stay on disk until they are read; it computes nothing."""
+    """Build the policy of a Lightning checkpoint for reading weights only; they stay on disk until they are read."""
     saved = checkpoint_policy(checkpoint)
     policy: nn.Module = load_skeleton(saved["model"])
     if saved["lora"] is not None:
@@ -119,34 +124,36 @@ def checkpoint_skeleton(checkpoint: Path) -> nn.Module:
     return policy
 
 
-def check_same_lora(saved: LoRA | None, own: LoRA | None, checkpoint: str | Path) -> None:
-    """Refuse adapters that would be scaled otherwise than they were trained; which layers have some, their names tell.
+def check_same_lora(saved: LoRA | None, configured: LoRA | None, checkpoint: str | Path) -> None:
+    """Check that the adapters of a checkpoint keep the scale they were trained with.
+
+    Loading the weights checks which layers have adapters, by their names.
 
     Args:
-        saved: Setting that the checkpoint was trained with.
-        own: Setting of the config.
-        checkpoint: Named in the error.
+        saved: LoRA settings of the checkpoint.
+        configured: LoRA settings of the config.
+        checkpoint: Description of the checkpoint for the error message.
 
     Raises:
         ValueError: Rank or alpha differ.
     """
     for key in ("rank", "alpha"):
-        there, here = getattr(saved, key, None), getattr(own, key, None)
-        if there != here:
+        before, now = getattr(saved, key, None), getattr(configured, key, None)
+        if before != now:
             raise ValueError(
-                f"{checkpoint} holds the weights of another model or LoRA setting: model.lora.{key} was {there} and is {here}"
+                f"{checkpoint} holds the weights of another model or LoRA setting: model.lora.{key} was {before} and is {now}"
             )
 
 
 def checkpoint_policy(checkpoint: Path) -> dict[str, Any]:
-    """``model``, ``dtype`` and ``lora`` of the policy in a Lightning checkpoint, as :func:`load_policy` takes them.
+    """Read ``model``, ``dtype`` and ``lora`` of the policy in a Lightning checkpoint, as :func:`load_policy` takes them.
 
     Raises:
-        ValueError: It is no checkpoint of ours, or not a whole one.
+        ValueError: The file is not a complete checkpoint of rwml-lightning.
     """
     try:
         saved = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["policy"]
         lora = LoRA(**saved["lora"]) if saved["lora"] else None
         return {"model": saved["model"], "dtype": saved["dtype"], "lora": lora}
     except (RuntimeError, UnpicklingError, OSError, EOFError, LookupError, TypeError) as error:
-        raise ValueError(f"{checkpoint} is no checkpoint of rwml-lightning, or not a whole one") from error
+        raise ValueError(f"{checkpoint} is not a complete checkpoint of rwml-lightning") from error

@@ -1,4 +1,4 @@
-"""Callbacks that hear of metrics once they are complete, so that the order of callbacks decides nothing."""
+"""Protocols of callbacks that receive metrics once they are complete, whatever the order of the callbacks."""
 
 from __future__ import annotations
 
@@ -13,42 +13,44 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 @runtime_checkable
 class StepObserver(Protocol):
-    """A callback that hears of each training step, after every callback has added its metrics to it."""
+    """A callback that receives the metrics of each training step, after all callbacks have added theirs."""
 
     def on_step_metrics(
         self, trainer: L.Trainer, module: Any, metrics: Mapping[str, float], batch: Any
     ) -> None:
-        """Hear of one step.
+        """Receive the metrics of one training step.
 
         Args:
-            trainer: Trainer at work.
+            trainer: Trainer of the run.
             module: Module that took the step.
             metrics: All metrics of the step.
-            batch: Rollouts that it learnt from, with their advantages; ``None`` where it learnt from labels.
+            batch: Rollouts of the step with their advantages; ``None`` if the stage learns from labels.
         """
 
 
 @runtime_checkable
 class MetricsObserver(Protocol):
-    """A callback that hears of metrics that belong to no step alone, such as a validation's."""
+    """A callback that receives metrics that do not belong to one training step, such as validation metrics."""
 
     def on_metrics(self, trainer: L.Trainer, module: Any, metrics: Mapping[str, float]) -> None:
-        """Hear of the metrics of one evaluation or analysis."""
+        """Receive the metrics of one evaluation or analysis."""
 
 
 def check_monitored(trainer: L.Trainer, known: Iterable[str]) -> None:
-    """Raise a MisconfigurationException where EarlyStopping watches a metric that does not exist; Lightning's own error is none
-    of a config.
+    """Check that EarlyStopping monitors an existing metric. The error type of Lightning is not a configuration error.
 
     Args:
-        trainer: Trainer whose callbacks are checked.
+        trainer: Trainer with the callbacks to check.
         known: Names of all metrics.
+
+    Raises:
+        MisconfigurationException: No metric has the name in ``monitor``.
     """
     names = list(known)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, EarlyStopping) and callback.strict and callback.monitor not in names:
             nearest = get_close_matches(callback.monitor, names, n=3) or sorted(names)
             raise MisconfigurationException(
-                f"EarlyStopping.monitor is {callback.monitor!r}, and no metric has that name at the first validation; did you "
+                f"EarlyStopping.monitor is {callback.monitor!r}, but no metric of the first validation has that name; did you "
                 f"mean {', '.join(nearest)}?"
             )

@@ -1,4 +1,4 @@
-"""AdamW, and the schedule of its learning rate."""
+"""AdamW and its learning rate schedule."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from rwml_lightning.modules.resuming import LearningRate, keep_settings
 
 @dataclass(frozen=True)
 class Optimizer:
-    """AdamW and its schedule.
+    """Settings of AdamW and its learning rate schedule.
 
     Args:
         learning_rate: Peak learning rate.
-        schedule: Learning rate after the warm-up: ``constant``, or down to 0 as ``linear`` or ``cosine`` at the last step.
-        warmup_steps: Steps of linear rise at the start.
+        schedule: Schedule after the warm-up: ``constant``, or a ``linear`` or ``cosine`` decay to 0 at the last step.
+        warmup_steps: Number of linear warm-up steps.
         weight_decay: Decoupled weight decay.
-        max_grad_norm: Gradients longer than this are shortened to it.
+        max_grad_norm: Maximum gradient norm; larger gradients are clipped to it.
     """
 
     learning_rate: float = 1e-6
@@ -37,11 +37,11 @@ class Optimizer:
     def make(
         self, parameters: list[torch.nn.Parameter], num_steps: int
     ) -> tuple[torch.optim.AdamW, LearningRate]:
-        """Make optimizer and schedule.
+        """Create the optimizer and its schedule.
 
         Args:
             parameters: Parameters to train.
-            num_steps: Optimizer steps of the whole stage.
+            num_steps: Number of optimizer steps of the whole stage.
         """
         optimizer = torch.optim.AdamW(
             parameters, lr=self.learning_rate, weight_decay=self.weight_decay, betas=(0.9, 0.95), fused=True
@@ -50,7 +50,7 @@ class Optimizer:
         return optimizer, LearningRate(optimizer, lambda step: self.factor(step, num_steps))
 
     def factor(self, step: int, num_steps: int) -> float:
-        """Factor of the peak learning rate at a step of ``num_steps``."""
+        """Compute the factor of the peak learning rate at one of ``num_steps`` steps."""
         if step < self.warmup_steps:
             return (step + 1) / (self.warmup_steps + 1)
         if self.schedule == "constant":

@@ -19,27 +19,27 @@ from rwml_lightning.schema import EpisodeBatch, EpisodeGroup, Playthrough
 
 
 class PolicyGRPO(GRPOModule):
-    """Each turn is a sample that is worth what its episode was worth against the other episodes of its game.
+    """Trains the policy on its turns; the advantage of a turn is its episode's advantage among the episodes of a game.
 
-    Turns of an episode and members of a group share what they share in the prefix tree; what the environment wrote is read and
-    never trained on. ``training_step`` returns the batch with its advantages under ``batch``.
+    Turns of an episode and members of a group share common prefixes in the prefix tree. Text of the environment is not
+    trained on. ``training_step`` returns the batch with its advantages under the key ``batch``.
 
     Args:
-        model: See :class:`PolicyModule`, as for the next seven.
+        model: Folder, hub id, or ``package:`` name.
         init_from: Weights of an earlier stage (exported folder or Lightning checkpoint).
         lora: Adapters to train; ``null`` trains every weight.
         dtype: Dtype of the weights.
-        gradient_checkpointing: What the backward pass computes again to save memory.
-        optimizer: AdamW and its schedule.
-        max_tokens_per_micro_batch: Token budget of one forward and backward pass.
-        head_chunk_size: Positions whose logits exist at once.
-        grpo: Settings of the update.
-        credit: ``episode`` (GRPO): every turn gets its episode's advantage. ``gigpo`` adds how much better the turn's
-            discounted return was than that of other turns in the same state (arXiv 2505.10978).
-        discount: Discount of later rewards in the returns that ``gigpo`` compares.
-        step_advantage_weight: Weight of that second part (omega).
-        world_model_weight: Weight of a loss that keeps the policy predicting: next-state SFT on what the step's own actions did,
-            as ``data.episodes.next_state_labels`` says. 0 is none.
+        gradient_checkpointing: Activations to recompute in the backward pass; see :class:`PolicyModule`.
+        optimizer: Settings of AdamW and the learning rate schedule.
+        max_tokens_per_micro_batch: Maximum number of tokens of one forward and backward pass.
+        head_chunk_size: Number of positions per chunk of the logits.
+        grpo: Settings of the GRPO update.
+        credit: ``episode`` (GRPO) gives every turn the advantage of its episode. ``gigpo`` adds a step advantage, which
+            compares the discounted return of the turn with other turns in the same state (arXiv 2505.10978).
+        discount: Discount factor of the returns for ``gigpo``.
+        step_advantage_weight: Weight of the step advantage (omega).
+        world_model_weight: Weight of an additional next-state SFT loss on the transitions of the step's own episodes,
+            which keeps the policy able to predict; ``data.episodes.next_state_labels`` selects them. 0 for no such loss.
     """
 
     stage = "policy_grpo"
@@ -94,7 +94,7 @@ class PolicyGRPO(GRPOModule):
         return {"batch": scored}
 
     def with_advantages(self, group: EpisodeGroup) -> EpisodeGroup:
-        """The same group, every turn with its advantage."""
+        """Return the group with the advantage of every turn."""
         rewards = torch.tensor([[float(member.total_reward) for member in group.members]])
         episode = group_advantages(rewards, self.grpo.advantage_normalisation)[0]
         lengths = [len(member.samples) for member in group.members]

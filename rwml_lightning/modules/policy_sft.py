@@ -1,4 +1,4 @@
-"""Imitation: the policy learns from episodes that were solved, an expert's or its own (RFT)."""
+"""Policy SFT: the policy learns from solved episodes of an expert (imitation) or of the policy itself (RFT)."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from rwml_lightning.modules.sft import SFTModule
 
 
 class PolicySFT(SFTModule):
-    """Maximises the likelihood of the answers in ``data.episodes.demonstrations``, turn by turn, after what the policy would have read.
+    """Maximises the likelihood of each answer in ``data.episodes.demonstrations``, given the policy's prompt of that turn.
 
-    With an expert's episodes this is imitation learning, with the policy's own successes rejection-sampling fine-tuning.
+    With episodes of an expert this is imitation learning. With successful episodes of the policy it is
+    rejection-sampling fine-tuning.
     """
 
     stage = "policy_sft"

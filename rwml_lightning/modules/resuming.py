@@ -1,4 +1,4 @@
-"""What a checkpoint may bring back: weights, moments and counters. Settings are the config's alone."""
+"""Resume from a checkpoint: it restores weights, moments and counters; settings come from the config."""
 
 from __future__ import annotations
 
@@ -12,22 +12,28 @@ from typing_extensions import override
 
 
 def keep_settings(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """Hook of ``register_load_state_dict_pre_hook``: take the moments of ``state``, and keep learning rate and weight decay.
+    """Load the moments of ``state`` and keep the configured learning rate and weight decay.
+
+    This is a hook for ``register_load_state_dict_pre_hook``.
 
     Args:
-        optimizer: Made from the config.
+        optimizer: Optimizer with the settings of the config.
         state: Optimizer state of a checkpoint.
     """
     groups = [
-        {**own, "params": saved["params"]}
-        for own, saved in zip(optimizer.state_dict()["param_groups"], state["param_groups"], strict=True)
+        {**configured, "params": saved["params"]}
+        for configured, saved in zip(
+            optimizer.state_dict()["param_groups"], state["param_groups"], strict=True
+        )
     ]
     return {"state": state["state"], "param_groups": groups}
 
 
 class LearningRate(LambdaLR):
-    """A learning rate schedule of which a checkpoint restores the step alone: a run with more passes, or another learning
-    rate, goes on where its own schedule would be."""
+    """Learning rate schedule that restores only the step from a checkpoint.
+
+    A resumed run with more passes or another learning rate continues at that step of its new schedule.
+    """
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -39,9 +45,10 @@ class LearningRate(LambdaLR):
 
 
 def reopen_epoch(checkpoint: dict[str, Any]) -> None:
-    """Let Lightning's loops of a checkpoint stand within their only epoch, so that the loader's position decides what is left.
+    """Mark the epoch in the loop state of a checkpoint as unfinished, so that the loader's position sets the steps left.
 
-    Saved at the last step, or after a stop, they say that the epoch is over, and a run that has steps left takes none.
+    In a checkpoint of the last step, or after a stop, the only epoch is finished, and Lightning would not take the
+    remaining steps of a longer run.
     """
     fit_loop = checkpoint["loops"]["fit_loop"]
     for counts in (fit_loop["epoch_progress"]["total"], fit_loop["epoch_progress"]["current"]):
@@ -50,7 +57,7 @@ def reopen_epoch(checkpoint: dict[str, Any]) -> None:
 
 
 def rng_states() -> dict[str, Tensor]:
-    """States of torch's random generators: the CPU's, and this process's GPU's where it uses one."""
+    """Return the states of torch's random generators on the CPU and, if this process uses a GPU, on the GPU."""
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_initialized():
         states["cuda"] = torch.cuda.get_rng_state()
@@ -58,7 +65,7 @@ def rng_states() -> dict[str, Tensor]:
 
 
 def restore_rng(states: dict[str, Tensor]) -> None:
-    """Restore what :func:`rng_states` gave; the state of a GPU only where there is one."""
+    """Restore the states from :func:`rng_states`; skip the GPU state if there is no GPU."""
     torch.set_rng_state(states["cpu"])
     if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])

@@ -1,4 +1,4 @@
-"""Log-probabilities of a text by the plain path, for checks."""
+"""Log-probabilities of a text from a plain forward pass, for checks."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from rwml_lightning.functional import logprobs_from_logits
 def score_text(
     model: nn.Module, token_ids: Sequence[int], tensors: Mapping[str, Tensor] | None = None
 ) -> Tensor:
-    """Log-probability of every token but the first, in nats.
+    """Compute the log-probability in nats of every token except the first, without packing.
 
     Args:
         model: Hugging Face model, plain or wrapped by PEFT.
         token_ids: Token ids of the text.
-        tensors: Used in place of the model's own of the same name; what is tied to one follows it.
+        tensors: Replacements for tensors of the model, by name; tensors tied to them are replaced as well.
     """
     ids = torch.tensor([list(token_ids)], device=next(model.parameters()).device)
     was_training = model.training

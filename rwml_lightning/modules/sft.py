@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on labelled answers, which both kinds of stage share."""
+"""Supervised fine-tuning on labelled answers, for world-model and policy stages."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from rwml_lightning.schema import LabelledBatch
 
 
 class SFTModule(PolicyModule):
-    """Maximises the likelihood of answers; what prompts share is computed once.
+    """Maximises the likelihood of answers. Prefixes that prompts share are computed once.
 
     Args:
-        model: See :class:`PolicyModule`, as for the next seven.
+        model: Folder, hub id, or ``package:`` name.
         init_from: Weights of an earlier stage (exported folder or Lightning checkpoint).
         lora: Adapters to train; ``null`` trains every weight.
         dtype: Dtype of the weights.
-        gradient_checkpointing: What the backward pass computes again to save memory.
-        optimizer: AdamW and its schedule.
-        max_tokens_per_micro_batch: Token budget of one forward and backward pass.
-        head_chunk_size: Positions whose logits exist at once.
-        loss_normalisation: Mean per ``sequence`` and then over sequences, or over all ``token``s of the step.
+        gradient_checkpointing: Activations to recompute in the backward pass; see :class:`PolicyModule`.
+        optimizer: Settings of AdamW and the learning rate schedule.
+        max_tokens_per_micro_batch: Maximum number of tokens of one forward and backward pass.
+        head_chunk_size: Number of positions per chunk of the logits.
+        loss_normalisation: ``sequence`` for the mean per sequence and then over sequences, ``token`` for the mean over
+            all tokens of the step.
     """
 
     def __init__(

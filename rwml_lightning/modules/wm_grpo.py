@@ -15,9 +15,9 @@ from rwml_lightning.schema import Group, RolloutBatch
 
 
 class WorldModelGRPO(GRPOModule):
-    """RWML's own stage: rewards for predicted next states, group-relative advantages, one update a rollout.
+    """Trains the policy with GRPO on rewards for predicted next states; this is the stage that defines RWML.
 
-    ``training_step`` returns the batch with its advantages under ``batch``.
+    There is one update per rollout. ``training_step`` returns the batch with its advantages under the key ``batch``.
     """
 
     stage = "wm_grpo"
@@ -42,7 +42,7 @@ class WorldModelGRPO(GRPOModule):
         return {"batch": scored}
 
     def with_advantages(self, groups: Sequence[Group]) -> tuple[Group, ...]:
-        """The same groups, every member with its advantage."""
+        """Return the groups with the advantage of every member."""
         if not groups:
             return ()
         rewards = torch.tensor([[p.score.reward for p in group.predictions] for group in groups])

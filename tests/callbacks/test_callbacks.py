@@ -47,7 +47,7 @@ def test_a_generator_that_keeps_old_weights_is_found_out(
 ) -> None:
     monkeypatch.setattr(Deaf, "attach", lambda self, module: None)
     with pytest.raises(
-        WeightSyncError, match=r"the weight update at step \d did not arrive: .* Deaf took is not"
+        WeightSyncError, match=r"the weight update at step \d did not arrive: .* Deaf took differs from"
     ):
         fit(tmp_path, tiny_model, [WeightSync(tolerance=1e-4)], Deaf(str(tiny_model), device="cpu"))
 

@@ -265,7 +265,12 @@ def test_what_does_not_load_is_named_and_the_others_go_on(
     for line, model, reason in zip(
         skipped,
         models[:4],
-        ("no such checkpoint", "no such folder", "is no checkpoint of rwml-lightning", "cannot be loaded"),
+        (
+            "no such checkpoint",
+            "no such folder",
+            "is not a complete checkpoint of rwml-lightning",
+            "cannot be loaded",
+        ),
         strict=True,
     ):
         assert line.startswith(f"skipped: {model}: ")

@@ -77,7 +77,10 @@ def test_rows_and_shares_by_hand() -> None:
     ("after", "message"),
     [
         ({"b": torch.ones(2)}, "the weight b has no counterpart"),
-        ({"a": torch.ones(3)}, r"the weight a does not match the initial weight: the shapes differ: \(2,\) before"),
+        (
+            {"a": torch.ones(3)},
+            r"the weight a does not match the initial weight: the shapes differ: \(2,\) before",
+        ),
     ],
 )
 def test_another_model_is_refused(after: dict[str, torch.Tensor], message: str) -> None:

@@ -211,7 +211,7 @@ def test_training_is_on_policy(tiny_model: Path, tmp_path: Path, num_iterations:
 def test_without_weight_sync_training_stops(tiny_model: Path, tmp_path: Path) -> None:
     data = make_data(tmp_path)
     data.generator = HFGenerator(str(tiny_model), device="cpu")
-    with pytest.raises(RuntimeError, match="Is the WeightSync callback there"):
+    with pytest.raises(RuntimeError, match="check that the WeightSync callback is in the config"):
         make_trainer().fit(WorldModelGRPO(model=str(tiny_model)), data)
 
 

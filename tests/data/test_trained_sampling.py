@@ -24,7 +24,7 @@ from support.worlds import ACTION_PROMPT, make_world
 UNTRAINABLE = [
     (Sampling(8, top_p=0.9), r"top_p is 0.9, but log-probabilities in training are those of all tokens"),
     (Sampling(8, top_p=float("nan")), "top_p is nan"),
-    (Sampling(8, temperature=0.0), "temperature is 0.0; training samples at a temperature above 0"),
+    (Sampling(8, temperature=0.0), "temperature is 0.0; training needs a temperature above 0"),
     (Sampling(8, temperature=float("nan")), "temperature is nan"),
     (Sampling(8, temperature=float("inf")), "temperature is inf"),
 ]

@@ -148,7 +148,7 @@ def test_a_start_that_fails_ends_what_it_started(children: Children, error: type
 
     with pytest.raises(error, match="root cause") as caught:
         EngineProcess().start(load, timeout_s=60)
-    own = "the engine did not start; its own messages are above (root cause)"
+    own = "the engine did not start; its error messages are above (root cause)"
     assert (str(caught.value) == own) == (error is RuntimeError)
     assert gone(children.started[0].pid)
 

@@ -53,7 +53,7 @@ def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not generator.decodes_with(SimpleNamespace())
     generator.start()
     assert loads.calls == [("name", "float32"), "cpu"]
-    with pytest.raises(ValueError, match=r"HFGenerator has no model: give model=\.\.\., or attach"):
+    with pytest.raises(ValueError, match=r"HFGenerator has no model: set model, or attach"):
         HFGenerator().start()
 
 
@@ -65,7 +65,9 @@ def test_the_shorter_context_counts(own: int | None, given: int | None, longest:
     module: Any = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: text))
     generator = HFGenerator(max_model_len=given)
     if longest is None:
-        with pytest.raises(ValueError, match="SimpleNamespace states no longest context: give max_model_len"):
+        with pytest.raises(
+            ValueError, match="SimpleNamespace has no max_position_embeddings: set max_model_len"
+        ):
             generator._context(module)
     else:
         assert generator._context(module) == longest

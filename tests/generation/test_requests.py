@@ -46,7 +46,7 @@ def test_what_cannot_be_answered_is_refused(
         ),
         (
             Sampling(1, temperature=0.0),
-            r"^data\.predictions\.sampling\.temperature is 0\.0; training samples at a",
+            r"^data\.predictions\.sampling\.temperature is 0\.0; training needs a",
         ),
         (Sampling(1, temperature=-1.0), r"^data\.predictions\.sampling\.temperature is -1"),
         (Sampling(1, temperature=math.inf), r"^data\.predictions\.sampling\.temperature is inf"),

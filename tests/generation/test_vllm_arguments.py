@@ -119,7 +119,7 @@ def test_the_engine_alone_sees_the_environment_it_needs(
 
 
 def test_a_model_is_asked_for(vllm: FakeVLLM) -> None:
-    with pytest.raises(ValueError, match=r"VLLMGenerator has no model: give model="):
+    with pytest.raises(ValueError, match=r"VLLMGenerator has no model: set model"):
         VLLMGenerator().start()
     assert not vllm.processes
 
@@ -148,7 +148,7 @@ def test_a_context_that_changes_all_positions_is_refused(
     for any_length in (None, 999):
         check_positions(LlamaConfig(max_position_embeddings=64), any_length)
     for given, said in ((None, "not set"), (65, "65")):
-        with pytest.raises(ValueError, match=rf"^max_model_len is {said}, .* max_position_embeddings of 64"):
+        with pytest.raises(ValueError, match=rf"^max_model_len is {said}; .* max_position_embeddings of 64"):
             check_positions(dynamic_rope(), given)
     check_positions(dynamic_rope(max_trained_positions=64), 64)
     with pytest.raises(
@@ -280,7 +280,7 @@ def test_an_engine_that_died_is_named_and_replaced(started: VLLMGenerator, vllm:
     process = vllm.process
     vllm.llm.failure = EngineDeadError()
     with pytest.raises(
-        RuntimeError, match=r"the vLLM engine failed during score; its own messages are above"
+        RuntimeError, match=r"the vLLM engine failed during score; its error messages are above"
     ):
         started.score([[1, 2]])
     assert not process.alive

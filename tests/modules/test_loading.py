@@ -115,9 +115,9 @@ def test_bounds_of_settings(arguments: dict[str, Any], accepted: bool) -> None:
 
 
 SCALED = (
-    "under which the norm, the check for infinity and the clipping would see gradients times a loss scale"
+    "which multiplies gradients by a loss scale, so that norm, finiteness check and clipping would be wrong"
 )
-COARSE = "which makes trained weights too coarse for small steps"
+COARSE = "which rounds trained weights too coarsely for small steps"
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_what_is_no_checkpoint_of_ours(tmp_path: Path, content: Any) -> None:
         path.write_bytes(content)
     else:
         torch.save(content, path)
-    with pytest.raises(ValueError, match=r"a\.ckpt is no checkpoint of rwml-lightning, or not a whole one"):
+    with pytest.raises(ValueError, match=r"a\.ckpt is not a complete checkpoint of rwml-lightning"):
         checkpoint_policy(path)
 
 
@@ -197,7 +197,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
     policy = {"model": "m", "dtype": "float32", "lora": None}
     torch.save({"policy": policy, "more": Touch()}, tmp_path / "a.ckpt")
     mark.unlink(missing_ok=True)
-    with pytest.raises(ValueError, match=r"a\.ckpt is no checkpoint of rwml-lightning"):
+    with pytest.raises(ValueError, match=r"a\.ckpt is not a complete checkpoint of rwml-lightning"):
         checkpoint_policy(tmp_path / "a.ckpt")
     assert not mark.exists()
 
@@ -355,7 +355,7 @@ def test_an_export_of_adapters_on_a_bfloat16_base_may_differ_by_its_rounding(
     if same:
         export_policy(policy, tiny_tokenizer, tmp_path / "out", probe)
     else:
-        with pytest.raises(ExportError, match=r"by [\d.]+ nats a token \(at most 0\.15\)"):
+        with pytest.raises(ExportError, match=r"by [\d.]+ nats a token \(tolerance 0\.15\)"):
             export_policy(policy, tiny_tokenizer, tmp_path / "out", probe)
 
 
@@ -381,7 +381,7 @@ def test_an_export_may_differ_by_all_of_its_tolerance(
     monkeypatch.setattr(exporting, other, -1.0)
     export_policy(policy, tiny_tokenizer, tmp_path / "out", [5, 9, 40])
     monkeypatch.setattr(exporting, own, -1.0)
-    with pytest.raises(ExportError, match=r"by 0 nats a token \(at most -1\)"):
+    with pytest.raises(ExportError, match=r"by 0 nats a token \(tolerance -1\)"):
         export_policy(policy, tiny_tokenizer, tmp_path / "out", [5, 9, 40])
 
 

@@ -196,7 +196,7 @@ def test_a_checkpoint_of_another_setting_or_stage_is_refused(
         load_policy(str(tiny_model), "float32", init_from=str(path))
     other = WorldModelGRPO(model=str(tiny_model), lora=LORA)
     saved = torch.load(path, weights_only=True)
-    with pytest.raises(ValueError, match=r"of stage wm_sft, not wm_grpo: .* name it in model\.init_from"):
+    with pytest.raises(ValueError, match=r"of stage wm_sft, not wm_grpo: .* set model\.init_from to it"):
         other.on_load_checkpoint(saved)
     with pytest.raises(ValueError, match=r"of stage unknown, not wm_grpo"):
         other.on_load_checkpoint({"state_dict": {}})
@@ -317,9 +317,9 @@ def test_precisions_that_train_otherwise_are_refused(
 @pytest.mark.parametrize(
     ("precision", "why"),
     [
-        ("16-mixed", "under which the norm, the check for infinity and the clipping would see gradients times a loss scale"),
-        ("16-true", "which makes trained weights too coarse for small steps"),
-        ("bf16-true", "which makes trained weights too coarse for small steps"),
+        ("16-mixed", "which multiplies gradients by a loss scale, so that norm, finiteness check and clipping would be wrong"),
+        ("16-true", "which rounds trained weights too coarsely for small steps"),
+        ("bf16-true", "which rounds trained weights too coarsely for small steps"),
     ],
 )  # fmt: skip
 def test_an_error_says_why_a_precision_is_refused(precision: str, why: str) -> None:

@@ -249,7 +249,7 @@ def test_samples_are_of_this_policy_or_of_one_that_is_not_too_old(
         fit(module, batches)
         assert module.policy_version == len(versions)
     else:
-        with pytest.raises(RuntimeError, match=f"t0#0 was written by policy version {versions[-1]}"):
+        with pytest.raises(RuntimeError, match=f"t0#0 was sampled by policy version {versions[-1]}"):
             fit(module, batches)
         assert module.policy_version == len(versions) - 1
 

@@ -185,7 +185,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(
     [
         (
             {"loss_normalisation": "constant"},
-            "model.grpo.loss_constant goes with model.grpo.loss_normalisation 'constant'",
+            "set model.grpo.loss_constant if model.grpo.loss_normalisation is 'constant'",
         ),
         ({"loss_constant": 3.0}, "and only with it"),
         ({"num_iterations": 0}, "model.grpo.num_iterations is 0; it must be at least 1"),
