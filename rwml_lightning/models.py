@@ -271,7 +271,9 @@ def _hub_model(hub_id: str) -> Path:
         _within(HUB_TIMEOUT_S, lambda: _query_hub(hub_id))
     except Exception as error:  # the hub client's transport errors share no base class across its versions
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ValueError(f"{searched}, and not on {constants.ENDPOINT} ({reason}); {remedy}") from error
+        raise ValueError(
+            f"{searched}, and the request to {constants.ENDPOINT} failed ({reason}); {remedy}"
+        ) from error
     return _checked_folder(Path(snapshot_download(hub_id, allow_patterns=list(_HUB_FILES))))
 
 

@@ -69,7 +69,7 @@ def checkpoint_tensors(
 
 
 def by_layer(named_tensors: Iterable[tuple[str, Tensor]]) -> Iterator[list[tuple[str, Tensor]]]:
-    """Group consecutive tensors of the same layer. Tensors outside the layers form their own groups."""
+    """Group consecutive tensors of the same layer. Consecutive tensors outside the layers form a group, too."""
 
     def layer_of(named: tuple[str, Tensor]) -> str:
         layer = _LAYER.match(named[0])
@@ -102,9 +102,8 @@ def _adapted_layer(name: str, adapted: Container[str]) -> str | None:
 def _merge(layer: Any) -> nn.Module:
     """Return a copy of the layer with its adapters merged into the weights."""
     merged = copy.deepcopy(layer)
-    if hasattr(
-        merged, "unload_and_optionally_merge_module"
-    ):  # nested wrappers, such as the wrappers of experts
+    # Nested wrappers, for example of experts, have a separate method.
+    if hasattr(merged, "unload_and_optionally_merge_module"):
         return merged.unload_and_optionally_merge_module(merge=True, safe_merge=False, adapter_names=None)
     merged.merge()
     return merged.get_base_layer()

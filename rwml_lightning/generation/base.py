@@ -38,7 +38,7 @@ class Generator(Protocol):
         """Dtype of the engine's weights, such as ``bfloat16``. Starts the engine, which resolves ``auto``."""
 
     def start(self) -> None:
-        """Load the model and start the engine, unless this is done. The other methods call this one."""
+        """Load the model and start the engine, if it has not started. The other methods call this one."""
 
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[Sequence[int]]

@@ -23,11 +23,7 @@ from rwml_lightning.schema import Completion, Sampling
 
 SHARED = -2  # owner of a column that is visible to all members
 NOBODY = -1  # owner of a padding column, and value of an empty slot
-MASKED_KINDS = {
-    "full_attention",
-    "sliding_attention",
-    "chunked_attention",
-}  # attention that a mask can express
+MASKED_KINDS = {"full_attention", "sliding_attention", "chunked_attention"}  # a mask can express these
 PREFILL_TOKENS = 8192  # maximum number of tokens of one prefill pass, with padding
 
 

@@ -281,11 +281,7 @@ class PolicyModule(L.LightningModule):
         self._log_evaluation("test")
 
     def _log_evaluation(self, prefix: str) -> None:
-        """Log the evaluation metrics.
-
-        The prefix is ``prefix`` for the source that the stage learns from, and ``prefix/world_model`` or
-        ``prefix/games`` for the other one.
-        """
+        """Log evaluation metrics; a source that the stage does not learn from gets a subgroup of ``prefix``."""
         predictions = prefix if self.reads == "predictions" else f"{prefix}/world_model"
         games = prefix if self.reads == "episodes" else f"{prefix}/games"
         metrics = self.held_out.finish(self.of_all_ranks, predictions) | self.games.finish(
@@ -306,7 +302,7 @@ class PolicyModule(L.LightningModule):
 
     @override
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Send the complete metrics of the step to loggers and callbacks; Lightning calls this hook after all callbacks."""
+        """Send the step's metrics to loggers and callbacks; they are complete, because Lightning calls this hook last."""
         metrics, self._step_metrics = self._step_metrics, {}
         if (batch_idx + 1) % cast(Any, self.trainer).log_every_n_steps == 0:
             self._log(metrics)

@@ -153,7 +153,7 @@ class GRPOModule(PolicyModule):
         Args:
             samples: All samples of the step.
             temperature: Sampling temperature of the samples.
-            labels: Answers for an additional SFT loss, which is the mean over their tokens.
+            labels: Answers for an additional SFT loss, the mean negative log-likelihood per token.
             label_weight: Weight of the SFT loss.
 
         Returns:
@@ -252,7 +252,10 @@ class GRPOModule(PolicyModule):
                 )
 
     def _rank_scale(self, samples: Sequence[Sample]) -> float:
-        """Return the factor from this rank's loss normalisation to the whole step's; strategies average gradients over ranks."""
+        """Return the factor that converts this rank's loss normalisation to that of the whole step.
+
+        Strategies average gradients over ranks.
+        """
         if self.trainer.world_size == 1:
             return 1.0
         by_token = self.grpo.loss_normalisation == "token"

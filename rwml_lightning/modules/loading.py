@@ -73,9 +73,7 @@ def _without_dropout(policy: nn.Module) -> None:
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         for name, value in vars(module).items():
-            if "drop" in name and isinstance(
-                value, float
-            ):  # argument of functional.dropout in OPT and Seed-OSS
+            if "drop" in name and isinstance(value, float):  # for functional.dropout in OPT and Seed-OSS
                 setattr(module, name, 0.0)
 
 

@@ -39,7 +39,7 @@ class PolicyGRPO(GRPOModule):
         discount: Discount factor of the returns for ``gigpo``.
         step_advantage_weight: Weight of the step advantage (omega).
         world_model_weight: Weight of an additional next-state SFT loss on the transitions of the step's own episodes,
-            which keeps the policy able to predict; ``data.episodes.next_state_labels`` selects them. 0 for no such loss.
+            which keeps the policy able to predict; ``data.episodes.next_state_labels`` configures it. 0 for no such loss.
     """
 
     stage = "policy_grpo"
