@@ -36,7 +36,7 @@ def test_export_refuses_what_is_no_checkpoint_of_ours(
     else:
         path.write_text(content)
     message = error_of(["export", "--ckpt_path", str(path), "--output", str(tmp_path / "out")], capsys)
-    assert "no checkpoint of rwml-lightning" in message
+    assert "not a complete checkpoint of rwml-lightning" in message
     assert not (tmp_path / "out").exists()
 
 

@@ -132,9 +132,9 @@ def test_code_in_weights_to_start_from_is_not_run(
     checkpoint = write_checkpoint(tmp_path / "a.ckpt", tiny_model, more=Bomb(mark))
     init_args = {"model": str(tiny_model), "init_from": str(checkpoint)}
     config = write_config(tmp_path, tiny_model, model={"init_args": init_args})
-    assert "no checkpoint of rwml-lightning" in error_of(["fit", "--config", str(config)], capsys)
+    assert "not a complete checkpoint of rwml-lightning" in error_of(["fit", "--config", str(config)], capsys)
     arguments = ["export", "--ckpt_path", str(checkpoint), "--output", str(tmp_path / "out")]
-    assert "no checkpoint of rwml-lightning" in error_of(arguments, capsys)
+    assert "not a complete checkpoint of rwml-lightning" in error_of(arguments, capsys)
     evaluated = ["evaluate", "--config", str(write_config(tmp_path, tiny_model)), "--models", str(checkpoint)]
     error_of([*evaluated, "--output", str(tmp_path / "results")], capsys)
     assert not mark.exists()

@@ -187,7 +187,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(
             {"loss_normalisation": "constant"},
             "set model.grpo.loss_constant if model.grpo.loss_normalisation is 'constant'",
         ),
-        ({"loss_constant": 3.0}, "and only with it"),
+        ({"loss_constant": 3.0}, "and only then"),
         ({"num_iterations": 0}, "model.grpo.num_iterations is 0; it must be at least 1"),
         ({"learning_rate": 0.0}, "model.optimizer.learning_rate is 0.0; it must be above 0"),
         ({"max_grad_norm": -1.0}, "model.optimizer.max_grad_norm is -1.0"),
