@@ -140,7 +140,7 @@ def test_vllm_gets_no_rope_that_it_scales_everywhere() -> None:
     check_positions(config, ORIGINAL)
     config.rope_parameters["max_trained_positions"] = ORIGINAL // 2
     with pytest.raises(
-        ValueError, match="its max_trained_positions of 16, unlike the trainer: use HFGenerator"
+        ValueError, match="its max_trained_positions of 16, and the trainer does not: use HFGenerator"
     ):
         check_positions(config, ORIGINAL)
 
