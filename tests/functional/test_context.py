@@ -120,7 +120,7 @@ def test_generators_refuse_a_context_beyond_the_rope_limit(tmp_path: Any) -> Non
         generator.generate([[5] * 20], Sampling(13), [[0]])
     model.save_pretrained(tmp_path)
     engine = VLLMGenerator(str(tmp_path), end_token_ids=(2,), max_model_len=33)
-    with pytest.raises(ValueError, match=r"max_model_len is 33, .* set max_model_len to at most 32"):
+    with pytest.raises(ValueError, match=r"max_model_len is 33; .* set max_model_len to at most 32"):
         engine.start()
 
 
@@ -128,7 +128,7 @@ def test_generators_refuse_a_context_beyond_the_rope_limit(tmp_path: Any) -> Non
 def test_vllm_gets_no_context_with_other_positions(make_config: Any) -> None:
     """Left out, vLLM takes a dynamic RoPE's ``factor`` times the original length: 128 tokens."""
     for context, said in ((None, "not set"), (ORIGINAL + 1, "33")):
-        with pytest.raises(ValueError, match=rf"max_model_len is {said}, .* set max_model_len to at most 32"):
+        with pytest.raises(ValueError, match=rf"max_model_len is {said}; .* set max_model_len to at most 32"):
             check_positions(make_config(), context)
     check_positions(make_config(), ORIGINAL)
 
