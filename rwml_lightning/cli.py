@@ -8,6 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -17,7 +18,7 @@ from lightning.pytorch.cli import ArgsType, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from typing_extensions import override
 
-from rwml_lightning import pipeline
+from rwml_lightning import parallel, pipeline
 from rwml_lightning.commands.audit import audit
 from rwml_lightning.commands.collect import collect
 from rwml_lightning.commands.configured import Configured
@@ -156,10 +157,15 @@ class RWMLCLI(LightningCLI):
         if command in COMMANDS:
             return None
         if command == "fit":
-            self.folder = open_run_folder(self._get(self.config_init, "run"), self._run_config())
+            run, config = self._get(self.config_init, "run"), self._run_config()
+            self.folder = RunFolder(
+                Path(parallel.agree("run_folder", lambda: str(open_run_folder(run, config).path)))
+            )
         else:
             kwargs["enable_checkpointing"] = False
-        given = self._get(self.config_init, "trainer").get("callbacks") or []
+        trainer = self._get(self.config_init, "trainer")
+        kwargs["strategy"] = parallel.find_strategy(trainer.get("strategy", "auto"))
+        given = trainer.get("callbacks") or []
         every = self._get(self.config_init, "checkpoint_every")
         kwargs["callbacks"] = [*given, *default_callbacks(given, self.folder, every)]
         return super().instantiate_trainer(**kwargs)
@@ -201,7 +207,8 @@ class RWMLCLI(LightningCLI):
     def fit(self, model: PolicyModule, **kwargs: Any) -> None:
         """Run all stages of the config, or resume them where an earlier run of the same config stopped."""
         assert self.folder is not None
-        print(printable(f"run folder: {self.folder.path}"), file=sys.stderr)
+        if self.trainer.is_global_zero:
+            print(printable(f"run folder: {self.folder.path}"), file=sys.stderr)
         settings, callbacks = self._get(self.config_init, "warm_up"), default_callbacks([], self.folder, None)
         pipeline.run(
             self.trainer, model, self.datamodule, self.folder, settings, callbacks, kwargs.get("ckpt_path")
@@ -332,6 +339,7 @@ def main(args: list[str] | None = None) -> None:
         ModuleNotFoundError,
         ServerError,
         MisconfigurationException,
+        parallel.RankError,
     ) as error:
         if logging.getLogger("rwml_lightning").isEnabledFor(logging.DEBUG):
             raise

@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 
 import lightning as L
 
+from rwml_lightning import parallel
 from rwml_lightning.data.datamodule import RolloutDataModule
 from rwml_lightning.loggers import start_logger
 from rwml_lightning.modules.base import PolicyModule
@@ -60,12 +61,12 @@ def run(
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Preparing):
                 callback.prepare_run(trainer, model, data)
-        resume_from = ckpt_path or folder.last_checkpoint
-        if resume_from is None:
+        resume_from = parallel.agree("resume_from", lambda: str(ckpt_path or folder.last_checkpoint or ""))
+        if not resume_from:
             trainer.validate(model, data, verbose=False)
         else:
             log.warning("resuming from %s", resume_from)
-        trainer.fit(model, data, ckpt_path=resume_from, weights_only=True)
+        trainer.fit(model, data, ckpt_path=resume_from or None, weights_only=True)
         if trainer.interrupted:
             raise KeyboardInterrupt
         if stop_requested(trainer):
@@ -73,8 +74,7 @@ def run(
             log.warning("stopped at step %d on request; run the same command to resume", trainer.global_step)
             return
         trainer.validate(model, data, verbose=False)
-        if trainer.is_global_zero:
-            write_export(model, folder.export)
+        write_export(model, folder.export)
     finally:
         data.close()
 

@@ -12,6 +12,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
+from rwml_lightning import parallel
 from rwml_lightning.data.datamodule import RolloutDataModule
 from rwml_lightning.data.predictions import Predictions
 from rwml_lightning.models import load_skeleton, resolve_model
@@ -71,6 +72,7 @@ def check_devices(model: PolicyModule, trainer: Namespace) -> None:
     """
     keys = ("accelerator", "devices", "num_nodes", "strategy", "precision")
     given = {key: trainer[key] for key in keys if not isinstance(trainer[key], Namespace)}
+    given["strategy"] = parallel.find_strategy(given.get("strategy", "auto"))
     try:
         found = L.Trainer(
             **given, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False

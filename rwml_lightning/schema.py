@@ -225,7 +225,7 @@ class RolloutBatch:
         policy_version: Version of the weights that sampled the completions.
         groups: Groups, one per prompt that was not dropped.
         temperature: Sampling temperature; the trainer's log-probabilities use the same.
-        dropped_groups: Number of prompts lost to failures after retries.
+        dropped: Name of each prompt that was lost to failures after retries, and the reason.
         seconds: Wall-clock seconds by phase (``generate``, ``reward``, ``env``).
     """
 
@@ -233,7 +233,7 @@ class RolloutBatch:
     policy_version: int
     groups: tuple[Group, ...]
     temperature: float = 1.0
-    dropped_groups: int = 0
+    dropped: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -317,6 +317,6 @@ class EpisodeBatch:
     policy_version: int
     groups: tuple[EpisodeGroup, ...]
     temperature: float = 1.0
-    dropped_groups: int = 0
+    dropped: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     labels: tuple[Label, ...] = ()

@@ -79,8 +79,7 @@ def warm_up(
         stage_trainer = preliminary_trainer(trainer, callbacks)
         stage_trainer.validate(module, data, verbose=False)
         stage_trainer.fit(module, data)
-        if trainer.is_global_zero:
-            write_export(module, folder.warm_up)
+        write_export(module, folder.warm_up)
     return folder.warm_up
 
 

@@ -13,6 +13,7 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
+from rwml_lightning import parallel
 from rwml_lightning.modules.base import PolicyModule
 from rwml_lightning.printable import printable
 from rwml_lightning.run import write_json
@@ -56,17 +57,22 @@ class TraceRecorder(L.Callback):
         self.writer.set_status("running")
         self._trained = False
 
-    @rank_zero_only
     def on_step_metrics(
         self, trainer: L.Trainer, module: PolicyModule, metrics: Mapping[str, float], batch: Any
     ) -> None:
-        """Record a step, and execute the dashboard's commands."""
+        """Record a step on rank 0, and execute the dashboard's commands on all ranks."""
+        self._write_step(trainer, module, metrics, batch)
+        self._obey(trainer)
+
+    @rank_zero_only
+    def _write_step(
+        self, trainer: L.Trainer, module: PolicyModule, metrics: Mapping[str, float], batch: Any
+    ) -> None:
         stage, step = module.stage, trainer.global_step
         groups = batch.groups if isinstance(batch, RolloutBatch) else ()
         self.writer.write_step(stage, step, metrics, groups)
         if isinstance(batch, EpisodeBatch):
             self.writer.write_episodes(stage, step, episodes_of(batch.groups))
-        self._obey(trainer)
 
     @override
     @rank_zero_only
@@ -102,11 +108,12 @@ class TraceRecorder(L.Callback):
         self._trained = True
 
     @override
-    @rank_zero_only
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        self.writer.set_status("failed", f"{type(exception).__name__}: {exception}".splitlines()[0])
+        cause = parallel.first_failure(exception)
+        if parallel.rank() == 0:
+            self.writer.set_status("failed", cause)
 
     @override
     @rank_zero_only
@@ -116,9 +123,9 @@ class TraceRecorder(L.Callback):
             self._writer = None
 
     def _obey(self, trainer: L.Trainer) -> None:
-        paused = False
+        paused, first = False, parallel.rank() == 0
         while True:
-            for command in self.writer.take_commands():
+            for command in parallel.broadcast(self.writer.take_commands() if first else []):
                 answer = f"at step {trainer.global_step}"
                 if command.command == "checkpoint":
                     path = self.path.parent / "checkpoints" / f"asked-{trainer.global_step}.ckpt"
@@ -129,12 +136,15 @@ class TraceRecorder(L.Callback):
                     paused = False
                 else:
                     paused = command.command == "pause"
-                    self.writer.set_status("paused" if paused else "running")
-                self.writer.acknowledge(command.id, answer)
-                log.warning("command from the dashboard: %s; %s", command.command, answer)
+                    if first:
+                        self.writer.set_status("paused" if paused else "running")
+                if first:
+                    self.writer.acknowledge(command.id, answer)
+                    log.warning("command from the dashboard: %s; %s", command.command, answer)
             if not paused:
                 return
-            self.writer.heartbeat()
+            if first:
+                self.writer.heartbeat()
             time.sleep(_POLL_SECONDS)
 
 

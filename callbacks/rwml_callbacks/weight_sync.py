@@ -68,7 +68,7 @@ class WeightSync(L.Callback):
         """Give the generator the module's weights, unless it already has them."""
         data = rollout_data(module.trainer)
         start = time.perf_counter()
-        if isinstance(data.generator, HFGenerator):
+        if isinstance(data.generator, HFGenerator) and module.device_mesh is None:
             data.generator.attach(module.policy)  # decodes with the trainer's own weights: nothing to copy
         gap = self._check.update(data.generator, module, module.policy_version, data.probe_ids())
         if gap is not None:

@@ -107,7 +107,6 @@ class WhatIf:
             self.predictions.need_evaluator(),
             self.predictions.prompt,
             data.seed,
-            max_dropped_share=1.0,
         )
         self._num_draws: Counter[tuple[Place, str]] = Counter()
 

@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from rwml_lightning.data.collection import Record
 from rwml_lightning.data.episodes import Episodes, EpisodeSource
-from rwml_lightning.data.loader import Draw, StepLoader
+from rwml_lightning.data.loader import StepLoader
 from rwml_lightning.data.predictions import Predictions, PredictionSource
 from rwml_lightning.data.resumed import check_same_items
 from rwml_lightning.data.source import Source, SourceName
@@ -54,6 +54,7 @@ class RolloutDataModule(L.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        self.prepare_data_per_node = False  # one process makes the files, on a disk that all machines share
         self.generator = generator
         self.environment = environment
         self.predictions = predictions
@@ -128,7 +129,7 @@ class RolloutDataModule(L.LightningDataModule):
         if self._limits is not None:
             num_items, batch_size, num_passes = self._limits
             draw = replace(draw, items=draw.items[:num_items], batch_size=batch_size, num_passes=num_passes)
-        loader = self._train_loader = self._load(draw, self.seed)
+        loader = self._train_loader = StepLoader(draw, self.seed)
         if self._resumed is not None:
             check_same_items(loader, self._resumed, module.reads, module.learns)
             loader.load_state_dict(self._resumed)
@@ -136,15 +137,11 @@ class RolloutDataModule(L.LightningDataModule):
 
     @override
     def val_dataloader(self) -> list[StepLoader[Any, Any]]:
-        return [self._load(source.held_out()) for source in self.sources.values()]
+        return [StepLoader(source.held_out()) for source in self.sources.values()]
 
     @override
     def test_dataloader(self) -> list[StepLoader[Any, Any]]:
         return self.val_dataloader()
-
-    def _load(self, draw: Draw[Any, Any], seed: int | None = None) -> StepLoader[Any, Any]:
-        assert self.trainer is not None
-        return StepLoader(draw, seed, self.trainer.global_rank, self.trainer.world_size)
 
     @override
     def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:

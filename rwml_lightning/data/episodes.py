@@ -10,6 +10,7 @@ from pathlib import Path
 from typing_extensions import override
 
 from rwml_lightning.data.demonstrations import Demonstrations, collect_demonstrations, read_labels
+from rwml_lightning.data.drops import DropLimit
 from rwml_lightning.data.labels import draw_played, label_transitions
 from rwml_lightning.data.loader import Draw
 from rwml_lightning.data.source import Learns, Source
@@ -196,7 +197,6 @@ class EpisodeSource(Source):
             self.seed,
             settings.success_reward,
             settings.invalid_penalty,
-            settings.max_dropped_share,
         )
 
     @override
@@ -214,12 +214,19 @@ class EpisodeSource(Source):
         def play(step: int, games: Sequence[Game]) -> EpisodeBatch:
             # A game has another seed in every step that uses it.
             seeded = [replace(game, seed=derive_seed(game.seed, step)) for game in games]
-            batch = self.player.collect(
+            return self.player.collect(
                 stage, step, seeded, settings.group_size, settings.sampling, settings.max_turns
             )
-            return replace(batch, labels=self._label_played(batch))
 
-        return Draw(self.train, settings.games_per_step, play, settings.num_passes)
+        limit = self._drop_limit()
+
+        def complete(batch: EpisodeBatch) -> EpisodeBatch:
+            return replace(limit.count(batch), labels=self._label_played(batch))
+
+        return Draw(self.train, settings.games_per_step, play, settings.num_passes, complete=complete)
+
+    def _drop_limit(self) -> DropLimit:
+        return DropLimit("data.episodes.max_dropped_share", self.settings.max_dropped_share)
 
     def _label_played(self, batch: EpisodeBatch) -> tuple[Label, ...]:
         """Draw transitions from the episodes and return their labels, without labels that do not fit the context."""
@@ -240,7 +247,7 @@ class EpisodeSource(Source):
                 "validation", step, games, settings.episodes_per_game, sampling, settings.max_turns
             )
 
-        return Draw(self.validation, settings.batch_size, play)
+        return Draw(self.validation, settings.batch_size, play, complete=self._drop_limit().count)
 
     @override
     def probe_ids(self) -> list[int]:

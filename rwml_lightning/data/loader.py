@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, fields
+from functools import cached_property, partial
+from itertools import chain
 from typing import Any, Generic, TypeVar
 
+from rwml_lightning import parallel
 from rwml_lightning.seeds import derive_seed
 
 Item = TypeVar("Item")
@@ -22,9 +24,11 @@ class Draw(Generic[Item, Batch]):
     Args:
         items: Transitions, games or labels.
         batch_size: Number of items per step, over all ranks.
-        make: Function that makes a batch from (step, items of one rank).
+        make: Function that makes a batch from (step, items). Each rank calls it with its share of the step's items.
         num_passes: Number of times that every item is used.
         in_parts: Whether consecutive items stay together in a step, as the turns of an episode do.
+        complete: Function from the batch of the whole step to the batch that is used.
+        gathered: Whether every rank gets the batch of the whole step. Otherwise each rank keeps the batch of its share.
     """
 
     items: Sequence[Item]
@@ -32,6 +36,8 @@ class Draw(Generic[Item, Batch]):
     make: Callable[[int, Sequence[Item]], Batch]
     num_passes: int = 1
     in_parts: bool = False
+    complete: Callable[[Batch], Batch] = lambda batch: batch
+    gathered: bool = True
 
 
 class StepLoader(Generic[Item, Batch]):
@@ -39,23 +45,18 @@ class StepLoader(Generic[Item, Batch]):
 
     Each pass is a new permutation, and all passes together are one Lightning epoch, so that a position is one number. The
     length is known, so Lightning does not prefetch: a batch is made after the generator has received the weights of the
-    previous step. ``state_dict`` holds the position and everything that determines the items of a step. A resumed run
-    replays no steps.
+    previous step. Each rank makes the batch of its share of a step's items, and every rank gets the batch of the whole
+    step. ``state_dict`` holds the position and everything that determines the items of a step. A resumed run replays no
+    steps.
 
     Args:
         draw: Items and their batch function. The last step of a pass may have fewer items than the others.
         seed: Seed of the permutations; ``None`` keeps the order.
-        rank: Rank of this process.
-        world_size: Number of processes. Each process gets its share of a step's items.
     """
 
-    def __init__(
-        self, draw: Draw[Item, Batch], seed: int | None = None, rank: int = 0, world_size: int = 1
-    ) -> None:
+    def __init__(self, draw: Draw[Item, Batch], seed: int | None = None) -> None:
         self.draw = draw
         self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
         self.step = self.first_step = 0
 
     @cached_property
@@ -77,7 +78,12 @@ class StepLoader(Generic[Item, Batch]):
     def __iter__(self) -> Iterator[Batch]:
         for step in range(self.first_step, len(self)):
             self.step = step + 1
-            yield self.draw.make(step, self.select(step)[self.rank :: self.world_size])
+            items = self.select(step)
+            if not self.draw.gathered:
+                yield self.draw.make(step, parallel.share(items))
+                continue
+            batches = parallel.roll_out(items, partial(self.draw.make, step))
+            yield self.draw.complete(merge(batches))
 
     def select(self, step: int) -> list[Item]:
         """Return the items of one step, for all ranks."""
@@ -108,3 +114,32 @@ class StepLoader(Generic[Item, Batch]):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.step = self.first_step = state["step"]
+
+
+def merge(batches: Sequence[Batch]) -> Batch:
+    """Join the batches of several ranks into that of the whole step.
+
+    Tuples are joined in order, and a phase takes as long as the slowest rank's.
+
+    Args:
+        batches: Dataclasses of one type; at least one.
+
+    Raises:
+        ValueError: A field that all must share differs.
+    """
+    first: Any = batches[0]
+    if len(batches) == 1:
+        return first
+    values: dict[str, Any] = {}
+    for name in (field.name for field in fields(first)):
+        column: list[Any] = [getattr(batch, name) for batch in batches]
+        if isinstance(column[0], tuple):
+            values[name] = tuple(chain.from_iterable(column))
+        elif name == "seconds":
+            phases = dict.fromkeys(phase for seconds in column for phase in seconds)
+            values[name] = {phase: max(seconds.get(phase, 0.0) for seconds in column) for phase in phases}
+        elif any(value != column[0] for value in column):
+            raise ValueError(f"ranks disagree on {name} of a {type(first).__name__}: {column}")
+        else:
+            values[name] = column[0]
+    return type(first)(**values)

@@ -10,6 +10,7 @@ from typing import Literal
 from typing_extensions import override
 
 from rwml_lightning.data.collection import Collection, Record, collect
+from rwml_lightning.data.drops import DropLimit
 from rwml_lightning.data.floors import floors_for
 from rwml_lightning.data.labels import label_transitions
 from rwml_lightning.data.loader import Draw
@@ -204,7 +205,13 @@ class PredictionSource(Source):
         def predict(step: int, transitions: Sequence[Transition]) -> RolloutBatch:
             return rollouts.collect(stage, step, transitions, settings.group_size, settings.sampling)
 
-        return Draw(kept, settings.prompts_per_step, predict, settings.num_passes)
+        return Draw(
+            kept,
+            settings.prompts_per_step,
+            predict,
+            settings.num_passes,
+            complete=self._drop_limit().count,
+        )
 
     def _label(self, step: int, transitions: Sequence[Transition]) -> LabelledBatch:
         return LabelledBatch(step, label_transitions(transitions, self.settings.prompt, self.policy.chat))
@@ -222,9 +229,13 @@ class PredictionSource(Source):
                 batch.groups,
                 tuple(measure_groups(batch.groups, evaluator)),
                 self._measure_floors([group.transition for group in batch.groups], evaluator),
+                batch.dropped,
             )
 
-        return Draw(self.validation, settings.batch_size, predict)
+        return Draw(self.validation, settings.batch_size, predict, complete=self._drop_limit().count)
+
+    def _drop_limit(self) -> DropLimit:
+        return DropLimit("data.predictions.max_dropped_share", self.settings.max_dropped_share)
 
     def _measure_floors(
         self, transitions: Sequence[Transition], evaluator: NextStateReward
@@ -237,10 +248,7 @@ class PredictionSource(Source):
         return tuple(self._floors[t.transition_id] for t in transitions)
 
     def _rollouts(self, reward: NextStateReward, control: Control | None) -> WorldModelRollouts:
-        settings = self.settings
-        return WorldModelRollouts(
-            self.policy, reward, settings.prompt, self.seed, settings.max_dropped_share, control
-        )
+        return WorldModelRollouts(self.policy, reward, self.settings.prompt, self.seed, control)
 
     @override
     def probe_ids(self) -> list[int]:

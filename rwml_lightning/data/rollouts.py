@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Sequence
 from typing import TypeVar
@@ -16,7 +15,6 @@ from rwml_lightning.rewards.controls import Control
 from rwml_lightning.schema import Completion, Group, Prediction, RolloutBatch, Sampling, Transition
 from rwml_lightning.seeds import derive_seed
 
-log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 
@@ -38,7 +36,6 @@ class WorldModelRollouts:
         reward: Reward that scores the predictions.
         prompt: Template that turns a transition into a prompt.
         seed: Seed of the run. The seed of a sample depends on it and on (stage, step, transition, member).
-        max_dropped_share: Share of groups without a score above which an error is raised. A single such group is allowed.
         control: Uninformative reward that replaces the true one.
     """
 
@@ -48,17 +45,13 @@ class WorldModelRollouts:
         reward: NextStateReward,
         prompt: WorldModelPrompt,
         seed: int,
-        max_dropped_share: float = 0.1,
         control: Control | None = None,
     ) -> None:
         self.policy = policy
         self.reward = reward
         self.prompt = prompt
         self.seed = seed
-        self.max_dropped_share = max_dropped_share
         self.control = control
-        self._num_groups = 0
-        self._num_dropped = 0
 
     def collect(
         self, stage: str, step: int, transitions: Sequence[Transition], group_size: int, sampling: Sampling
@@ -73,9 +66,6 @@ class WorldModelRollouts:
             transitions: Transitions to predict, one per group.
             group_size: Number of predictions per transition.
             sampling: Temperature and limits.
-
-        Raises:
-            ValueError: Too many groups have no score.
         """
         start = time.perf_counter()
         prompts = [self.prompt.encode(self.policy.chat, transition) for transition in transitions]
@@ -83,13 +73,14 @@ class WorldModelRollouts:
         completions = self.policy.generator.generate(prompts, sampling, seeds)
         generated = time.perf_counter()
         groups = self._score((stage, step), transitions, prompts, completions)
-        self._count(transitions, groups)
+        kept = {group.transition.transition_id for group in groups}
+        names = (t.transition_id for t in transitions if t.transition_id not in kept)
         return RolloutBatch(
             step=step,
             policy_version=self.policy.generator.policy_version,
             groups=groups,
             temperature=sampling.temperature,
-            dropped_groups=len(transitions) - len(groups),
+            dropped=tuple(f"{name}: a member has no score" for name in names),
             seconds={"generate": generated - start, "reward": time.perf_counter() - generated},
         )
 
@@ -127,21 +118,6 @@ class WorldModelRollouts:
             if len(predictions) == len(members[0]):
                 groups.append(Group(transition, prompt, self.prompt.render(transition), predictions))
         return tuple(groups)
-
-    def _count(self, transitions: Sequence[Transition], groups: Sequence[Group]) -> None:
-        kept = {group.transition.transition_id for group in groups}
-        dropped = [t.transition_id for t in transitions if t.transition_id not in kept]
-        self._num_groups += len(transitions)
-        self._num_dropped += len(dropped)
-        if not dropped:
-            return
-        log.warning("a member has no score, so its group is left out: %s", ", ".join(dropped))
-        if self._num_dropped > 1 and self._num_dropped > self.max_dropped_share * self._num_groups:
-            raise ValueError(
-                f"{self._num_dropped} of {self._num_groups} groups have no score, more than data.predictions.max_dropped_share "
-                f"({self.max_dropped_share}) allows; see the log for the reasons. Run the same command again to continue from the "
-                "last checkpoint"
-            )
 
 
 def _rows(flat: Sequence[_T], sizes: Sequence[int]) -> list[list[_T]]:

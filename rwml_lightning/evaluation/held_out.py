@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from rwml_lightning.evaluation.episodes import EpisodeResult, success_metrics, summarise_episodes
 from rwml_lightning.evaluation.measures import Measured
 from rwml_lightning.evaluation.results import Result, as_metrics, summarise, summarise_by_kind
 from rwml_lightning.schema import EpisodeBatch, EpisodeGroup, Group
-
-Gather = Callable[[list[Any]], list[Any]]
-"""Function that gathers the items of all ranks. An interval is computed from all items, not averaged over ranks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +19,13 @@ class HeldOutBatch:
         groups: Groups of predictions, one per transition.
         measured: Measures of each group.
         floors: For each group, the measures of its transition by name of the floor.
+        dropped: Name of each transition without a score, and the reason.
     """
 
     groups: tuple[Group, ...]
     measured: tuple[Measured, ...]
     floors: tuple[Mapping[str, Measured], ...]
+    dropped: tuple[str, ...] = ()
 
 
 class HeldOutPredictions:
@@ -52,11 +50,9 @@ class HeldOutPredictions:
         self.measured.extend(batch.measured)
         self._floor_rows.extend(batch.floors)
 
-    def finish(self, gather: Gather, prefix: str) -> dict[str, float]:
-        rows = gather(list(zip(self.groups, self.measured, self._floor_rows, strict=True)))
-        if not rows:
+    def finish(self, prefix: str) -> dict[str, float]:
+        if not self.groups:
             return {}
-        self.groups, self.measured, self._floor_rows = (list(column) for column in zip(*rows, strict=True))
         self.results = summarise_by_kind(self.measured)
         names = dict.fromkeys(name for row in self._floor_rows for name in row)
         self.floors = [
@@ -81,8 +77,7 @@ class PlayedGames:
     def add(self, batch: EpisodeBatch) -> None:
         self.groups.extend(batch.groups)
 
-    def finish(self, gather: Gather, prefix: str) -> dict[str, float]:
-        self.groups = gather(self.groups)
+    def finish(self, prefix: str) -> dict[str, float]:
         if not self.groups:
             return {}
         self.results = summarise_episodes(self.groups)

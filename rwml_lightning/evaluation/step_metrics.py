@@ -16,7 +16,7 @@ def rollout_metrics(batch: RolloutBatch) -> dict[str, float]:
     """
     predictions = [p for group in batch.groups for p in group.predictions]
     metrics = {f"time/{phase}": seconds for phase, seconds in batch.seconds.items()}
-    metrics["wm/dropped_groups"] = float(batch.dropped_groups)
+    metrics["wm/dropped_groups"] = float(len(batch.dropped))
     if not predictions:
         return metrics
     rewards = [p.score.reward for p in predictions]
@@ -48,7 +48,7 @@ def episode_metrics(batch: EpisodeBatch) -> dict[str, float]:
     ``policy/return`` is the return of an episode, including the penalty for invalid actions.
     """
     metrics = {f"time/{phase}": seconds for phase, seconds in batch.seconds.items()}
-    metrics["policy/dropped_groups"] = float(batch.dropped_groups)
+    metrics["policy/dropped_groups"] = float(len(batch.dropped))
     if not batch.groups:
         return metrics
     games = [measure_game(group) for group in batch.groups]

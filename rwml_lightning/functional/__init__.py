@@ -21,7 +21,13 @@ from rwml_lightning.functional.losses import (
     truncated_importance_weights,
 )
 from rwml_lightning.functional.packed import packed_logprobs, plain_logprobs, verify_packing
-from rwml_lightning.functional.prefix_tree import MicroBatch, PrefixTree, build_tree, micro_batches
+from rwml_lightning.functional.prefix_tree import (
+    MicroBatch,
+    PrefixTree,
+    build_tree,
+    micro_batches,
+    padding_micro_batch,
+)
 
 __all__ = [
     "Checkpointing",
@@ -47,6 +53,7 @@ __all__ = [
     "logprobs_from_logits",
     "micro_batches",
     "packed_logprobs",
+    "padding_micro_batch",
     "plain_logprobs",
     "step_advantages",
     "tensor_digest",

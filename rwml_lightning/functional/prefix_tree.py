@@ -149,6 +149,13 @@ def micro_batches(
     return [_micro_batch(arrays, trained_from, sorted(order[start:end])) for start, end in pairwise(bounds)]
 
 
+def padding_micro_batch() -> MicroBatch:
+    """Make a micro-batch of one token that trains nothing, for a rank that has to take part in a pass without work."""
+    nothing = torch.empty(0, dtype=torch.long)
+    zero = torch.zeros(1, dtype=torch.long)
+    return MicroBatch((), zero, zero, zero + 1, zero, zero, nothing, nothing, nothing)
+
+
 def check_sequences(sequences: Sequence[TokenIds], trained_from: Sequence[int]) -> None:
     """Check that every sequence has a token to train and a token before it.
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from rwml_lightning.modules.scoring import score_text
 from rwml_lightning.weights import base_model, base_name, model_tensors
@@ -146,14 +147,22 @@ def adapters_at(policy: nn.Module, values: Mapping[str, Tensor]) -> Iterator[Non
         values: Values from :func:`adapter_values`.
     """
     parameters = dict(policy.named_parameters())
-    now = {name: parameters[name].data for name in values}
+    now = {name: parameters[name].detach() for name in values}
+    now = {name: own.clone() if isinstance(own, DTensor) else own for name, own in now.items()}
     was_training = policy.training
     policy.eval()  # no dropout before an adapter
     try:
-        for name, value in values.items():
-            parameters[name].data = value
+        _set(parameters, values)
         yield
     finally:
-        for name, value in now.items():
-            parameters[name].data = value
+        _set(parameters, now)
         policy.train(was_training)
+
+
+@torch.no_grad()
+def _set(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
+    for name, value in values.items():
+        if isinstance(value, DTensor):
+            parameters[name].copy_(value)  # FSDP gathers from this memory, anew for each pass
+        else:
+            parameters[name].data = value

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, cast
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar, cast
 
 import lightning as L
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from typing_extensions import override
 
+from rwml_lightning import parallel
 from rwml_lightning.evaluation import HeldOutBatch, HeldOutPredictions, PlayedGames
 from rwml_lightning.functional import (
     Checkpointing,
-    micro_batches,
+    MicroBatch,
+    TokenLogprobs,
     packed_logprobs,
     token_weights,
 )
@@ -28,14 +32,22 @@ from rwml_lightning.modules.observers import MetricsObserver, StepObserver, chec
 from rwml_lightning.modules.optimizer import Optimizer
 from rwml_lightning.modules.resuming import reopen_epoch, restore_rng, rng_states
 from rwml_lightning.modules.scoring import score_text
+from rwml_lightning.parallel.sharding import SHARDED_LOGPROBS
 from rwml_lightning.schema import EpisodeBatch, Label
 from rwml_lightning.weights import model_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Item = TypeVar("Item")
+T = TypeVar("T")
 TRAINABLE_PRECISIONS = ("32-true", "64-true", "bf16-mixed")
+
+
+class Prompted(Protocol):
+    """A sample or a label."""
+
+    @property
+    def prompt_ids(self) -> tuple[int, ...]: ...
 
 
 class NonFiniteError(RuntimeError):
@@ -126,6 +138,12 @@ class PolicyModule(L.LightningModule):
             self.policy = load_policy(
                 self.model, self.dtype_name, self.lora, self.gradient_checkpointing, self.init_from
             )
+            self.shard(self.policy)
+
+    def shard(self, policy: nn.Module) -> None:
+        """Spread a model over the ranks where the strategy says so."""
+        if self.device_mesh is not None:
+            parallel.shard(policy, self.device_mesh["data_parallel"])
 
     def check_precision(self, precision: str) -> None:
         """Check that the precision is suitable for training. This does not need a loaded model.
@@ -197,7 +215,7 @@ class PolicyModule(L.LightningModule):
         """
         optimizer: Any = self.optimizers()
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = float(torch.nn.utils.get_total_norm([p.grad for p in parameters])) if parameters else 0.0
+        norm = _norm([p.grad for p in parameters]) if parameters else 0.0
         if not math.isfinite(norm):
             raise NonFiniteError(
                 f"the gradient is {norm}; nothing was updated. Samples of this step: {_list_names(names)}"
@@ -237,18 +255,45 @@ class PolicyModule(L.LightningModule):
         lengths = torch.tensor([len(label.answer_ids) for label in labels])
         weights = token_weights(lengths, normalisation).to(self.device)
         total = 0.0
-        for micro in micro_batches(
-            [label.prompt_ids + label.answer_ids for label in labels],
-            [len(label.prompt_ids) for label in labels],
-            self.max_tokens_per_micro_batch,
-        ):
-            micro = micro.to(self.device)
-            logprobs, _ = packed_logprobs(self.policy, micro, chunk_size=self.head_chunk_size)
+        for micro in self.own_micro_batches(labels, [label.answer_ids for label in labels]):
+            logprobs, _ = self.logprobs(self.policy, micro)
             loss = -(weights[micro.sequence_index] * logprobs).sum()
             self.check_finite(loss, [labels[i].name for i in micro.sequence_index.unique().tolist()])
             self.manual_backward(weight * loss)
             total += loss.item()
         return total
+
+    def own_micro_batches(
+        self, prompted: Sequence[Prompted], answers: Sequence[tuple[int, ...]]
+    ) -> list[MicroBatch]:
+        """Pack the prompts and answers of the whole step, and return this rank's micro-batches, on the device."""
+        sequences = [one.prompt_ids + answer for one, answer in zip(prompted, answers, strict=True)]
+        trained_from = [len(one.prompt_ids) for one in prompted]
+        hands = parallel.plan_micro_batches(
+            sequences, trained_from, self.max_tokens_per_micro_batch, parallel.world_size()
+        )
+        return [micro.to(self.device) for micro in hands[parallel.rank()]]
+
+    def logprobs(self, policy: nn.Module, micro: MicroBatch, temperature: float = 1.0) -> TokenLogprobs:
+        """Log-probability and entropy of every trained token of a micro-batch, see :func:`packed_logprobs`."""
+        packed = getattr(policy, SHARDED_LOGPROBS, None) or partial(packed_logprobs, policy)
+        return packed(micro, temperature=temperature, chunk_size=self.head_chunk_size)
+
+    def accumulate(self, backward: Callable[[], T]) -> list[T]:
+        """Add up the gradients of the whole step: every rank runs ``backward`` on its micro-batches, then they are summed.
+
+        Returns:
+            What ``backward`` returned on each rank.
+
+        Raises:
+            RankError: ``backward`` failed on another rank.
+        """
+        replicated: Any = self.trainer.strategy.model
+        no_sync = getattr(replicated, "no_sync", None)  # a DDP wrapper would sum at every backward pass
+        with no_sync() if no_sync is not None else nullcontext():
+            results = parallel.together(backward)
+        parallel.sum_gradients([p for p in self.policy.parameters() if p.requires_grad])
+        return results
 
     @override
     def on_validation_epoch_start(self) -> None:
@@ -284,12 +329,10 @@ class PolicyModule(L.LightningModule):
         """Log evaluation metrics; a source that the stage does not learn from gets a subgroup of ``prefix``."""
         predictions = prefix if self.reads == "predictions" else f"{prefix}/world_model"
         games = prefix if self.reads == "episodes" else f"{prefix}/games"
-        metrics = self.held_out.finish(self.of_all_ranks, predictions) | self.games.finish(
-            self.of_all_ranks, games
-        )
+        metrics = self.held_out.finish(predictions) | self.games.finish(games)
         self.evaluation_metrics = metrics
         if metrics:
-            self.log_dict(metrics, sync_dist=True, batch_size=1, logger=False)
+            self.log_dict(metrics, batch_size=1, logger=False)
         if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
             check_monitored(self.trainer, {*self.trainer.callback_metrics, *metrics})
         if not self.trainer.sanity_checking:
@@ -331,17 +374,14 @@ class PolicyModule(L.LightningModule):
         """Yield the policy's tensors for a generator; see :func:`rwml_lightning.weights.model_tensors`."""
         return model_tensors(self.policy)
 
-    def of_all_ranks(self, items: list[Item]) -> list[Item]:
-        """Gather the items of all ranks on every rank; a confidence interval needs all items, not a mean over ranks."""
-        if self.trainer.world_size == 1:
-            return items
-        shares: list[list[Item]] = [[] for _ in range(self.trainer.world_size)]
-        torch.distributed.all_gather_object(shares, items)
-        return [item for share in shares for item in share]
-
     def score(self, token_ids: Sequence[int]) -> list[float]:
         """Compute the log-probability of every token except the first, for the check after a weight update."""
         return score_text(self.policy, token_ids).tolist()
+
+
+def _norm(gradients: Sequence[Tensor]) -> float:
+    norm = torch.nn.utils.get_total_norm(gradients)
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
 
 def _list_names(names: Sequence[str], limit: int = 16) -> str:

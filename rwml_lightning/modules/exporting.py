@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from rwml_lightning import parallel
 from rwml_lightning.data.datamodule import rollout_data
 from rwml_lightning.functional import combine_digests, tensor_digest
 from rwml_lightning.models import load_causal_lm
@@ -35,7 +36,7 @@ def export_policy(policy: nn.Module, tokenizer: Any, output: Path, probe_ids: Se
     where merged adapters are rounded.
 
     Args:
-        policy: Hugging Face model, plain or wrapped by PEFT.
+        policy: Hugging Face model, plain or wrapped by PEFT. Every rank passes it, and rank 0 writes.
         tokenizer: Tokenizer to write into the same folder.
         output: Folder to write.
         probe_ids: Token ids of a real text.
@@ -44,7 +45,11 @@ def export_policy(policy: nn.Module, tokenizer: Any, output: Path, probe_ids: Se
         ExportError: The exported model differs from the policy.
     """
     base = base_model(policy)
-    state = {name: tensor.contiguous().cpu() for name, tensor in model_tensors(policy)}
+    first = parallel.rank() == 0
+    state = {name: tensor.contiguous().cpu() for name, tensor in model_tensors(policy) if first}
+    scores = score_text(policy, probe_ids)
+    if not first:
+        return
     base.save_pretrained(output, state_dict=dict(state), safe_serialization=True)
     tokenizer.save_pretrained(output)
     written = load_causal_lm(output, base.dtype)
@@ -52,7 +57,7 @@ def export_policy(policy: nn.Module, tokenizer: Any, output: Path, probe_ids: Se
         raise ExportError(
             f"{output} does not hold the policy's tensors: transformers changed some while saving or loading"
         )
-    gap = float((score_text(policy, probe_ids) - score_text(written, probe_ids)).abs().mean())
+    gap = float((scores - score_text(written, probe_ids)).abs().mean())
     tolerance = EXACT_TOLERANCE if base.dtype == torch.float32 else COARSE_TOLERANCE
     if not gap <= tolerance:
         raise ExportError(
@@ -62,11 +67,19 @@ def export_policy(policy: nn.Module, tokenizer: Any, output: Path, probe_ids: Se
 
 
 def write_export(module: PolicyModule, output: Path) -> None:
-    """Export the policy of a module with :func:`export_policy`. The folder appears only when it is complete."""
+    """Export the policy of a module with :func:`export_policy`. The folder appears only when it is complete.
+
+    All ranks call it. None returns before the folder exists.
+    """
     partial = output.with_name(f".{output.name}")
     probe_ids = rollout_data(module.trainer).probe_ids()[:MAX_PROBE_TOKENS]
-    export_policy(module.policy, module.tokenizer, partial, probe_ids)
-    partial.rename(output)
+
+    def write() -> None:
+        export_policy(module.policy, module.tokenizer, partial, probe_ids)
+        if parallel.rank() == 0:
+            partial.rename(output)
+
+    parallel.together(write)
 
 
 def _digest(tensors: dict[str, torch.Tensor]) -> str:

@@ -13,11 +13,8 @@ from typing_extensions import override
 
 from rwml_lightning.functional import (
     Checkpointing,
-    MicroBatch,
     clipped_surrogate,
     kl_penalty,
-    micro_batches,
-    packed_logprobs,
     token_weights,
     truncated_importance_weights,
 )
@@ -134,6 +131,7 @@ class GRPOModule(PolicyModule):
         # Load the weights again, because a resumed policy differs from the initial policy, which is the reference.
         if self.grpo.kl_coefficient and self.lora is None:
             reference = load_policy(self.model, self.dtype_name, init_from=self.init_from)
+            self.shard(reference)
             self._reference = [reference.eval().requires_grad_(False).to(self.device)]
         self._reference_adapters = {
             name: value.to(self.device) for name, value in self._reference_adapters.items()
@@ -165,23 +163,27 @@ class GRPOModule(PolicyModule):
         """
         self._check_versions(samples)
         step = _StepTensors.of(samples, self.grpo.loss_normalisation, self.grpo.loss_constant, self.device)
-        step.weights.mul_(self._rank_scale(samples))
         trained = [i for i, s in enumerate(samples) if self.grpo.kl_coefficient or s.advantage != 0]
-        micros = _micro_batches([samples[i] for i in trained], self.max_tokens_per_micro_batch)
-        sample_index = torch.tensor(trained, device=self.device)
+        chosen = [samples[i] for i in trained]
+        micros = self.own_micro_batches(chosen, [sample.completion.token_ids for sample in chosen])
+        sample_index = torch.tensor(trained, device=self.device, dtype=torch.long)
         metrics: dict[str, float] = {}
         for iteration in range(self.steps_of_batch):
-            totals = _Totals()
-            for micro in micros:
-                micro = micro.to(self.device)
-                sequence = sample_index[micro.sequence_index]
-                token = step.offsets[sequence] + micro.token_index - step.prompt_lengths[sequence]
-                names = sorted({samples[i].name for i in sequence.unique().tolist()})
-                loss = self._micro_loss(micro, token, step, temperature, iteration, totals)
-                self.check_finite(loss, names)
-                self.manual_backward(loss)
-            if labels:
-                totals.label_loss = self.backward_labels(labels, weight=label_weight)
+
+            def backward(iteration: int = iteration) -> _Totals:
+                totals = _Totals()
+                for micro in micros:
+                    sequence = sample_index[micro.sequence_index]
+                    token = step.offsets[sequence] + micro.token_index - step.prompt_lengths[sequence]
+                    names = sorted({samples[i].name for i in sequence.unique().tolist()})
+                    loss = self._micro_loss(micro, token, step, temperature, iteration, totals)
+                    self.check_finite(loss, names)
+                    self.manual_backward(loss)
+                if labels:
+                    totals.label_loss = self.backward_labels(labels, weight=label_weight)
+                return totals
+
+            totals = _Totals.of_all(self.accumulate(backward))
             learning_rate = float(self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
             norm = self.optimizer_step_checked([samples[i].name for i in trained])
             metrics = totals.metrics() | {"train/grad_norm": norm, "train/learning_rate": learning_rate}
@@ -197,9 +199,7 @@ class GRPOModule(PolicyModule):
         iteration: int,
         totals: _Totals,
     ) -> Tensor:
-        logprobs, entropy = packed_logprobs(
-            self.policy, micro, temperature=temperature, chunk_size=self.head_chunk_size
-        )
+        logprobs, entropy = self.logprobs(self.policy, micro, temperature)
         if iteration == 0:
             step.old_logprobs[token] = logprobs.detach()
         surrogate = clipped_surrogate(
@@ -217,9 +217,7 @@ class GRPOModule(PolicyModule):
             terms = terms * correction.weights
         if self.grpo.kl_coefficient:
             with torch.no_grad(), self._reference_policy() as reference:
-                reference_logprobs, _ = packed_logprobs(
-                    reference, micro, temperature=temperature, chunk_size=self.head_chunk_size
-                )
+                reference_logprobs, _ = self.logprobs(reference, micro, temperature)
             kl = kl_penalty(logprobs, reference_logprobs, self.grpo.kl_estimator)
             totals.add(kl=kl)
             terms = terms + self.grpo.kl_coefficient * kl
@@ -250,26 +248,6 @@ class GRPOModule(PolicyModule):
                     f"{self.policy_version}, and model.grpo.max_staleness is {self.grpo.max_staleness}: the generator did not get "
                     "the weights; check that the WeightSync callback is in the config"
                 )
-
-    def _rank_scale(self, samples: Sequence[Sample]) -> float:
-        """Return the factor that converts this rank's loss normalisation to that of the whole step.
-
-        Strategies average gradients over ranks.
-        """
-        if self.trainer.world_size == 1:
-            return 1.0
-        by_token = self.grpo.loss_normalisation == "token"
-        count = sum(len(s.completion.token_ids) for s in samples) if by_token else len(samples)
-        gathered: Any = self.all_gather(torch.tensor(float(count), device=self.device))
-        total = gathered.sum().item()
-        return count * self.trainer.world_size / max(total, 1.0)
-
-
-def _micro_batches(samples: Sequence[Sample], max_tokens: int) -> list[MicroBatch]:
-    if not samples:
-        return []
-    sequences = [sample.prompt_ids + sample.completion.token_ids for sample in samples]
-    return list(micro_batches(sequences, [len(sample.prompt_ids) for sample in samples], max_tokens))
 
 
 @dataclass
@@ -307,6 +285,19 @@ class _StepTensors:
 
 class _Totals:
     """Accumulates token means over the micro-batches of a step."""
+
+    @classmethod
+    def of_all(cls, ranks: Sequence[_Totals]) -> _Totals:
+        """Add up what the ranks counted."""
+        totals = cls()
+        for own in ranks:
+            totals.loss += own.loss
+            if own.label_loss is not None:
+                totals.label_loss = (totals.label_loss or 0.0) + own.label_loss
+            for name, count in own._counts.items():
+                totals._sums[name] = totals._sums.get(name, 0.0) + own._sums[name]
+                totals._counts[name] = totals._counts.get(name, 0) + count
+        return totals
 
     def __init__(self) -> None:
         self.loss = 0.0

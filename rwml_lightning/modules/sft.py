@@ -48,7 +48,7 @@ class SFTModule(PolicyModule):
 
     def training_step(self, batch: LabelledBatch, batch_idx: int) -> dict[str, object]:
         start = time.perf_counter()
-        total = self.backward_labels(batch.labels, self.loss_normalisation)
+        total = sum(self.accumulate(lambda: self.backward_labels(batch.labels, self.loss_normalisation)))
         norm = self.optimizer_step_checked([label.name for label in batch.labels])
         seconds = time.perf_counter() - start
         tokens = float(sum(len(label.answer_ids) for label in batch.labels))

@@ -165,7 +165,7 @@ def test_metrics_of_play_by_hand() -> None:
         EpisodeGroup("h", "s", (play(0.0, 0.0, 10.0),)),
     )
     metrics = episode_metrics(
-        EpisodeBatch(0, 0, groups, dropped_groups=1, seconds={"generate": 4.0, "env": 2.0})
+        EpisodeBatch(0, 0, groups, dropped=("g: failed",), seconds={"generate": 4.0, "env": 2.0})
     )
     expected = {
         "policy/return": (10.0 - 0.1 + 10.0) / 3,
@@ -179,7 +179,9 @@ def test_metrics_of_play_by_hand() -> None:
         "time/env": 2.0,
     }
     assert {name: metrics[name] for name in expected} == pytest.approx(expected)
-    assert episode_metrics(EpisodeBatch(0, 0, (), dropped_groups=2)) == {"policy/dropped_groups": 2.0}
+    assert episode_metrics(EpisodeBatch(0, 0, (), dropped=("g: failed", "h: failed"))) == {
+        "policy/dropped_groups": 2.0
+    }
 
 
 def test_parts_of_a_reward_are_means_over_the_predictions_that_have_them() -> None:

@@ -175,10 +175,10 @@ def test_rollouts_are_sampled_and_timed_by_what_they_are_given(
     world = [make_transition(n) for n in (4, 5)]
     policy = PolicyClient(generator, chat)
     plain = WorldModelRollouts(policy, reward, prompt, 9)
-    assert (plain.max_dropped_share, plain.control) == (0.1, None)
+    assert plain.control is None
     batch = plain.collect("s", 3, world, 2, Sampling(8, 0.4))
     assert generator.calls == [([(1, 4), (1, 5)], Sampling(8, 0.4), member_seeds(9, "s", 3, world, 2))]
-    assert (batch.step, batch.policy_version, batch.temperature, batch.dropped_groups) == (3, 2, 0.4, 0)
+    assert (batch.step, batch.policy_version, batch.temperature, batch.dropped) == (3, 2, 0.4, ())
     assert [(group.prompt_ids, group.prompt) for group in batch.groups] == [
         ((1, 4), "asked t4"),
         ((1, 5), "asked t5"),

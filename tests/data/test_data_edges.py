@@ -26,7 +26,6 @@ from rwml_lightning.data.collection import check_settings, collection_table
 from rwml_lightning.data.demonstrations import read_labels, write_labels
 from rwml_lightning.data.floors import floors_for
 from rwml_lightning.data.reflections import Reflection, _read, _request, one_line
-from rwml_lightning.data.rollouts import WorldModelRollouts
 from rwml_lightning.data.selection import select_fitting
 from rwml_lightning.data.transitions import read_metadata, read_transitions, split_of_game, write_transitions
 from rwml_lightning.prompts.chat_format import ChatFormat, fingerprint
@@ -144,26 +143,6 @@ def test_a_prompt_may_fill_the_room_that_the_answer_leaves(
     for context, on_broken in ((lengths[2] + 4, "raise"), (lengths[0] + 4, "skip")):
         with pytest.raises(ValueError, match=r"Lower data\.predictions\.prompt\.history_turns"):
             fit(context, on_broken)
-
-
-@pytest.mark.parametrize(("share", "stops"), [(0.5, False), (0.49, True)])
-def test_a_run_stops_above_the_share_of_dropped_groups(
-    share: float, stops: bool, caplog: pytest.LogCaptureFixture
-) -> None:
-    rollouts: Any = WorldModelRollouts(None, None, None, 0, share)  # type: ignore[arg-type]
-    world = [make_transition(n) for n in range(4)]
-    rollouts._count(world[:1], [])  # one alone stops nothing
-    assert caplog.records[-1].getMessage() == "a member has no score, so its group is left out: t0"
-    groups = [Mark(transition=t) for t in world[:2]]
-    if stops:
-        with pytest.raises(
-            ValueError, match=r"2 of 4 groups have no score, more than data\.predictions\.max_dropped_share"
-        ):
-            rollouts._count(world[:3], groups)
-    else:
-        rollouts._count(world[:3], groups)
-        rollouts._count(world, [Mark(transition=t) for t in world])
-        assert len(caplog.records) == 2
 
 
 def test_splits_leave_at_least_one_game_on_each_side() -> None:

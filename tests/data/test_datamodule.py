@@ -28,7 +28,7 @@ PREDICTIONS, EPISODES = Predictions("t.parquet", LetterReward()), Episodes()
 def make_data(reads: str = "predictions", learns: str = "samples", **settings: Any) -> Any:
     data: Any = RolloutDataModule(Mark(close=Recorder()), **settings)
     module = Mark(stage="s", reads=reads, learns=learns, init_from=None, configure_model=Recorder())
-    data.trainer = Mark(lightning_module=module, global_rank=1, world_size=2)
+    data.trainer = Mark(lightning_module=module)
     return data
 
 
@@ -154,12 +154,12 @@ def test_a_stage_learns_from_the_source_that_it_names_and_is_evaluated_on_all(re
     loader = data.train_dataloader()
     source = data.sources[reads]
     assert source.calls == [("training", "labels", "s")]
-    assert (loader.draw, loader.seed, loader.rank, loader.world_size) == (source.draw, 7, 1, 2)
+    assert (loader.draw, loader.seed) == (source.draw, 7)
     assert data.state_dict() == loader.state_dict()
     for loaders in (data.val_dataloader(), data.test_dataloader()):
         assert [one.draw for one in loaders] == [one.draw for one in data.sources.values()]
-        assert [(one.seed, one.rank, one.world_size) for one in loaders] == [(None, 1, 2)] * 2
-    assert next(iter(data.val_dataloader()[1])) == (0, ["e1"])  # this rank's share, in the order of the items
+        assert [one.seed for one in loaders] == [None] * 2
+    assert next(iter(data.val_dataloader()[1])) == (0, ["e0", "e1"])
 
 
 def test_it_may_learn_from_the_first_items_alone() -> None:
@@ -174,7 +174,7 @@ def test_it_may_learn_from_the_first_items_alone() -> None:
         )
         assert loader.draw.make is data.sources["predictions"].draw.make
         assert [len(one.draw.items) for one in data.val_dataloader()] == [5, 5]
-        data.trainer = Mark(lightning_module=trainer.lightning_module, global_rank=0, world_size=1)
+        data.trainer = Mark(lightning_module=trainer.lightning_module)
     assert data.trainer is trainer
     assert data.train_dataloader().draw == data.sources["predictions"].draw
     with pytest.raises(KeyError), data.limited_to(1, 1, 1):

@@ -53,7 +53,7 @@ def test_games_are_played_as_the_config_says_in_environments_that_are_closed(
     player = source.player
     assert source.player is player
     assert pool.calls == [(SPEC, 4, 8.0)]
-    assert made.calls == [(pool.answer, "policy", ActionPrompt(history_turns=1), 3, 2.0, 0.3, 0.4)]
+    assert made.calls == [(pool.answer, "policy", ActionPrompt(history_turns=1), 3, 2.0, 0.3)]
     source.close()
     source.close()
     assert pool.answer.close.calls == [()]
@@ -64,10 +64,10 @@ def test_games_are_played_as_the_config_says_in_environments_that_are_closed(
 def test_a_player_keeps_its_settings() -> None:
     arguments: Any = ("pool", "policy", "prompt", 3)
     plain: Any = EpisodePlayer(*arguments)
-    assert (plain.success_reward, plain.invalid_penalty, plain.max_dropped_share) == (1.0, 0.0, 0.1)
-    own: Any = EpisodePlayer(*arguments, 2.0, 0.5, 0.6)
+    assert (plain.success_reward, plain.invalid_penalty) == (1.0, 0.0)
+    own: Any = EpisodePlayer(*arguments, 2.0, 0.5)
     assert (own.pool, own.policy, own.prompt, own.seed) == arguments
-    assert (own.success_reward, own.invalid_penalty, own.max_dropped_share) == (2.0, 0.5, 0.6)
+    assert (own.success_reward, own.invalid_penalty) == (2.0, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -142,10 +142,12 @@ def test_played_turns_are_labelled_where_labels_are_asked_for(tiny_chat: ChatFor
         how = NextStateLabels(count, ACTION_PROMPT)
         source = make_source(PolicyClient(generator, tiny_chat, context), next_state_labels=how)
         source.player = Mark(collect=Recorder(EpisodeBatch(7, 1, make_played(1, 2, 3))))
-        batch = source.training("samples", "policy_grpo").make(7, [])
+        draw = source.training("samples", "policy_grpo")
+        batch = draw.complete(draw.make(7, []))
         assert batch.groups == make_played(1, 2, 3)
         source.evaluation = GameEvaluation()
-        assert source.held_out().make(0, []).labels == ()
+        held_out = source.held_out()
+        assert held_out.complete(held_out.make(0, [])).labels == ()
         return list(batch.labels)
 
     whole = label(None, 9)

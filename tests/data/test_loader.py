@@ -10,8 +10,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from rwml_lightning.data.loader import Draw, StepLoader
-from rwml_lightning.schema import Transition
+from rwml_lightning import parallel
+from rwml_lightning.data.loader import Draw, StepLoader, merge
+from rwml_lightning.schema import EpisodeBatch, Transition
 from rwml_lightning.seeds import derive_seed
 from support.worlds import make_transition
 
@@ -24,15 +25,13 @@ def make_loader(
     seed: int | None = 0,
     num_passes: int = 1,
     in_parts: bool = False,
-    rank: int = 0,
-    world_size: int = 1,
 ) -> StepLoader[Transition, Batch]:
     transitions = [make_transition(n) for n in range(count)]
 
     def make(step: int, chosen: Sequence[Transition]) -> Batch:
         return step, [t.transition_id for t in chosen]
 
-    return StepLoader(Draw(transitions, batch_size, make, num_passes, in_parts), seed, rank, world_size)
+    return StepLoader(Draw(transitions, batch_size, make, num_passes, in_parts), seed)
 
 
 @given(
@@ -117,27 +116,6 @@ def test_the_digest_is_of_the_items_and_their_order() -> None:
 
 
 @given(
-    count=st.integers(1, 20),
-    batch_size=st.integers(1, 8),
-    world_size=st.integers(1, 4),
-    in_parts=st.booleans(),
-)
-def test_ranks_share_a_steps_items(count: int, batch_size: int, world_size: int, in_parts: bool) -> None:
-    whole = make_loader(count, batch_size, 3, 2, in_parts)
-    shares = [
-        list(make_loader(count, batch_size, 3, 2, in_parts, rank, world_size)) for rank in range(world_size)
-    ]
-    for place, (step, names) in enumerate(whole):
-        own = [share[place] for share in shares]
-        assert [position for position, _ in own] == [step] * world_size
-        for rank, (_, some) in enumerate(own):
-            assert some == names[rank::world_size]
-        assert [t.transition_id for t in whole.select(step)] == names  # the items of all ranks
-    for share in shares:
-        assert len(share) == len(whole)
-
-
-@given(
     count=st.integers(1, 20), batch_size=st.integers(1, 8), passes=st.integers(1, 3), seed=st.integers(0, 5)
 )
 def test_parts_keep_neighbours_and_come_in_an_order_of_each_pass(
@@ -161,3 +139,40 @@ def test_the_state_is_what_the_items_of_all_steps_follow_from() -> None:
     assert loader.state_dict() == {
         "step": 1, "seed": 4, "batch_size": 2, "num_items": 5, "items": loader.digest,
     }  # fmt: skip
+
+
+def test_shares_of_ranks_become_the_batch_of_the_step() -> None:
+    first = EpisodeBatch(3, 2, ("a", "b"), 0.5, ("lost",), {"generate": 4.0, "env": 1.0})  # type: ignore[arg-type]
+    other = EpisodeBatch(3, 2, ("c",), 0.5, (), {"generate": 3.0, "reward": 2.0}, ("label",))  # type: ignore[arg-type]
+    assert merge([first, other]) == EpisodeBatch(
+        3,
+        2,
+        ("a", "b", "c"),
+        0.5,
+        ("lost",),
+        {"generate": 4.0, "env": 1.0, "reward": 2.0},
+        ("label",),  # type: ignore[arg-type]
+    )
+    assert merge([other]) is other
+    with pytest.raises(ValueError, match=r"ranks disagree on policy_version of a EpisodeBatch: \[2, 1\]"):
+        merge([first, replace(other, policy_version=1)])
+
+
+@pytest.mark.parametrize("gathered", [True, False])
+def test_a_rank_makes_its_share_and_the_whole_is_completed(
+    monkeypatch: pytest.MonkeyPatch, gathered: bool
+) -> None:
+    monkeypatch.setattr(parallel, "share", lambda items: items[:1])
+    monkeypatch.setattr(parallel, "roll_out", lambda items, make: [make(items[:1]), make(items[1:])])
+
+    def make(step: int, items: Sequence[str]) -> EpisodeBatch:
+        return EpisodeBatch(step, 0, tuple(items))  # type: ignore[arg-type]
+
+    def complete(batch: EpisodeBatch) -> EpisodeBatch:
+        return replace(batch, dropped=("completed",))
+
+    (batch,) = StepLoader(Draw(["x", "y"], 2, make, complete=complete, gathered=gathered))
+    expected = (
+        EpisodeBatch(0, 0, ("x", "y"), dropped=("completed",)) if gathered else EpisodeBatch(0, 0, ("x",))
+    )  # type: ignore[arg-type]
+    assert batch == expected

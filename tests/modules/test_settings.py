@@ -8,7 +8,6 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
 from transformers import LlamaForCausalLM
@@ -17,7 +16,7 @@ import rwml_lightning.functional.logprobs as head
 import rwml_lightning.modules.loading as loading
 from rwml_lightning.modules import LoRA, WorldModelGRPO, WorldModelSFT
 from rwml_lightning.modules.grpo import GRPO
-from rwml_lightning.schema import Label, LabelledBatch, RolloutBatch
+from rwml_lightning.schema import Label, LabelledBatch
 from support.plain_grpo import (
     Settings,
     gradients_of,
@@ -28,7 +27,7 @@ from support.plain_grpo import (
     with_version,
     with_weights,
 )
-from support.training import LABELS, TOLERANCE, assert_close, distance, fit, make, run
+from support.training import LABELS, assert_close, distance, fit, make, run
 
 
 def module_arguments(settings: Settings) -> dict[str, Any]:
@@ -195,38 +194,6 @@ def test_no_forward_pass_has_more_tokens_than_its_budget(
         fit(module, [batch])
         assert (len(sizes) > 1) == (most == 16)
         assert max(sizes) <= most
-
-
-@pytest.mark.parametrize("normalisation", ["sequence", "token", "constant"])
-@pytest.mark.parametrize("cut", [1, 2, 3])  # the last: one rank has lost all its groups
-def test_the_mean_of_two_ranks_gradients_is_that_of_one_device(
-    tiny_model: Path,
-    model: LlamaForCausalLM,
-    monkeypatch: pytest.MonkeyPatch,
-    normalisation: str,
-    cut: int,
-) -> None:
-    arguments: dict[str, Any] = {"loss_normalisation": normalisation, "max_grad_norm": 1e9}
-    if normalisation == "constant":
-        arguments["loss_constant"] = 6.0
-    batch = make_batch(model, ((1.0, 0.0, 0.3), (0.0, 1.0, 0.9), (1.0, 0.2, 0.0)))
-
-    def train(part: RolloutBatch) -> dict[str, torch.Tensor]:
-        return fit(make(WorldModelGRPO, model=str(tiny_model), **arguments), [part]).gradients[0]
-
-    whole = train(batch)
-    shares = [replace(batch, groups=batch.groups[:cut]), replace(batch, groups=batch.groups[cut:])]
-    sent: list[torch.Tensor] = []
-    monkeypatch.setattr(L.Trainer, "world_size", 2)
-    monkeypatch.setattr(WorldModelGRPO, "all_gather", lambda self, own: sent.append(own) or own[None])
-    for share in shares:
-        train(share)
-    monkeypatch.setattr(WorldModelGRPO, "all_gather", lambda self, own: torch.stack(sent))
-    first, second = (train(share) for share in shares)
-    for name, value in whole.items():
-        none = torch.zeros_like(value)
-        mean = (first.get(name, none) + second.get(name, none)) / 2
-        torch.testing.assert_close(mean, value, atol=TOLERANCE, rtol=1e-3, msg=name)
 
 
 @pytest.mark.parametrize(

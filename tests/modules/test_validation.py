@@ -7,7 +7,6 @@ from typing import Any
 
 import lightning as L
 import pytest
-import torch
 
 from rwml_lightning.evaluation import (
     as_metrics,
@@ -72,17 +71,3 @@ def test_a_policy_is_measured_by_games_and_by_what_it_predicts(
     expected = success_metrics(module.games.results, prefix)
     expected |= as_metrics(module.held_out.results, f"{prefix}/world_model")
     assert logged(trainer) == pytest.approx(expected)
-
-
-def test_every_ranks_items_are_on_every_rank(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module, trainer = WorldModelGRPO(model=str(tiny_model)), make_trainer()
-    module.trainer = trainer
-    assert module.of_all_ranks([1, 2]) == [1, 2]
-    monkeypatch.setattr(L.Trainer, "world_size", 3)
-
-    def gather(shares: list[Any], own: list[int]) -> None:
-        assert len(shares) == 3
-        shares[:] = [own, [], [5]]
-
-    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
-    assert module.of_all_ranks([1, 2]) == [1, 2, 5]

@@ -79,7 +79,7 @@ def make_batch(*parts: dict[str, float]) -> RolloutBatch:
     groups = tuple(
         Group(make_transition(i), (1,), "", tuple(predictions[2 * i : 2 * i + 2])) for i in range(2)
     )
-    return RolloutBatch(0, 0, groups, dropped_groups=3, seconds={"generate": 4.0})
+    return RolloutBatch(0, 0, groups, dropped=("a", "b", "c"), seconds={"generate": 4.0})
 
 
 def write(path: Path, *rows: tuple[str, int, str, float]) -> None:

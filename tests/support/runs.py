@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,3 +127,18 @@ def rows_of(path: Path) -> list[tuple[str, int, str, float]]:
     """Read a CSV file of metrics: stage, step, name and value."""
     with path.open(newline="") as file:
         return [(r["stage"], int(r["step"]), r["name"], float(r["value"])) for r in csv.DictReader(file)]
+
+
+class SlowSteps(L.Callback):
+    """Lets each step take a while, so that somebody can ask for something."""
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        time.sleep(0.5)
+
+
+class FailOnOneRank(L.Callback):
+    """Fails on the second of two ranks, after the second step."""
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_rank == 1 and trainer.global_step == 2:
+            raise RuntimeError("the disk of rank 1 is full")

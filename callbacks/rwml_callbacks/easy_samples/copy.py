@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any
 
 import lightning as L
 import torch
@@ -27,8 +27,6 @@ from rwml_lightning.modules.exporting import write_export
 from rwml_lightning.prompts.chat_format import ChatFormat
 from rwml_lightning.schema import LabelledBatch, Transition
 from rwml_lightning.stages import preliminary_trainer, supervised_copy
-
-B = TypeVar("B")
 
 
 class CopyData(L.LightningDataModule):
@@ -77,15 +75,11 @@ class CopyData(L.LightningDataModule):
 
     @override
     def train_dataloader(self) -> StepLoader[Transition, LabelledBatch]:
-        return self._load(Draw(self.taught, self.batch_size, self._label, self.num_passes), self.seed)
+        return StepLoader(Draw(self.taught, self.batch_size, self._label, self.num_passes), self.seed)
 
     @override
     def predict_dataloader(self) -> StepLoader[Transition, Answers]:
-        return self._load(Draw(self.judged, self.prompts_per_batch, self._answer))
-
-    def _load(self, draw: Draw[Transition, B], seed: int | None = None) -> StepLoader[Transition, B]:
-        assert self.trainer is not None
-        return StepLoader(draw, seed, self.trainer.global_rank, self.trainer.world_size)
+        return StepLoader(Draw(self.judged, self.prompts_per_batch, self._answer, gathered=False))
 
     @override
     def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
@@ -139,10 +133,8 @@ def predict_with_copy(
         copy = supervised_copy(model, learning_rate, model.init_from, model.lora)
         learning = preliminary_trainer(trainer, [RewardLogger(), RolloutProgressBar()])
         learning.fit(copy, data)
-        if trainer.is_global_zero:
-            parts.folder.mkdir(parents=True, exist_ok=True)
-            write_export(copy, weights)
-        trainer.strategy.barrier("easy-sample copy")
+        parts.folder.mkdir(parents=True, exist_ok=True)
+        write_export(copy, weights)
         del copy, learning  # always predict with the exported weights, as a resumed filter does
     predicting = preliminary_trainer(trainer, [WeightSync(), RolloutProgressBar(), parts])
     predicting.predict(supervised_copy(model, learning_rate, str(weights)), data, return_predictions=False)

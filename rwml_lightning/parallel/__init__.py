@@ -1,0 +1,39 @@
+"""The only place that knows of ranks: a step is gathered, dealt out, and decided on together."""
+
+from rwml_lightning.parallel.dealing import deal, plan_micro_batches
+from rwml_lightning.parallel.launch import agree
+from rwml_lightning.parallel.ranks import (
+    RankError,
+    broadcast,
+    first_failure,
+    gather,
+    on_first_rank,
+    rank,
+    roll_out,
+    share,
+    sum_gradients,
+    together,
+    world_size,
+)
+from rwml_lightning.parallel.sharding import Replicated, Sharded, find_strategy, shard
+
+__all__ = [
+    "RankError",
+    "Replicated",
+    "Sharded",
+    "agree",
+    "broadcast",
+    "deal",
+    "find_strategy",
+    "first_failure",
+    "gather",
+    "on_first_rank",
+    "plan_micro_batches",
+    "rank",
+    "roll_out",
+    "shard",
+    "share",
+    "sum_gradients",
+    "together",
+    "world_size",
+]

@@ -1,0 +1,176 @@
+"""Values, failures and gradients that the processes of a run exchange; in a single process nothing travels.
+
+Every function here is collective: all ranks call it, in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cache
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+T = TypeVar("T")
+B = TypeVar("B")
+
+# A rank may wait for another one's rollouts this long. One that has ended is noticed at once, since its connection is gone.
+_LONGEST_WAIT = timedelta(hours=12)
+_BUCKET_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An exception of another rank.
+
+    Args:
+        rank: Rank that raised it.
+        text: Its type and message.
+    """
+
+    rank: int
+    text: str
+
+
+class RankError(RuntimeError):
+    """Another rank failed; the message is that of its exception."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(f"rank {failure.rank} failed: {failure.text}")
+        self.failure = failure
+
+
+def world_size() -> int:
+    """Return the number of processes of the run."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Return the place of this process among them."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def gather(value: T) -> list[T]:
+    """Give every rank the values of all ranks, in the order of ranks."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value, group=_group(dist.group.WORLD))
+    return values
+
+
+def broadcast(value: T) -> T:
+    """Give every rank the value of rank 0."""
+    if world_size() == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0, group=_group(dist.group.WORLD))
+    return values[0]
+
+
+def together(make: Callable[[], T]) -> list[T]:
+    """Call ``make`` on every rank, and give every rank all results.
+
+    Raises:
+        RankError: ``make`` failed on another rank. A rank where it failed raises its own exception.
+    """
+    if world_size() == 1:
+        return [make()]
+    try:
+        value = make()
+    except Exception as error:
+        gather(Failure(rank(), f"{type(error).__name__}: {error}"))
+        raise
+    results = gather(value)
+    for result in results:
+        if isinstance(result, Failure):
+            raise RankError(result)
+    return results
+
+
+def on_first_rank(make: Callable[[], T]) -> T:
+    """Call ``make`` on rank 0 alone, and give every rank its result.
+
+    Raises:
+        RankError: ``make`` failed, on all ranks but the first, which raises the exception itself.
+    """
+    results: list[Any] = together(lambda: make() if rank() == 0 else None)
+    return results[0]
+
+
+def first_failure(error: BaseException) -> str:
+    """Report that this rank fails, and return what the first failing rank reported, type and message in one line.
+
+    The others fail after it, by a lost connection that says nothing of the cause. Not collective.
+    """
+    text = f"{type(error).__name__}: {error}".splitlines()[0]
+    if isinstance(error, RankError):
+        text = str(error)
+    if world_size() == 1:
+        return text
+    own = text if isinstance(error, RankError) or rank() == 0 else f"rank {rank()} failed: {text}"
+    try:
+        return dist.distributed_c10d._get_default_store().compare_set("rwml/failure", "", own).decode()
+    except dist.DistError:  # rank 0, which keeps the store, has ended
+        return own
+
+
+def share(items: Sequence[T]) -> Sequence[T]:
+    """Return this rank's share of a step's items: neighbours, and one more or less than any other rank's."""
+    size, own = world_size(), rank()
+    return items[len(items) * own // size : len(items) * (own + 1) // size]
+
+
+def roll_out(items: Sequence[T], make: Callable[[Sequence[T]], B]) -> list[B]:
+    """Call ``make`` on each rank's share of a step's items, and give every rank all results, in the order of the items.
+
+    A rank without items makes nothing. Where there are no items at all, every rank makes the same from none.
+    """
+    own = share(items)
+    results = together(lambda: make(own) if own else None)
+    made = [result for result in results if result is not None]
+    return made or [make(items)]
+
+
+def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """Replace each gradient by its sum over the ranks, in a few large all-reduces.
+
+    A gradient that is absent on all ranks stays absent. Gradients of sharded parameters are summed by FSDP already.
+    """
+    if world_size() == 1:
+        return
+    own = [p for p in parameters if not isinstance(p, DTensor)]
+    present = gather([p.grad is not None for p in own])
+    some = [p for p, *had in zip(own, *present, strict=True) if any(had)]
+    for bucket in _buckets(some):
+        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in bucket]
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        dist.all_reduce(flat)
+        parts: Sequence[Tensor] = flat.split([p.numel() for p in bucket])
+        for parameter, part in zip(bucket, parts, strict=True):
+            parameter.grad = part.view_as(parameter)
+
+
+def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """Parameters of one dtype together, up to a size that is worth a message."""
+    bucket: list[nn.Parameter] = []
+    size = 0
+    for parameter in sorted(parameters, key=lambda p: str(p.dtype)):
+        if bucket and (size >= _BUCKET_BYTES or parameter.dtype != bucket[0].dtype):
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(parameter)
+        size += parameter.numel() * parameter.element_size()
+    if bucket:
+        yield bucket
+
+
+@cache
+def _group(world: Any) -> Any:
+    """A gloo group beside the one of the devices, so that values travel without a GPU and may take long to come."""
+    return dist.new_group(backend="gloo", timeout=_LONGEST_WAIT)

@@ -1,0 +1,62 @@
+"""Models spread over the ranks by FSDP2, and the strategies behind ``trainer.strategy: ddp`` and ``fsdp``."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from lightning.pytorch.overrides.distributed import _sync_module_states
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from typing_extensions import override
+
+from rwml_lightning.functional import packed_logprobs
+
+SHARDED_LOGPROBS = "packed_logprobs"
+"""Method of a sharded model that computes :func:`rwml_lightning.functional.packed_logprobs` with its weights gathered."""
+
+
+class Replicated(DDPStrategy):
+    """The whole model on every rank. Gradients are summed once a step by the module, so no DDP wrapper keeps a copy of them."""
+
+    @override
+    def configure_ddp(self) -> None:
+        assert self.model is not None
+        _sync_module_states(self.model)
+
+
+class Sharded(ModelParallelStrategy):
+    """Weights, gradients and moments spread over all ranks (FSDP2); a checkpoint is one file that any number of ranks reads."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False, **kwargs)
+
+    @override
+    def setup_environment(self) -> None:
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+
+def find_strategy(given: Any) -> Any:
+    """Return the strategy of this module that ``trainer.strategy`` names, ``ddp`` or ``fsdp``; anything else is Lightning's."""
+    own = {"ddp": Replicated, "fsdp": Sharded}
+    return own[given]() if isinstance(given, str) and given in own else given
+
+
+def shard(policy: nn.Module, mesh: DeviceMesh) -> None:
+    """Spread a model over the ranks of a mesh: each decoder layer by itself, then the rest."""
+    from rwml_lightning.functional.packed import causal_lm, decoder
+
+    for layer in decoder(causal_lm(policy)).layers:  # type: ignore[union-attr]
+        fully_shard(layer, mesh=mesh)
+    fully_shard(
+        policy, mesh=mesh, reshard_after_forward=True
+    )  # each pass gathers anew, so a reference may differ
+    for module in policy.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)  # losses are normalised over the whole step
+            module.set_force_sum_reduction_for_comms(True)  # gloo cannot multiply before it sums
+    setattr(policy, SHARDED_LOGPROBS, partial(packed_logprobs, policy))
+    register_fsdp_forward_method(policy, SHARDED_LOGPROBS)

@@ -1,0 +1,68 @@
+"""Micro-batches dealt to ranks: each once, equally many, and work spread evenly."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rwml_lightning.functional import micro_batches, padding_micro_batch
+from rwml_lightning.parallel import deal, plan_micro_batches
+
+TEXTS = st.lists(st.lists(st.integers(0, 3), min_size=2, max_size=8), min_size=1, max_size=12)
+
+
+def test_the_costliest_goes_first_to_the_rank_with_least() -> None:
+    assert deal([5, 9, 4, 8], 2) == [[1, 2], [0, 3]]  # 9 | 8, then 5 to the 8, then 4 to the 9
+    assert deal([1, 1, 1, 9], 2) == [[2, 3], [0, 1]]  # no rank gets more than two: else 9 | 1 1 1
+    assert deal([3], 3) == [[0], [], []]
+    assert deal([], 2) == [[], []]
+
+
+@given(st.lists(st.integers(1, 50), max_size=20), st.integers(1, 5))
+def test_every_item_is_dealt_once_and_no_rank_has_more_than_its_number(
+    costs: list[int], num_ranks: int
+) -> None:
+    hands = deal(costs, num_ranks)
+    assert sorted(place for hand in hands for place in hand) == list(range(len(costs)))
+    assert max(map(len, hands)) == -(-len(costs) // num_ranks)
+
+
+@given(TEXTS, st.integers(1, 30), st.integers(1, 4))
+def test_a_plan_holds_every_sequence_once_in_equally_many_micro_batches(
+    texts: list[list[int]], max_tokens: int, num_ranks: int
+) -> None:
+    hands = plan_micro_batches(texts, [1] * len(texts), max_tokens, num_ranks)
+    assert len(hands) == num_ranks
+    assert len({len(hand) for hand in hands}) == 1
+    held = Counter(place for hand in hands for micro in hand for place in micro.sequences)
+    assert held == Counter(range(len(texts)))
+    longest = max(map(len, texts)) - 1
+    assert all(micro.num_nodes <= max(max_tokens, longest) for hand in hands for micro in hand)
+
+
+def test_one_rank_gets_what_the_token_budget_gives() -> None:
+    texts, trained_from = [[1, 2, 3], [1, 2, 4], [5, 6, 7, 8]], [1, 2, 1]
+    (own,) = plan_micro_batches(texts, trained_from, 4, 1)
+    assert [m.sequences for m in own] == [m.sequences for m in micro_batches(texts, trained_from, 4)]
+
+
+def test_a_step_of_one_micro_batch_is_cut_finer_for_two_ranks() -> None:
+    texts = [[k, *range(200)] for k in range(8)]
+    assert len(micro_batches(texts, [1] * 8, 10_000)) == 1
+    hands = plan_micro_batches(texts, [1] * 8, 10_000, 2)
+    assert [sum(micro.num_nodes for micro in hand) for hand in hands] == [800, 800]
+
+
+def test_a_step_without_samples_has_no_micro_batches() -> None:
+    assert plan_micro_batches([], [], 8, 3) == [[], [], []]
+
+
+def test_a_padding_micro_batch_goes_through_the_model_and_trains_nothing() -> None:
+    padding = padding_micro_batch()
+    assert (padding.num_nodes, padding.num_trained, padding.sequences) == (1, 0, ())
+    assert torch.equal(padding.subtree_end, torch.tensor([1]))
+    one, none = plan_micro_batches([[1, 2]], [1], 8, 2)
+    assert (one[0].num_trained, none[0].num_trained) == (1, 0)

@@ -1,0 +1,142 @@
+"""Runs of two processes from their config: the same numbers as one, requests that all obey, failures that end all."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from rwml_lightning.trace import TraceReader
+from rwml_lightning.trace.reader import send_command
+from support.runs import NUM_STEPS, metrics_of, write_resumable_config
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+TIMES = ("time/", "throughput/", "memory/")
+
+
+def write_config(folder: Path, model: Path, name: str, callback: str | None = None, **trainer: Any) -> Path:
+    """The run of :func:`write_resumable_config` on two processes, at a learning rate at which rounding flips no sample."""
+    file = write_resumable_config(folder, model, name, None)
+    config = yaml.safe_load(file.read_text())
+    config["trainer"] |= {"devices": 2, "strategy": "ddp", **trainer}
+    config["model"]["init_args"]["optimizer"]["learning_rate"] = 2e-4
+    if callback is not None:
+        config["trainer"]["callbacks"] = [{"class_path": f"support.runs.{callback}"}]
+    file.write_text(yaml.safe_dump(config))
+    return file
+
+
+@contextmanager
+def started(config: Path, *arguments: str, launcher: list[str] = TORCHRUN) -> Iterator[subprocess.Popen[str]]:
+    """A run at work; what is left of it in the end is killed."""
+    command = [sys.executable, *launcher, "-m", "rwml_lightning", "fit", "--config", str(config), *arguments]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def fit(config: Path, *arguments: str, launcher: list[str] = TORCHRUN) -> str:
+    with started(config, *arguments, launcher=launcher) as process:
+        output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output[-4000:]
+    return output
+
+
+def numbers(run: Path) -> dict[tuple[str, int, str], float]:
+    """All metrics but those that are times."""
+    rows = {(stage, step, name): value for stage, step, name, value in metrics_of(run)}
+    assert len(rows) == len(metrics_of(run))  # nothing stands there twice
+    return {place: value for place, value in rows.items() if not place[2].startswith(TIMES)}
+
+
+@pytest.mark.parametrize("launcher", [TORCHRUN, []], ids=["torchrun", "lightning"])
+def test_a_run_of_two_processes_has_the_numbers_of_one(
+    tiny_model: Path, tmp_path: Path, launcher: list[str]
+) -> None:
+    fit(write_config(tmp_path, tiny_model, "one", devices=1, strategy="auto"), launcher=[])
+    output = fit(write_config(tmp_path, tiny_model, "two"), launcher=launcher)
+    assert output.count("run folder: ") == 1
+    runs = tmp_path / "runs"
+    assert sorted(path.name for path in runs.iterdir()) == ["one", "two"]
+    one, two = numbers(runs / "one"), numbers(runs / "two")
+    assert two == pytest.approx(one, rel=1e-3, abs=1e-4)
+    with TraceReader(runs / "two" / "trace.db") as reader:
+        assert [(s.stage, s.last_step) for s in reader.stages()] == [("wm_sft", 2), ("wm_grpo", NUM_STEPS)]
+    # Resumed by one process, there is nothing left to do.
+    again = fit(write_config(tmp_path, tiny_model, "two"), launcher=launcher)
+    assert "wm_grpo 1/" not in again
+
+
+def test_all_ranks_obey_the_dashboard_and_another_number_goes_on(tiny_model: Path, tmp_path: Path) -> None:
+    store = tmp_path / "runs" / "asked" / "trace.db"
+    with started(write_config(tmp_path, tiny_model, "asked", "SlowSteps")) as process:
+        wait_until(lambda: store.exists() and last_step(store) >= 1, process)
+        for command in ("pause", "checkpoint", "resume", "stop"):
+            send_command(store, command)
+        output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output[-4000:]
+    step = last_step(store)
+    assert 1 <= step < NUM_STEPS
+    folder = store.parent / "checkpoints"
+    assert {path.name for path in folder.glob("*-*.ckpt")} >= {f"asked-{step}.ckpt", f"stopped-{step}.ckpt"}
+    fit(write_config(tmp_path, tiny_model, "asked", "SlowSteps"), "--trainer.max_steps", "-1")
+    assert last_step(store) == NUM_STEPS
+
+
+def test_an_exception_of_one_rank_ends_all_and_its_message_is_stored(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "runs" / "failing" / "trace.db"
+    with started(write_config(tmp_path, tiny_model, "failing", "FailOnOneRank")) as process:
+        start = time.monotonic()
+        output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert time.monotonic() - start < 90
+    with TraceReader(store) as reader:
+        status = reader.status()
+    assert (status.state, status.reason) == (
+        "failed",
+        "rank 1 failed: RuntimeError: the disk of rank 1 is full",
+    ), output[-3000:]
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_checkpoint_of_two_ranks_is_read_by_one(tiny_model: Path, tmp_path: Path, strategy: str) -> None:
+    config = write_config(tmp_path, tiny_model, "many", strategy=strategy, max_steps=3)
+    fit(config)
+    (checkpoint,) = (tmp_path / "runs" / "many" / "checkpoints").glob("step-3.ckpt")
+    assert torch.load(checkpoint, weights_only=True)["state_dict"]
+    alone = write_config(tmp_path, tiny_model, "alone", devices=1, strategy="auto")
+    output = fit(alone, "--ckpt_path", str(checkpoint), launcher=[])
+    assert "wm_grpo 4/8" in output
+    assert "wm_grpo 3/8" not in output
+
+
+def last_step(store: Path) -> int:
+    with TraceReader(store) as reader:
+        return max((s.last_step or 0 for s in reader.stages() if s.stage == "wm_grpo"), default=0)
+
+
+def wait_until(condition: Any, process: subprocess.Popen[str], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[0][-4000:]
+        assert time.monotonic() < end
+        time.sleep(0.2)
