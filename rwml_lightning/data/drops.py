@@ -1,4 +1,4 @@
-"""The limit of groups that a run may lose."""
+"""Limit for the groups that a run may lose to failures."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ log = logging.getLogger(__name__)
 
 
 class DropLimit:
-    """Counts the groups of whole steps, and stops a run that loses too many.
+    """Counts the groups of steps, and raises an error when too many are lost.
 
     Args:
-        key: Config key of the limit, for the error.
-        share: Largest share of groups that may be lost; a single one never stops a run.
+        key: Config key of the limit, for the error message.
+        share: Largest share of groups that may be lost. A single lost group is always allowed.
     """
 
     def __init__(self, key: str, share: float) -> None:
@@ -25,13 +25,13 @@ class DropLimit:
         self._num_dropped = 0
 
     def count(self, batch: Any) -> Any:
-        """Count the groups of a step's batch, and return it.
+        """Count the groups of a step's batch, and return the batch.
 
         Args:
-            batch: Has ``groups``, and in ``dropped`` a line for each group that was lost.
+            batch: Batch with ``groups``, and ``dropped``, which has one line per lost group.
 
         Raises:
-            ValueError: Too many groups were lost; says why the last one was.
+            ValueError: Too many groups were lost. The message gives the reason for the last one.
         """
         dropped = batch.dropped
         self._num_groups += len(batch.groups) + len(dropped)
@@ -41,6 +41,6 @@ class DropLimit:
         if dropped and self._num_dropped > max(1, self.share * self._num_groups):
             raise ValueError(
                 f"{self._num_dropped} of {self._num_groups} groups were lost, more than {self.key} ({self.share}) allows. "
-                f"The same command goes on from the last checkpoint. The last one: {dropped[-1]}"
+                f"Run the same command again to continue from the last checkpoint. The last lost group: {dropped[-1]}"
             )
         return batch

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
 
-import lightning as L
 import torch
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from typing_extensions import override
 
 from rwml_lightning import parallel
-from rwml_lightning.evaluation import HeldOutBatch, HeldOutPredictions, PlayedGames
 from rwml_lightning.functional import (
     Checkpointing,
     MicroBatch,
@@ -27,13 +24,13 @@ from rwml_lightning.functional import (
 )
 from rwml_lightning.models import load_tokenizer
 from rwml_lightning.modules.adapters import LoRA
+from rwml_lightning.modules.evaluated import EvaluatedModule
 from rwml_lightning.modules.loading import Dtype, check_same_lora, load_policy
-from rwml_lightning.modules.observers import MetricsObserver, StepObserver, check_monitored
 from rwml_lightning.modules.optimizer import Optimizer
 from rwml_lightning.modules.resuming import reopen_epoch, restore_rng, rng_states
 from rwml_lightning.modules.scoring import score_text
 from rwml_lightning.parallel.sharding import SHARDED_LOGPROBS
-from rwml_lightning.schema import EpisodeBatch, Label
+from rwml_lightning.schema import Label
 from rwml_lightning.weights import model_tensors
 
 if TYPE_CHECKING:
@@ -54,7 +51,7 @@ class NonFiniteError(RuntimeError):
     """A loss or gradient is not finite. It is raised before the optimizer step, so the weights are still valid."""
 
 
-class PolicyModule(L.LightningModule):
+class PolicyModule(EvaluatedModule):
     """Trains a Hugging Face causal language model with manual optimisation.
 
     Args:
@@ -71,8 +68,6 @@ class PolicyModule(L.LightningModule):
     """
 
     stage: ClassVar[str]
-    reads: ClassVar[Literal["predictions", "episodes"]]
-    """Source of the DataModule that the stage learns from."""
     learns: ClassVar[Literal["samples", "labels"]]
     """Whether the stage learns from samples of its own policy, or from labels."""
     policy: nn.Module
@@ -99,10 +94,6 @@ class PolicyModule(L.LightningModule):
         self.optimizer = optimizer
         self.max_tokens_per_micro_batch = max_tokens_per_micro_batch
         self.head_chunk_size = head_chunk_size
-        self.held_out = HeldOutPredictions()
-        self.games = PlayedGames()
-        self.evaluation_metrics: dict[str, float] = {}
-        self._step_metrics: dict[str, float] = {}
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -141,7 +132,7 @@ class PolicyModule(L.LightningModule):
             self.shard(self.policy)
 
     def shard(self, policy: nn.Module) -> None:
-        """Spread a model over the ranks where the strategy says so."""
+        """Shard a model over the ranks if the strategy does so."""
         if self.device_mesh is not None:
             parallel.shard(policy, self.device_mesh["data_parallel"])
 
@@ -266,7 +257,7 @@ class PolicyModule(L.LightningModule):
     def own_micro_batches(
         self, prompted: Sequence[Prompted], answers: Sequence[tuple[int, ...]]
     ) -> list[MicroBatch]:
-        """Pack the prompts and answers of the whole step, and return this rank's micro-batches, on the device."""
+        """Pack the prompts and answers of the whole step, and return the micro-batches of this rank, on its device."""
         sequences = [one.prompt_ids + answer for one, answer in zip(prompted, answers, strict=True)]
         trained_from = [len(one.prompt_ids) for one in prompted]
         hands = parallel.plan_micro_batches(
@@ -275,95 +266,30 @@ class PolicyModule(L.LightningModule):
         return [micro.to(self.device) for micro in hands[parallel.rank()]]
 
     def logprobs(self, policy: nn.Module, micro: MicroBatch, temperature: float = 1.0) -> TokenLogprobs:
-        """Log-probability and entropy of every trained token of a micro-batch, see :func:`packed_logprobs`."""
+        """Compute log-probability and entropy of every trained token of a micro-batch with :func:`packed_logprobs`."""
         packed = getattr(policy, SHARDED_LOGPROBS, None) or partial(packed_logprobs, policy)
         return packed(micro, temperature=temperature, chunk_size=self.head_chunk_size)
 
     def accumulate(self, backward: Callable[[], T]) -> list[T]:
-        """Add up the gradients of the whole step: every rank runs ``backward`` on its micro-batches, then they are summed.
+        """Accumulate the gradients of the whole step: every rank calls ``backward``, then gradients are summed over ranks.
+
+        Args:
+            backward: Function that runs the backward passes of this rank's micro-batches.
 
         Returns:
-            What ``backward`` returned on each rank.
+            Results of ``backward`` on all ranks.
 
         Raises:
             RankError: ``backward`` failed on another rank.
         """
         replicated: Any = self.trainer.strategy.model
-        no_sync = getattr(replicated, "no_sync", None)  # a DDP wrapper would sum at every backward pass
+        no_sync = getattr(
+            replicated, "no_sync", None
+        )  # Lightning's DDP wrapper would average in every backward pass
         with no_sync() if no_sync is not None else nullcontext():
             results = parallel.together(backward)
         parallel.sum_gradients([p for p in self.policy.parameters() if p.requires_grad])
         return results
-
-    @override
-    def on_validation_epoch_start(self) -> None:
-        self.held_out.start()
-        self.games.start()
-
-    @override
-    def on_test_epoch_start(self) -> None:
-        self.on_validation_epoch_start()
-
-    @override
-    def validation_step(
-        self, batch: HeldOutBatch | EpisodeBatch, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        if isinstance(batch, HeldOutBatch):
-            self.held_out.add(batch)
-        else:
-            self.games.add(batch)
-
-    @override
-    def test_step(self, batch: HeldOutBatch | EpisodeBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self.validation_step(batch, batch_idx)
-
-    @override
-    def on_validation_epoch_end(self) -> None:
-        self._log_evaluation("val")
-
-    @override
-    def on_test_epoch_end(self) -> None:
-        self._log_evaluation("test")
-
-    def _log_evaluation(self, prefix: str) -> None:
-        """Log evaluation metrics; a source that the stage does not learn from gets a subgroup of ``prefix``."""
-        predictions = prefix if self.reads == "predictions" else f"{prefix}/world_model"
-        games = prefix if self.reads == "episodes" else f"{prefix}/games"
-        metrics = self.held_out.finish(predictions) | self.games.finish(games)
-        self.evaluation_metrics = metrics
-        if metrics:
-            self.log_dict(metrics, batch_size=1, logger=False)
-        if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
-            check_monitored(self.trainer, {*self.trainer.callback_metrics, *metrics})
-        if not self.trainer.sanity_checking:
-            self.publish(metrics)
-
-    def record(self, metrics: Mapping[str, float]) -> None:
-        """Add metrics to the current training step; for the module and for callbacks in ``on_train_batch_end``."""
-        self._step_metrics.update(metrics)
-        self.log_dict(dict(metrics), batch_size=1, logger=False)
-
-    @override
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Send the step's metrics to loggers and callbacks; they are complete, because Lightning calls this hook last."""
-        metrics, self._step_metrics = self._step_metrics, {}
-        if (batch_idx + 1) % cast(Any, self.trainer).log_every_n_steps == 0:
-            self._log(metrics)
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, StepObserver):
-                callback.on_step_metrics(self.trainer, self, metrics, outputs.get("batch"))
-
-    def publish(self, metrics: Mapping[str, float]) -> None:
-        """Send the metrics of an evaluation or analysis to loggers and callbacks."""
-        self._log(metrics)
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, MetricsObserver):
-                callback.on_metrics(self.trainer, self, metrics)
-
-    def _log(self, metrics: Mapping[str, float]) -> None:
-        """Log metrics at the current optimizer step. Lightning would log at batch numbers, and repeat missing metrics."""
-        for logger in self.trainer.loggers:
-            logger.log_metrics(dict(metrics), step=self.trainer.global_step)
 
     @override
     def predict_step(self, batch: Any, batch_idx: int) -> Any:

@@ -1,4 +1,7 @@
-"""The only place that knows of ranks: a step is gathered, dealt out, and decided on together."""
+"""Processes of a run: gathering a step on all ranks, dealing its micro-batches, summing gradients, deciding together.
+
+No other package calls torch.distributed.
+"""
 
 from rwml_lightning.parallel.dealing import deal, plan_micro_batches
 from rwml_lightning.parallel.launch import agree

@@ -1,4 +1,4 @@
-"""The micro-batches of a step, dealt to ranks: a pure function of the step, so every rank computes the same."""
+"""Distribution of a step's micro-batches over ranks: a pure function of the step, so all ranks compute the same one."""
 
 from __future__ import annotations
 
@@ -7,17 +7,21 @@ from collections.abc import Sequence
 from rwml_lightning.functional import MicroBatch, micro_batches, padding_micro_batch
 from rwml_lightning.functional.prefix_tree import TokenIds
 
-# A pass of few tokens costs about as much as one of this many, in kernel launches and, under FSDP, in gathering weights.
+# Cost of a pass besides its tokens, in tokens: kernel launches and, with FSDP, the gathering of weights.
 _TOKENS_OF_A_PASS = 64
 
 
 def deal(costs: Sequence[int], num_ranks: int) -> list[list[int]]:
-    """Deal items to ranks so that the largest sum of costs is small and no rank has more than its even number of items.
+    """Deal items to ranks so that the largest sum of costs is small and the numbers of items are as equal as possible.
 
-    The costliest item goes first, each to the rank with the least so far.
+    Items are dealt in descending order of cost, each to the rank with the smallest sum so far.
+
+    Args:
+        costs: Cost of each item.
+        num_ranks: Number of ranks.
 
     Returns:
-        Places of each rank's items, ascending.
+        Indices of each rank's items, ascending.
     """
     most = -(-len(costs) // num_ranks)
     hands: list[list[int]] = [[] for _ in range(num_ranks)]
@@ -34,8 +38,8 @@ def plan_micro_batches(
 ) -> list[list[MicroBatch]]:
     """Cut a step's sequences into micro-batches and deal them to ranks.
 
-    Sequences are cut finer than ``max_tokens`` where that spreads the work better: a step of one micro-batch would leave all
-    other ranks idle. Ranks with fewer micro-batches get empty ones, so that all enter every collective equally often.
+    Micro-batches are smaller than ``max_tokens`` if that balances the work better: with a single micro-batch, all other ranks
+    would be idle. A rank with fewer micro-batches gets empty ones, so that all ranks enter every collective equally often.
 
     Args:
         sequences: Token ids of the whole step, prompt and completion.
@@ -44,7 +48,7 @@ def plan_micro_batches(
         num_ranks: Number of ranks.
 
     Returns:
-        Micro-batches of each rank; equally many.
+        Micro-batches of each rank, the same number for all ranks.
     """
     if not sequences:
         return [[] for _ in range(num_ranks)]

@@ -1,4 +1,4 @@
-"""What ranks agree on before they are connected: values of rank 0, through whatever started them."""
+"""Values of rank 0 that all ranks need before a process group exists, such as the path of the run folder."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _WAIT = timedelta(minutes=10)
 
 
 def agree(name: str, make: Callable[[], str]) -> str:
-    """Call ``make`` on rank 0 alone, and give every rank its result, before a process group exists.
+    """Call ``make`` on rank 0 only and return its result on every rank, before a process group exists.
 
-    Under torchrun the value travels through the store that torchrun keeps. Where Lightning starts the other processes of a
-    machine, they inherit it.
+    With torchrun, the value is passed through torchrun's store. If Lightning starts the other processes, they inherit it as
+    an environment variable.
 
     Args:
-        name: Name of the value; each is agreed on once a run.
-        make: Makes the value.
+        name: Name of the value. A name is used once per run.
+        make: Function that makes the value.
 
     Raises:
         RankError: ``make`` failed on rank 0.

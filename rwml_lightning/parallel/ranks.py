@@ -1,6 +1,7 @@
-"""Values, failures and gradients that the processes of a run exchange; in a single process nothing travels.
+"""Exchange of values, failures and gradients between the processes of a run.
 
-Every function here is collective: all ranks call it, in the same order.
+The functions are collective unless stated otherwise: all ranks call them, in the same order. In a single process they
+exchange nothing.
 """
 
 from __future__ import annotations
@@ -19,18 +20,18 @@ from torch.distributed.tensor import DTensor
 T = TypeVar("T")
 B = TypeVar("B")
 
-# A rank may wait for another one's rollouts this long. One that has ended is noticed at once, since its connection is gone.
+# A rank waits at most this long for the rollouts of another rank. The end of a process is noticed at once: its connection closes.
 _LONGEST_WAIT = timedelta(hours=12)
 _BUCKET_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True)
 class Failure:
-    """An exception of another rank.
+    """An exception on another rank.
 
     Args:
-        rank: Rank that raised it.
-        text: Its type and message.
+        rank: Rank that raised the exception.
+        text: Type and message of the exception.
     """
 
     rank: int
@@ -38,7 +39,7 @@ class Failure:
 
 
 class RankError(RuntimeError):
-    """Another rank failed; the message is that of its exception."""
+    """Another rank failed. The message contains the type and message of its exception."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(f"rank {failure.rank} failed: {failure.text}")
@@ -51,12 +52,12 @@ def world_size() -> int:
 
 
 def rank() -> int:
-    """Return the place of this process among them."""
+    """Return the rank of this process, from 0."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
 def gather(value: T) -> list[T]:
-    """Give every rank the values of all ranks, in the order of ranks."""
+    """Return the values of all ranks, in the order of the ranks."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
@@ -65,7 +66,7 @@ def gather(value: T) -> list[T]:
 
 
 def broadcast(value: T) -> T:
-    """Give every rank the value of rank 0."""
+    """Return the value of rank 0."""
     if world_size() == 1:
         return value
     values = [value]
@@ -74,7 +75,7 @@ def broadcast(value: T) -> T:
 
 
 def together(make: Callable[[], T]) -> list[T]:
-    """Call ``make`` on every rank, and give every rank all results.
+    """Call ``make`` on every rank and return the results of all ranks.
 
     Raises:
         RankError: ``make`` failed on another rank. A rank where it failed raises its own exception.
@@ -94,19 +95,20 @@ def together(make: Callable[[], T]) -> list[T]:
 
 
 def on_first_rank(make: Callable[[], T]) -> T:
-    """Call ``make`` on rank 0 alone, and give every rank its result.
+    """Call ``make`` on rank 0 only and return its result on every rank.
 
     Raises:
-        RankError: ``make`` failed, on all ranks but the first, which raises the exception itself.
+        RankError: ``make`` failed. Rank 0 raises its own exception instead.
     """
     results: list[Any] = together(lambda: make() if rank() == 0 else None)
     return results[0]
 
 
 def first_failure(error: BaseException) -> str:
-    """Report that this rank fails, and return what the first failing rank reported, type and message in one line.
+    """Report that this rank fails, and return the report of the rank that failed first, in one line.
 
-    The others fail after it, by a lost connection that says nothing of the cause. Not collective.
+    The other ranks fail after it with a closed connection, whose message does not name the cause. This function is not
+    collective.
     """
     text = f"{type(error).__name__}: {error}".splitlines()[0]
     if isinstance(error, RankError):
@@ -121,15 +123,15 @@ def first_failure(error: BaseException) -> str:
 
 
 def share(items: Sequence[T]) -> Sequence[T]:
-    """Return this rank's share of a step's items: neighbours, and one more or less than any other rank's."""
+    """Return this rank's share of a step's items: consecutive items; the shares of two ranks differ by at most one item."""
     size, own = world_size(), rank()
     return items[len(items) * own // size : len(items) * (own + 1) // size]
 
 
 def roll_out(items: Sequence[T], make: Callable[[Sequence[T]], B]) -> list[B]:
-    """Call ``make`` on each rank's share of a step's items, and give every rank all results, in the order of the items.
+    """Call ``make`` on each rank's share of a step's items, and return all results on every rank, in the order of the items.
 
-    A rank without items makes nothing. Where there are no items at all, every rank makes the same from none.
+    A rank without items does not call ``make``. If the step has no items, every rank calls it with none.
     """
     own = share(items)
     results = together(lambda: make(own) if own else None)
@@ -138,9 +140,9 @@ def roll_out(items: Sequence[T], make: Callable[[Sequence[T]], B]) -> list[B]:
 
 
 def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """Replace each gradient by its sum over the ranks, in a few large all-reduces.
+    """Replace each gradient by its sum over the ranks, with a few large all-reduces.
 
-    A gradient that is absent on all ranks stays absent. Gradients of sharded parameters are summed by FSDP already.
+    A gradient that is absent on all ranks stays absent. FSDP has already summed the gradients of sharded parameters.
     """
     if world_size() == 1:
         return
@@ -157,7 +159,7 @@ def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
 
 
 def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Parameters of one dtype together, up to a size that is worth a message."""
+    """Yield lists of parameters of one dtype, of at most about ``_BUCKET_BYTES``."""
     bucket: list[nn.Parameter] = []
     size = 0
     for parameter in sorted(parameters, key=lambda p: str(p.dtype)):
@@ -172,5 +174,5 @@ def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]
 
 @cache
 def _group(world: Any) -> Any:
-    """A gloo group beside the one of the devices, so that values travel without a GPU and may take long to come."""
+    """Make a gloo group beside the group of the devices: it needs no GPU and has a longer timeout."""
     return dist.new_group(backend="gloo", timeout=_LONGEST_WAIT)

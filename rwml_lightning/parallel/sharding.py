@@ -1,4 +1,4 @@
-"""Models spread over the ranks by FSDP2, and the strategies behind ``trainer.strategy: ddp`` and ``fsdp``."""
+"""The strategies ``ddp`` and ``fsdp`` of ``trainer.strategy``, and the sharding of models by FSDP2."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ from typing_extensions import override
 from rwml_lightning.functional import packed_logprobs
 
 SHARDED_LOGPROBS = "packed_logprobs"
-"""Method of a sharded model that computes :func:`rwml_lightning.functional.packed_logprobs` with its weights gathered."""
+"""Method of a sharded model that gathers its weights and computes :func:`rwml_lightning.functional.packed_logprobs`."""
 
 
 class Replicated(DDPStrategy):
-    """The whole model on every rank. Gradients are summed once a step by the module, so no DDP wrapper keeps a copy of them."""
+    """Data parallelism with the whole model on every rank.
+
+    The module sums the gradients once per step, so no DDP wrapper holds a second copy of them.
+    """
 
     @override
     def configure_ddp(self) -> None:
@@ -28,7 +31,10 @@ class Replicated(DDPStrategy):
 
 
 class Sharded(ModelParallelStrategy):
-    """Weights, gradients and moments spread over all ranks (FSDP2); a checkpoint is one file that any number of ranks reads."""
+    """Data parallelism with weights, gradients and moments sharded over all ranks (FSDP2).
+
+    A checkpoint is a single file, which any number of ranks can load.
+    """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False, **kwargs)
@@ -40,20 +46,20 @@ class Sharded(ModelParallelStrategy):
 
 
 def find_strategy(given: Any) -> Any:
-    """Return the strategy of this module that ``trainer.strategy`` names, ``ddp`` or ``fsdp``; anything else is Lightning's."""
+    """Return the strategy for ``ddp`` and ``fsdp``, and any other value of ``trainer.strategy`` unchanged."""
     own = {"ddp": Replicated, "fsdp": Sharded}
     return own[given]() if isinstance(given, str) and given in own else given
 
 
 def shard(policy: nn.Module, mesh: DeviceMesh) -> None:
-    """Spread a model over the ranks of a mesh: each decoder layer by itself, then the rest."""
+    """Shard a model over the ranks of a mesh, each decoder layer separately."""
     from rwml_lightning.functional.packed import causal_lm, decoder
 
     for layer in decoder(causal_lm(policy)).layers:  # type: ignore[union-attr]
         fully_shard(layer, mesh=mesh)
     fully_shard(
         policy, mesh=mesh, reshard_after_forward=True
-    )  # each pass gathers anew, so a reference may differ
+    )  # a reference pass in between uses other adapters
     for module in policy.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)  # losses are normalised over the whole step

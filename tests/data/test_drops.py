@@ -22,8 +22,8 @@ def test_a_run_stops_above_the_share_of_dropped_groups(
     assert caplog.records[-1].getMessage() == "1 groups are left out: a: it is broken"
     if stops:
         message = (
-            r"2 of 4 groups were lost, more than data\.episodes\.max_dropped_share \(0\.49\) allows\. The same command goes on "
-            r"from the last checkpoint\. The last one: b: it hangs"
+            r"2 of 4 groups were lost, more than data\.episodes\.max_dropped_share \(0\.49\) allows\. Run the same command "
+            r"again to continue from the last checkpoint\. The last lost group: b: it hangs"
         )
         with pytest.raises(ValueError, match=message):
             limit.count(batch(2, "b: it hangs"))
