@@ -17,7 +17,6 @@ import torch
 import yaml
 
 from rwml_lightning.trace import TraceReader
-from rwml_lightning.trace.reader import send_command
 from support.runs import NUM_STEPS, metrics_of, write_resumable_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -88,8 +87,9 @@ def test_all_ranks_obey_the_dashboard_and_another_number_goes_on(tiny_model: Pat
     store = tmp_path / "runs" / "asked" / "trace.db"
     with started(write_config(tmp_path, tiny_model, "asked", "SlowSteps")) as process:
         wait_until(lambda: store.exists() and last_step(store) >= 1, process)
-        for command in ("pause", "checkpoint", "resume", "stop"):
-            send_command(store, command)
+        with TraceReader(store) as reader:
+            for command in ("pause", "checkpoint", "continue", "stop"):
+                reader.send_command(command)
         output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output[-4000:]
     step = last_step(store)
@@ -110,11 +110,9 @@ def test_an_exception_of_one_rank_ends_all_and_its_message_is_stored(
     assert process.returncode != 0
     assert time.monotonic() - start < 90
     with TraceReader(store) as reader:
-        status = reader.status()
-    assert (status.state, status.reason) == (
-        "failed",
-        "rank 1 failed: RuntimeError: the disk of rank 1 is full",
-    ), output[-3000:]
+        run = reader.run()
+    reason = "rank 1 failed: RuntimeError: the disk of rank 1 is full"
+    assert (run.status, run.detail) == ("failed", reason), output[-3000:]
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
