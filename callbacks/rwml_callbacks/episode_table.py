@@ -7,8 +7,6 @@ from itertools import islice, zip_longest
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
 from rwml_callbacks.wandb_table import GrowingTable, clip, wandb_logger
@@ -29,6 +27,8 @@ class EpisodeTable(GrowingTable):
     """
 
     name = "episodes"
+    batch = EpisodeBatch
+    evaluation = "games"
     columns = (
         "step", "stage", "split", "game", "kind", "member", "solved", "turn", "observation", "thinking", "action", "valid",
         "reward", "advantage",
@@ -40,26 +40,7 @@ class EpisodeTable(GrowingTable):
         self.max_chars = max_chars
 
     @override
-    @rank_zero_only
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        assert isinstance(pl_module, PolicyModule)
-        played = outputs.get("batch")
-        if isinstance(played, EpisodeBatch):
-            self._add(trainer, pl_module, "train", played.groups)
-            self.send_now_and_then(trainer, pl_module)
-
-    @override
-    @rank_zero_only
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, PolicyModule)
-        if pl_module.games.groups and not trainer.sanity_checking:
-            self._add(trainer, pl_module, "validation", pl_module.games.groups)
-            if trainer.state.fn != TrainerFn.FITTING:
-                self.send(trainer)
-
-    def _add(
+    def add(
         self, trainer: L.Trainer, module: PolicyModule, split: str, groups: Sequence[EpisodeGroup]
     ) -> None:
         if wandb_logger(trainer) is None:

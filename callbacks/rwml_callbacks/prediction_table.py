@@ -7,8 +7,6 @@ from itertools import islice, zip_longest
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
 from rwml_callbacks.wandb_table import GrowingTable, clip, wandb_logger
@@ -29,6 +27,8 @@ class PredictionTable(GrowingTable):
     """
 
     name = "predictions"
+    batch = RolloutBatch
+    evaluation = "held_out"
     columns = (
         "step", "stage", "split", "action", "kind", "predicted", "real", "similarity", "reward", "advantage",
         "well-formed", "policy version",
@@ -40,27 +40,7 @@ class PredictionTable(GrowingTable):
         self.max_chars = max_chars
 
     @override
-    @rank_zero_only
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        assert isinstance(pl_module, PolicyModule)
-        scored = outputs.get("batch")
-        if not isinstance(scored, RolloutBatch):
-            return
-        self._add(trainer, pl_module, "train", scored.groups)
-        self.send_now_and_then(trainer, pl_module)
-
-    @override
-    @rank_zero_only
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, PolicyModule)
-        if not trainer.sanity_checking:
-            self._add(trainer, pl_module, "validation", pl_module.held_out.groups)
-            if trainer.state.fn != TrainerFn.FITTING:
-                self.send(trainer)
-
-    def _add(self, trainer: L.Trainer, module: PolicyModule, split: str, groups: Sequence[Group]) -> None:
+    def add(self, trainer: L.Trainer, module: PolicyModule, split: str, groups: Sequence[Group]) -> None:
         """Add the rows of a step to the table, and log its histograms."""
         import wandb
 

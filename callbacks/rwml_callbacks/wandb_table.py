@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import lightning as L
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
@@ -16,7 +18,7 @@ from rwml_lightning.modules.base import PolicyModule
 _INCREMENTS = 90  # W&B shows the last 100 of a table; evaluations and the end of training add a few
 
 
-class GrowingTable(L.Callback):
+class GrowingTable(L.Callback, ABC):
     """Log one W&B table in increments; without a W&B logger, do nothing.
 
     Each upload holds the new rows only. A long run sends the rows of several steps together, so that W&B can show all
@@ -32,6 +34,10 @@ class GrowingTable(L.Callback):
 
     name: ClassVar[str]
     columns: ClassVar[tuple[str, ...]]
+    batch: ClassVar[type]
+    """Type of the training batches whose groups are logged."""
+    evaluation: ClassVar[Literal["held_out", "games"]]
+    """Evaluation of the module whose groups are logged."""
 
     def __init__(self, **limits: int) -> None:
         for name, value in limits.items():
@@ -40,6 +46,37 @@ class GrowingTable(L.Callback):
         self._rows: list[list[Any]] = []
         self._num_logged = 0
         self._table: Any = None
+
+    @abstractmethod
+    def add(self, trainer: L.Trainer, module: PolicyModule, split: str, groups: Sequence[Any]) -> None:
+        """Add the groups of a training step or an evaluation to the table.
+
+        Args:
+            trainer: Trainer with the loggers.
+            module: Module of the stage.
+            split: ``train`` or ``validation``.
+            groups: Groups of predictions or episodes.
+        """
+
+    @override
+    @rank_zero_only
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, PolicyModule)
+        if isinstance(outputs.get("batch"), self.batch):
+            self.add(trainer, pl_module, "train", outputs["batch"].groups)
+            self.send_now_and_then(trainer, pl_module)
+
+    @override
+    @rank_zero_only
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        groups = getattr(pl_module, self.evaluation).groups
+        if groups and not trainer.sanity_checking:
+            assert isinstance(pl_module, PolicyModule)
+            self.add(trainer, pl_module, "validation", groups)
+            if trainer.state.fn != TrainerFn.FITTING:
+                self.send(trainer)
 
     def add_rows(self, rows: Sequence[Sequence[Any]]) -> None:
         """Add rows to the next increment."""

@@ -176,14 +176,14 @@ def test_a_row_holds_a_prediction(
     groups[0] = replace(groups[0], predictions=(groups[0].predictions[0], said))
     table = PredictionTable(rows_per_step=3, max_chars=8)
     trainer: Any = SimpleNamespace(global_step=6)
-    table._add(trainer, WorldModelGRPO(model="none"), split, groups)
+    table.add(trainer, WorldModelGRPO(model="none"), split, groups)
     place = (6, "wm_grpo", split, "go to d…", "other")
     assert [tuple(row) for row in table.state_dict()["rows"]] == [
         (*place, "raw text", "You sta…", 0.9, 1.0, advantage, True, 0),
         (*place, "raw text", "You sta…", 0.1, 0.0, advantage, True, 0),
         (*place, "a door,…", "You sta…", 0.5, 0.0, advantage, True, 0),
     ]
-    table._add(trainer, WorldModelGRPO(model="none"), split, [])
+    table.add(trainer, WorldModelGRPO(model="none"), split, [])
     assert len(table.state_dict()["rows"]) == 3
 
 
@@ -195,7 +195,7 @@ def test_histograms_are_named_by_where_they_are_from(
     logger = SimpleNamespace(log_metrics=lambda metrics, step: got.append((metrics, step)))
     monkeypatch.setattr("rwml_callbacks.prediction_table.wandb_logger", lambda trainer: logger)
     trainer: Any = SimpleNamespace(global_step=6)
-    PredictionTable()._add(trainer, WorldModelGRPO(model="none"), split, make_batch().groups)
+    PredictionTable().add(trainer, WorldModelGRPO(model="none"), split, make_batch().groups)
     ((histograms, step),) = got
     assert step == 6
     names = ("rewards", "completion_lengths", "similarities")
@@ -222,7 +222,7 @@ def test_a_row_holds_a_turn(split: str, monkeypatch: pytest.MonkeyPatch) -> None
     trainer: Any = SimpleNamespace(global_step=6)
     shorter = make_group("b", 1)
     shorter = replace(shorter, members=shorter.members[:1])
-    table._add(trainer, PolicyGRPO(model="none"), split, [shorter, make_group("a")])
+    table.add(trainer, PolicyGRPO(model="none"), split, [shorter, make_group("a")])
     place = (6, "policy_grpo", split)
     paid = (0.25,) if split == "train" else (None,)
 

@@ -75,7 +75,7 @@ def test_without_wandb_nothing_is_kept() -> None:
     table: Any = EpisodeTable()
     trainer: Any = SimpleNamespace(global_step=1, loggers=[])
     module = PolicyGRPO(model="none")
-    table._add(trainer, module, "train", [make_group("a")])
+    table.add(trainer, module, "train", [make_group("a")])
     assert table.state_dict() == {"rows": [], "num_logged": 0}
     with pytest.raises(ValueError, match="EpisodeTable: episodes_per_step is 0"):
         EpisodeTable(episodes_per_step=0)
