@@ -138,7 +138,7 @@ def test_the_generator_gets_the_weights_of_this_version(shares: bool) -> None:
     generator = HFGenerator("name") if shares else SimpleNamespace(attach=attached.append)
     data = SimpleNamespace(generator=generator, probe_ids=lambda: [1, 2])
     module: Any = SimpleNamespace(
-        trainer=SimpleNamespace(datamodule=data), policy=SimpleNamespace(), policy_version=6
+        trainer=SimpleNamespace(datamodule=data), policy=SimpleNamespace(), policy_version=6, device_mesh=None
     )
     sync = WeightSync()
     sync._check = check = Check(0.25)  # type: ignore[assignment]
