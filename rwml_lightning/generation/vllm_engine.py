@@ -8,8 +8,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+import torch
 from torch import Tensor
 
+from rwml_lightning import parallel
 from rwml_lightning.functional.context import rope_limit, rope_settings
 from rwml_lightning.generation.base import check_prompts
 from rwml_lightning.generation.engine_process import EngineProcess
@@ -40,15 +42,20 @@ ENVIRONMENT = {
 
 
 @contextmanager
-def _environment() -> Iterator[None]:
+def _environment(one_card: bool) -> Iterator[None]:
     """Set vLLM's environment variables unless the user has set them, and restore the environment on exit.
+
+    The engine sees only the card of this rank if it uses one card, and nothing of this run's launcher.
 
     For its workers, vLLM sets preloaded libraries and thread counts in the environment of this process. Without the
     restoration, every process started later would inherit them.
     """
     before = dict(os.environ)
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    own = parallel.without_launcher(before)
+    if one_card and (card := parallel.own_card(before, torch.cuda.device_count())) is not None:
+        own["CUDA_VISIBLE_DEVICES"] = card
+    os.environ.clear()
+    os.environ.update({**ENVIRONMENT, **own})
     try:
         yield
     finally:
@@ -167,7 +174,7 @@ class VLLMGenerator:
         if self.end_token_ids is None:
             self.end_token_ids = model_end_token_ids(folder)
         process = EngineProcess()
-        with _environment():
+        with _environment(self.tensor_parallel_size == 1):
             self._llm = process.start(lambda: self._load(folder), self.startup_timeout_s)
         self._process = process
         trainer, engine = os.getpid(), process.pid

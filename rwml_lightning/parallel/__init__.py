@@ -4,7 +4,7 @@ No other package calls torch.distributed.
 """
 
 from rwml_lightning.parallel.dealing import deal, plan_micro_batches
-from rwml_lightning.parallel.launch import agree
+from rwml_lightning.parallel.launch import agree, own_card, without_launcher
 from rwml_lightning.parallel.ranks import (
     RankError,
     broadcast,
@@ -31,6 +31,7 @@ __all__ = [
     "first_failure",
     "gather",
     "on_first_rank",
+    "own_card",
     "plan_micro_batches",
     "rank",
     "roll_out",
@@ -38,5 +39,6 @@ __all__ = [
     "share",
     "sum_gradients",
     "together",
+    "without_launcher",
     "world_size",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 
 import torch.distributed as dist
@@ -12,6 +12,22 @@ import torch.distributed as dist
 from rwml_lightning.parallel.ranks import Failure, RankError
 
 _WAIT = timedelta(minutes=10)
+_LAUNCHER = frozenset(
+    [
+        "GROUP_RANK",
+        "GROUP_WORLD_SIZE",
+        "LOCAL_RANK",
+        "LOCAL_WORLD_SIZE",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+        "NODE_RANK",
+        "RANK",
+        "ROLE_NAME",
+        "ROLE_RANK",
+        "ROLE_WORLD_SIZE",
+        "WORLD_SIZE",
+    ]
+)
 
 
 def agree(name: str, make: Callable[[], str]) -> str:
@@ -34,6 +50,34 @@ def agree(name: str, make: Callable[[], str]) -> str:
         return os.environ[variable]
     os.environ[variable] = value = make()
     return value
+
+
+def without_launcher(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment without the variables of torchrun and Lightning's launcher, for processes of another program.
+
+    With them, an engine that starts workers of its own would look for them in the store of this run, and wait forever.
+    """
+    return {
+        name: value
+        for name, value in environment.items()
+        if name not in _LAUNCHER and not name.startswith("TORCHELASTIC_")
+    }
+
+
+def own_card(environment: Mapping[str, str], num_cards: int) -> str | None:
+    """Return the value of ``CUDA_VISIBLE_DEVICES`` that shows an engine only the card of this rank.
+
+    Args:
+        environment: Environment of this process.
+        num_cards: Number of cards that this process sees.
+
+    Returns:
+        ``None`` if the run has a single process on this machine, or fewer cards than processes.
+    """
+    local_rank = int(environment.get("LOCAL_RANK", "0"))
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    cards = visible.split(",") if visible else [str(card) for card in range(num_cards)]
+    return cards[local_rank] if "LOCAL_RANK" in environment and local_rank < len(cards) else None
 
 
 def _agree_by_store(name: str, make: Callable[[], str]) -> str:
