@@ -283,7 +283,7 @@ def default_callbacks(
         RolloutProgressBar(),
     ]
     if folder is not None:
-        defaults.append(TraceRecorder(folder.trace))
+        defaults.append(TraceRecorder(folder.trace, saves_checkpoints=checkpoint_every is not None))
     if folder is not None and checkpoint_every is not None:
         defaults.append(StepCheckpoint(folder.checkpoints, checkpoint_every))
     return [callback for callback in defaults if not any(isinstance(one, type(callback)) for one in given)]

@@ -14,6 +14,7 @@ from rwml_lightning.data.datamodule import RolloutDataModule
 from rwml_lightning.loggers import start_logger
 from rwml_lightning.modules.base import PolicyModule
 from rwml_lightning.modules.exporting import write_export
+from rwml_lightning.modules.observers import stop_requested
 from rwml_lightning.run import RunFolder
 from rwml_lightning.schema import Episode
 from rwml_lightning.stages import WarmUp, warm_up
@@ -56,12 +57,16 @@ def run(
     for logger in trainer.loggers:
         start_logger(logger, folder)
     try:
+        resume_from = parallel.agree("resume_from", lambda: str(ckpt_path or folder.last_checkpoint or ""))
         if warm_up_settings is not None and (model.init_from is None or model.reads == "episodes"):
-            model.init_from = str(warm_up(warm_up_settings, model, data, trainer, folder, warm_up_callbacks))
+            start = warm_up(warm_up_settings, model, data, trainer, folder, warm_up_callbacks)
+            if start is None:
+                log.warning("stopped during the warm-up on request; run the same command to repeat it")
+                return
+            model.init_from = str(start)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Preparing):
                 callback.prepare_run(trainer, model, data)
-        resume_from = parallel.agree("resume_from", lambda: str(ckpt_path or folder.last_checkpoint or ""))
         if not resume_from:
             trainer.validate(model, data, verbose=False)
         else:
@@ -77,11 +82,6 @@ def run(
         write_export(model, folder.export)
     finally:
         data.close()
-
-
-def stop_requested(trainer: L.Trainer) -> bool:
-    """Return whether a user has asked a callback to stop the run."""
-    return any(getattr(callback, "stop_requested", False) for callback in trainer.callbacks)  # type: ignore[attr-defined]
 
 
 def record_collection(trace: Path, number: int, total: int, episodes: list[Episode]) -> None:

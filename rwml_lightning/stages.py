@@ -14,6 +14,7 @@ from rwml_lightning.modules.adapters import LoRA
 from rwml_lightning.modules.base import PolicyModule
 from rwml_lightning.modules.exporting import write_export
 from rwml_lightning.modules.loading import load_policy
+from rwml_lightning.modules.observers import stop_requested
 from rwml_lightning.modules.optimizer import Optimizer
 from rwml_lightning.modules.policy_sft import PolicySFT
 from rwml_lightning.modules.wm_sft import WorldModelSFT
@@ -48,7 +49,7 @@ def warm_up(
     trainer: L.Trainer,
     folder: RunFolder,
     callbacks: list[L.Callback],
-) -> Path:
+) -> Path | None:
     """Run the warm-up unless its result exists.
 
     Args:
@@ -60,7 +61,7 @@ def warm_up(
         callbacks: Callbacks of the warm-up's trainer.
 
     Returns:
-        Hugging Face folder from which the main stage starts.
+        Hugging Face folder from which the main stage starts; ``None`` if a user has stopped the warm-up.
     """
     if folder.warm_up.is_dir():
         return folder.warm_up
@@ -79,6 +80,8 @@ def warm_up(
         stage_trainer = preliminary_trainer(trainer, callbacks)
         stage_trainer.validate(module, data, verbose=False)
         stage_trainer.fit(module, data)
+        if stop_requested(stage_trainer):
+            return None
         write_export(module, folder.warm_up)
     return folder.warm_up
 

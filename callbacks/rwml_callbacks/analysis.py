@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from rwml_callbacks.trace_recorder import TraceRecorder
 from rwml_lightning.modules.base import PolicyModule
-from rwml_lightning.pipeline import stop_requested
+from rwml_lightning.modules.observers import stop_requested
 from rwml_lightning.printable import printable
 from rwml_lightning.terminal import Terminal
 

@@ -32,10 +32,12 @@ class TraceRecorder(L.Callback):
 
     Args:
         path: Path of the run store, ``trace.db`` in the run folder.
+        saves_checkpoints: Whether a command of the dashboard saves a checkpoint. A warm-up has none; it is repeated.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, saves_checkpoints: bool = True) -> None:
         self.path = Path(path)
+        self.saves_checkpoints = saves_checkpoints
         self.stop_requested = False
         self._trained = False
         self._writer: TraceWriter | None = None
@@ -127,7 +129,9 @@ class TraceRecorder(L.Callback):
         while True:
             for command in parallel.broadcast(self.writer.take_commands() if first else []):
                 answer = f"at step {trainer.global_step}"
-                if command.command == "checkpoint":
+                if command.command == "checkpoint" and not self.saves_checkpoints:
+                    answer = "not saved: a warm-up has no checkpoints, and is repeated from its start"
+                elif command.command == "checkpoint":
                     path = self.path.parent / "checkpoints" / f"asked-{trainer.global_step}.ckpt"
                     trainer.save_checkpoint(path)
                     answer = f"saved {path.name}"

@@ -94,6 +94,7 @@ class PolicyModule(EvaluatedModule):
         self.optimizer = optimizer
         self.max_tokens_per_micro_batch = max_tokens_per_micro_batch
         self.head_chunk_size = head_chunk_size
+        self._not_finite: list[tuple[float, list[str]]] = []
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -221,11 +222,12 @@ class PolicyModule(EvaluatedModule):
         return norm
 
     def check_finite(self, loss: Tensor, names: Sequence[str]) -> None:
-        """Raise NonFiniteError with the names of the samples if the loss is not finite."""
+        """Make :meth:`accumulate` raise a NonFiniteError with the names of the samples if the loss is not finite.
+
+        The error is raised on all ranks together: a rank that ends its backward passes early would block the others.
+        """
         if not torch.isfinite(loss):
-            raise NonFiniteError(
-                f"the loss is {loss.item()}; nothing was updated. Samples: {_list_names(names)}"
-            )
+            self._not_finite.append((loss.item(), list(names)))
 
     def backward_labels(
         self,
@@ -239,9 +241,6 @@ class PolicyModule(EvaluatedModule):
 
         Returns:
             Loss in nats, without the weight.
-
-        Raises:
-            NonFiniteError: The loss is not finite.
         """
         lengths = torch.tensor([len(label.answer_ids) for label in labels])
         weights = token_weights(lengths, normalisation).to(self.device)
@@ -280,16 +279,20 @@ class PolicyModule(EvaluatedModule):
             Results of ``backward`` on all ranks.
 
         Raises:
-            RankError: ``backward`` failed on another rank.
+            NonFiniteError: The loss of a micro-batch is not finite on some rank.
         """
+        self._not_finite = []
         replicated: Any = self.trainer.strategy.model
         no_sync = getattr(
             replicated, "no_sync", None
         )  # Lightning's DDP wrapper would average in every backward pass
         with no_sync() if no_sync is not None else nullcontext():
-            results = parallel.together(backward)
+            result = backward()
+        ranks = parallel.gather((result, self._not_finite))
+        for loss, names in (found for _, own in ranks for found in own):
+            raise NonFiniteError(f"the loss is {loss}; nothing was updated. Samples: {_list_names(names)}")
         parallel.sum_gradients([p for p in self.policy.parameters() if p.requires_grad])
-        return results
+        return [one for one, _ in ranks]
 
     @override
     def predict_step(self, batch: Any, batch_idx: int) -> Any:

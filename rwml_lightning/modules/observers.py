@@ -54,3 +54,8 @@ def check_monitored(trainer: L.Trainer, known: Iterable[str]) -> None:
                 f"EarlyStopping.monitor is {callback.monitor!r}, but no metric of the first validation has that name; did you "
                 f"mean {', '.join(nearest)}?"
             )
+
+
+def stop_requested(trainer: L.Trainer) -> bool:
+    """Return whether a user has asked a callback to stop the run."""
+    return any(getattr(callback, "stop_requested", False) for callback in trainer.callbacks)  # type: ignore[attr-defined]

@@ -94,16 +94,6 @@ def together(make: Callable[[], T]) -> list[T]:
     return results
 
 
-def on_first_rank(make: Callable[[], T]) -> T:
-    """Call ``make`` on rank 0 only and return its result on every rank.
-
-    Raises:
-        RankError: ``make`` failed. Rank 0 raises its own exception instead.
-    """
-    results: list[Any] = together(lambda: make() if rank() == 0 else None)
-    return results[0]
-
-
 def first_failure(error: BaseException) -> str:
     """Report that this rank fails, and return the report of the rank that failed first, in one line.
 

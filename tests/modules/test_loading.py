@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -391,7 +392,12 @@ def test_an_export_may_differ_by_all_of_its_tolerance(
 def test_errors_name_sixteen_samples_at_most(count: int, rest: str) -> None:
     module = WorldModelSFT(model="m")
     names = [f"s{n}" for n in range(count)]
-    module.check_finite(torch.tensor(1e30), names)
-    with pytest.raises(NonFiniteError) as caught:
+    module._trainer = SimpleNamespace(strategy=SimpleNamespace(model=None))  # type: ignore[assignment]
+
+    def backward() -> None:
+        module.check_finite(torch.tensor(1e30), ["fine"])
         module.check_finite(torch.tensor(float("-inf")), names)
+
+    with pytest.raises(NonFiniteError, match="the loss is -inf; nothing was updated") as caught:
+        module.accumulate(backward)
     assert str(caught.value).endswith(f"Samples: {', '.join(names[:16])}{rest}")

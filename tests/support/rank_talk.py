@@ -48,10 +48,8 @@ def main(out: str) -> None:
         "broadcast": parallel.broadcast(own + 5),
         "shares": [list(parallel.share(range(count))) for count in (0, 1, 2, 5)],
         "rolled out": [parallel.roll_out(list(range(count)), list) for count in (0, 1, 3)],
-        "on first": parallel.on_first_rank(lambda: own + 3),
         "together": parallel.together(lambda: own * 2),
         "failed": [caught(lambda r=r: parallel.together(failing(r))) for r in (0, 1)],
-        "first failed": caught(lambda: parallel.on_first_rank(failing(0))),
         "after": parallel.gather(own),  # both are still in step
         "gradients": [None if p.grad is None else p.grad.tolist() for p in (a, b, c)],
     }

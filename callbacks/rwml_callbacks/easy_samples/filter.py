@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import lightning as L
 from filelock import FileLock, Timeout
@@ -51,7 +51,6 @@ from rwml_lightning.seeds import derive_seed
 
 _LONGEST_WAIT_S = 24 * 3600.0
 log = logging.getLogger(__name__)
-C = TypeVar("C", bound=L.Callback)
 
 
 class EasySampleFilter(L.Callback):

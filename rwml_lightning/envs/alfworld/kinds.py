@@ -16,7 +16,7 @@ an empty one) and names such as "apple 2", or "loc 10" in games of the older for
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Set
+from collections.abc import Set
 from typing import Literal, get_args
 
 Kind = Literal["state_change", "navigation", "opening", "inspection", "nothing_happens", "other"]
@@ -64,17 +64,3 @@ def is_knowable(seen: Set[str], next_state: str) -> bool:
         next_state: Answer of the environment.
     """
     return revealed(next_state) <= seen
-
-
-def knowable_steps(states: Iterable[str]) -> list[bool]:
-    """Return ``is_knowable`` for each state of an episode except the first.
-
-    Args:
-        states: State texts in order, beginning with the reset.
-    """
-    seen: frozenset[str] = frozenset()
-    result = []
-    for state in states:
-        result.append(is_knowable(seen, state))
-        seen |= revealed(state)
-    return result[1:]
