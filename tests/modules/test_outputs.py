@@ -96,4 +96,4 @@ def test_callbacks_hear_of_an_evaluation_once_and_loggers_not_through_lightning(
     asked: list[dict[str, Any]] = []
     monkeypatch.setattr(kind, "log_dict", lambda self, metrics, **options: asked.append(options))
     make_trainer().validate(kind(model=str(tiny_model)), data, verbose=False)
-    assert asked == [{"sync_dist": True, "batch_size": 1, "logger": False}]
+    assert asked == [{"batch_size": 1, "logger": False}]
