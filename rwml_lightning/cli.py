@@ -31,7 +31,7 @@ from rwml_lightning.credentials import check_config
 from rwml_lightning.data.datamodule import RolloutDataModule
 from rwml_lightning.evaluation import render_episodes, render_results
 from rwml_lightning.modules.base import PolicyModule
-from rwml_lightning.preflight import check_run
+from rwml_lightning.preflight import check_run, check_stage
 from rwml_lightning.printable import guard_terminal, printable
 from rwml_lightning.rewards import ServerError
 from rwml_lightning.rewards.controls import ControlName
@@ -221,12 +221,14 @@ class RWMLCLI(LightningCLI):
         self._evaluate_with(self.trainer.validate, model, kwargs)
         if model.reads == "predictions" and not model.held_out.results:
             raise ValueError(f"{self.datamodule.need_predictions().path} holds no validation transitions")
-        print_evaluation(model)
+        if self.trainer.is_global_zero:
+            print_evaluation(model)
 
     def test(self, model: PolicyModule, **kwargs: Any) -> None:
         """Measure the success of a policy on all held-out games, or on the games in ``data.episodes.test``."""
         self._evaluate_with(self.trainer.test, model, kwargs)
-        print_evaluation(model)
+        if self.trainer.is_global_zero:
+            print_evaluation(model)
 
     def _evaluate_with(
         self, command: Callable[..., Any], model: PolicyModule, kwargs: dict[str, Any]
@@ -236,18 +238,6 @@ class RWMLCLI(LightningCLI):
             command(model, self.datamodule, verbose=False, weights_only=True, **given)
         finally:
             self.datamodule.close()
-
-
-def check_stage(command: str, model: PolicyModule, data: RolloutDataModule) -> None:
-    """Check that the module supports the command."""
-    stage = type(model).__name__
-    if command == "test" and model.reads != "episodes":
-        raise ValueError(f"test plays episodes, but {stage} does not; use validate or evaluate")
-    control = "none" if data.predictions is None else data.predictions.control
-    if command == "fit" and control != "none" and not model.on_policy:
-        raise ValueError(
-            f"control is {control!r}, which replaces rewards, but {stage} learns from labels; remove control"
-        )
 
 
 def print_evaluation(module: PolicyModule) -> None:
@@ -312,6 +302,8 @@ def quieten() -> None:
     guard_terminal()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) != "0":
+        logging.getLogger("rwml_lightning").setLevel(logging.ERROR)  # rank 0 says what all do
     warnings.filterwarnings("ignore", module=r"lightning\..*")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -64,6 +64,18 @@ def check_run(command: str, config: Namespace, model: PolicyModule, data: Rollou
         check_data(model, data)
 
 
+def check_stage(command: str, model: PolicyModule, data: RolloutDataModule) -> None:
+    """Check that the module supports the command."""
+    stage = type(model).__name__
+    if command == "test" and model.reads != "episodes":
+        raise ValueError(f"test plays episodes, but {stage} does not; use validate or evaluate")
+    control = "none" if data.predictions is None else data.predictions.control
+    if command == "fit" and control != "none" and not model.on_policy:
+        raise ValueError(
+            f"control is {control!r}, which replaces rewards, but {stage} learns from labels; remove control"
+        )
+
+
 def check_devices(model: PolicyModule, trainer: Namespace) -> None:
     """Check that the trainer's devices exist and that the model can train in their precision.
 

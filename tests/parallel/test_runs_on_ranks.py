@@ -71,7 +71,7 @@ def test_a_run_of_two_processes_has_the_numbers_of_one(
 ) -> None:
     fit(write_config(tmp_path, tiny_model, "one", devices=1, strategy="auto"), launcher=[])
     output = fit(write_config(tmp_path, tiny_model, "two"), launcher=launcher)
-    assert output.count("run folder: ") == 1
+    assert output.count("run folder: ") == output.count("warm-up: ") == 1
     runs = tmp_path / "runs"
     assert sorted(path.name for path in runs.iterdir()) == ["one", "two"]
     one, two = numbers(runs / "one"), numbers(runs / "two")
