@@ -55,6 +55,7 @@ def test_a_model_that_is_not_there_is_named_before_a_run_folder_is_made(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.heavy
 def test_what_lightning_refuses_ends_in_one_line(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -64,6 +65,7 @@ def test_what_lightning_refuses_ends_in_one_line(
     assert "DD:HH:MM:SS" in message
 
 
+@pytest.mark.heavy
 def test_collect_needs_to_know_where(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -73,6 +75,7 @@ def test_collect_needs_to_know_where(
     )
 
 
+@pytest.mark.heavy
 def test_collect_leaves_a_file_alone(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -86,6 +89,7 @@ def test_collect_leaves_a_file_alone(
     assert (tmp_path / "t.parquet").read_bytes() == before
 
 
+@pytest.mark.heavy
 def test_validate_shows_results_beside_floors(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -98,6 +102,7 @@ def test_validate_shows_results_beside_floors(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.heavy
 def test_validate_without_held_out_transitions_says_so(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -106,6 +111,7 @@ def test_validate_without_held_out_transitions_says_so(
     assert message == f"error: {tmp_path}/t.parquet holds no validation transitions"
 
 
+@pytest.mark.heavy
 def test_a_broken_row_stops_a_run_unless_it_may_be_skipped(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -96,6 +96,7 @@ def test_a_wrong_line_of_a_file(
     assert error_of(["fit", "--config", str(write(tmp_path, {key: value}))], capsys) == message
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("key", "value", "meant"),
     [
@@ -132,6 +133,7 @@ def write(folder: Path, changes: dict[str, Any]) -> Path:
     return file
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("changes", "parts"),
     [

@@ -50,6 +50,7 @@ def test_configs_are_found() -> None:
     assert len(COMMANDS) == 7 + 3 + 1
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("config", CONFIGS)
 def test_a_shipped_config_is_understood(config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

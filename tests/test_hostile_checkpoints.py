@@ -73,6 +73,7 @@ def trap(tmp_path: Path, mark: Path, monkeypatch: pytest.MonkeyPatch) -> dict[st
     return {"_class_path": "trap_module.Trap", "optimizer": {"learning_rate": 9.0}}
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("named", ["settings", "class"])
 def test_a_checkpoint_changes_no_setting_and_imports_nothing(
     named: str,
@@ -106,6 +107,7 @@ def test_a_checkpoint_changes_no_setting_and_imports_nothing(
     assert "trap_module" not in sys.modules
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("command", "place"),
     [
@@ -126,6 +128,7 @@ def test_code_in_a_checkpoint_is_not_run(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.heavy
 def test_code_in_weights_to_start_from_is_not_run(
     mark: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -140,6 +143,7 @@ def test_code_in_weights_to_start_from_is_not_run(
     assert not mark.exists()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("command", "name"),
     [("fit", "http://127.0.0.1:9/a.ckpt"), ("validate", "https://127.0.0.1:9/a.ckpt"), ("test", "s3://bucket/a.ckpt"),

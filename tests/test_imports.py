@@ -76,6 +76,7 @@ def plain(name: str) -> str:
     return name.lower().replace("-", "_")
 
 
+@pytest.mark.heavy
 def test_what_is_imported_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     groups = (project["dependencies"], *project["optional-dependencies"].values())

@@ -213,6 +213,7 @@ def test_a_policy_reflects_with_the_weights_that_it_starts_from(
     assert "Evaluation games" in capsys.readouterr().out
 
 
+@pytest.mark.heavy
 def test_what_cannot_be_played_is_one_line(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -79,6 +79,7 @@ def merged(model: Path, changes: dict[str, Any]) -> dict[str, Any]:
     return {**changes, "model": {**changes.get("model", {}), "init_args": init_args}}
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("command", "case"),
     [
@@ -94,6 +95,7 @@ def test_what_is_not_there(
     assert refused(command, config, capsys).startswith(message)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("case", PLAYS)
 def test_what_a_policy_needs(
     case: str, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -118,6 +120,7 @@ def test_demonstrations_are_not_collected_for_weights_that_are_not_there(
     assert message == "model.init_from names /no/weights, which does not exist"
 
 
+@pytest.mark.heavy
 def test_collect_looks_for_the_model_only_where_it_acts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -142,6 +145,7 @@ def test_commands_without_the_configs_model_look_for_its_embedder(
     )
 
 
+@pytest.mark.heavy
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize(
     ("trainer", "message"),
@@ -162,6 +166,7 @@ def test_devices_that_are_not_there(
     assert refused("fit", config, capsys).startswith(message)
 
 
+@pytest.mark.heavy
 def test_epochs_are_refused(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = write_config(tmp_path, tiny_model, trainer={"max_epochs": 3})
     assert refused("fit", config, capsys).startswith("trainer.max_epochs is 3, but")

@@ -179,6 +179,7 @@ def sources() -> Iterator[tuple[str, ast.AST]]:
                 yield f"{name}:{getattr(node, 'lineno', 0)}", node
 
 
+@pytest.mark.heavy
 def test_there_is_one_console() -> None:
     """A console of rich's own would read markup in names, and hand their escape sequences to the terminal."""
     imports = [

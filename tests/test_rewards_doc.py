@@ -30,6 +30,7 @@ def test_every_reward_has_its_fragment() -> None:
     }
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("fragment", FRAGMENTS)
 def test_a_fragment_is_understood(fragment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JUDGE_API_KEY", "k")

@@ -61,6 +61,7 @@ def test_a_sweep_is_valid_and_runs_the_module(file: Path) -> None:
     assert 3 < len(expand(sweep)) <= 20
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("line", all_commands())
 def test_a_command_line_is_understood(line: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)

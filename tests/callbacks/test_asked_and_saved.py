@@ -99,6 +99,7 @@ def test_the_recorder_does_what_it_is_asked_and_answers(
     assert trainer.saved == [tmp_path / "checkpoints" / "asked-7.ckpt"] * wanted
 
 
+@pytest.mark.heavy
 def test_the_newest_checkpoint_is_kept_under_its_step(tiny_model: Path, tmp_path: Path) -> None:
     """Four steps, the first checkpoint after the third, by an interval of three."""
     seen: list[list[str]] = []

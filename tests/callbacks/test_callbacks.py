@@ -52,6 +52,7 @@ def test_a_generator_that_keeps_old_weights_is_found_out(
         fit(tmp_path, tiny_model, [WeightSync(tolerance=1e-4)], Deaf(str(tiny_model), device="cpu"))
 
 
+@pytest.mark.heavy
 def test_weights_arrive_where_they_are_copied(tiny_model: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(HFGenerator, "attach", lambda self, module: None)
     sync = WeightSync(tolerance=1e-4)
@@ -67,6 +68,7 @@ def test_a_tolerance_of_ones_own_is_used(tiny_model: Path, tmp_path: Path) -> No
         fit(tmp_path, tiny_model, [WeightSync(tolerance=1e-9)], generator)
 
 
+@pytest.mark.heavy
 def test_the_run_store_holds_every_step_and_evaluation(tiny_model: Path, tmp_path: Path) -> None:
     logger, recorder = RewardLogger(tmp_path / "metrics.csv"), TraceRecorder(tmp_path / "trace.db")
     trainer = fit(tmp_path, tiny_model, [WeightSync(), logger, recorder])
@@ -193,6 +195,7 @@ def test_parts_of_a_reward_are_means_over_the_predictions_that_have_them() -> No
     assert describe({**metrics, "time/update": 1.0}).startswith("reward 0.25  true reward 0.67  similarity")
 
 
+@pytest.mark.heavy
 def test_weights_and_biases_gets_the_same_numbers_over_optimizer_steps(
     tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -215,6 +218,7 @@ def test_one_line_says_how_it_goes() -> None:
     assert describe({"train/loss": 1.5, "time/update": 2.0}) == "loss 1.500  seconds: update 2.0"
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("terminal", [True, False])
 def test_training_and_held_out_batches_show_how_far_they_are(
     terminal: bool,
@@ -301,6 +305,7 @@ class OddStage(WorldModelGRPO):
     stage = ODD
 
 
+@pytest.mark.heavy
 def test_a_stage_of_any_name_is_trained_and_recorded(tiny_model: Path, tmp_path: Path) -> None:
     callbacks = [WeightSync(), RewardLogger(tmp_path / "metrics.csv"), TraceRecorder(tmp_path / "trace.db")]
     fit(tmp_path, tiny_model, callbacks, logger=CSVLogger(tmp_path), stage=OddStage)

@@ -74,6 +74,7 @@ def recorded(folder: Path, model: Path, order: random.Random | None) -> dict[str
     }
 
 
+@pytest.mark.heavy
 def test_the_order_of_callbacks_decides_nothing(tiny_model: Path, tmp_path: Path) -> None:
     expected = recorded(tmp_path / "given", tiny_model, None)
     assert {"wm/reward", "train/sync_gap", "train/loss"} <= expected["series"].keys()
@@ -115,6 +116,7 @@ def test_a_logger_gets_each_steps_metrics_once_at_the_optimizer_step(
     assert given == rows
 
 
+@pytest.mark.heavy
 def test_a_logger_gets_nothing_of_a_step_that_the_step_did_not_have(tiny_model: Path, tmp_path: Path) -> None:
     class Now(L.Callback):
         def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
@@ -126,6 +128,7 @@ def test_a_logger_gets_nothing_of_a_step_that_the_step_did_not_have(tiny_model: 
     assert [(step, m["own/now"]) for step, m in logger.calls if "own/now" in m] == [(2, 5.0)]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("every", "steps"), [(1, [1, 2, 3, 4]), (2, [2, 4]), (3, [3])])
 def test_steps_between_are_not_logged_and_validations_always(
     tiny_model: Path, tmp_path: Path, every: int, steps: list[int]

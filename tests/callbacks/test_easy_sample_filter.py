@@ -132,6 +132,7 @@ def test_other_decisions_need_no_new_predictions(
     assert sorted(trained_on(steps)) == sorted(name for name, (_, kept) in found.items() if kept)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("change", [{"num_samples": 2}, {"tau_d": 0.2}, {"seed": 1}])
 def test_other_predictions_are_made_anew(
     filtered: dict[str, Any], tiny_model: Path, tmp_path: Path, change: dict[str, Any]
@@ -150,6 +151,7 @@ class Killed(BaseException):
     """Stands for the end of the process."""
 
 
+@pytest.mark.heavy
 def test_an_interrupted_filter_goes_on_where_it_was(
     filtered: dict[str, Any], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,6 +177,7 @@ def test_an_interrupted_filter_goes_on_where_it_was(
     assert columns(tmp_path) == columns(filtered["folder"])
 
 
+@pytest.mark.heavy
 def test_a_checkpoint_goes_on_with_the_same_transitions(
     filtered: dict[str, Any], tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -210,6 +213,7 @@ def test_a_run_that_shares_the_file_waits(tmp_path: Path, caplog: pytest.LogCapt
     assert f"another run filters {path}; waiting for its result" in caplog.text
 
 
+@pytest.mark.heavy
 def test_what_the_copy_learnt_from_the_training_split_is_not_judged(tiny_model: Path, tmp_path: Path) -> None:
     _, steps = fit(tmp_path, tiny_model, make_filter(train_on="train", train_share=0.25))
     taught = {name for name, (reward, _) in columns(tmp_path).items() if reward is None}
@@ -270,6 +274,7 @@ def test_settings_out_of_range_are_named(name: str, value: Any) -> None:
         EasySampleFilter(**{name: value})
 
 
+@pytest.mark.heavy
 def test_weights_and_biases_gets_the_histogram(
     filtered: dict[str, Any], tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -280,6 +285,7 @@ def test_weights_and_biases_gets_the_histogram(
     assert sum(summary["filter/mean_reward"]["values"]) == summary["filter/judged"] == NUM_TRAIN
 
 
+@pytest.mark.heavy
 def test_the_command_line_filters_between_warm_up_and_training(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -128,6 +128,7 @@ def test_an_ending(answer: str, passes: bool) -> None:
     assert ends_with("well")(answer) is passes
 
 
+@pytest.mark.heavy
 @given(st.text())
 def test_any_answer_is_judged(answer: str) -> None:
     assert set(passed_checks({check.name: answer for check in CHECKS}).values()) <= {True, False}

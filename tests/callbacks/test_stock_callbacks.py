@@ -26,6 +26,7 @@ def values(run: Path, wanted: str) -> dict[int, float]:
     return {step: value for _, step, name, value in metrics_of(run) if name == wanted}
 
 
+@pytest.mark.heavy
 def test_the_checkpoint_of_the_best_step_is_kept(tiny_model: Path, tmp_path: Path) -> None:
     kept = tmp_path / "kept"
     run = train(
@@ -41,6 +42,7 @@ def test_the_checkpoint_of_the_best_step_is_kept(tiny_model: Path, tmp_path: Pat
     assert best > min(rewards.values())
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("monitor", ["val/accuracy", "wm/reward"])
 def test_a_run_is_stopped_early(tiny_model: Path, tmp_path: Path, monitor: str) -> None:
     """Nothing rises by 2, so that the second validation in a row without progress ends the run."""
@@ -50,11 +52,13 @@ def test_a_run_is_stopped_early(tiny_model: Path, tmp_path: Path, monitor: str) 
     assert (run / "export").is_dir()  # the stage is at its end
 
 
+@pytest.mark.heavy
 def test_a_run_that_makes_progress_is_not_stopped(tiny_model: Path, tmp_path: Path) -> None:
     run = train(tmp_path, tiny_model, "EarlyStopping", monitor="wm/reward", mode="max", min_delta=-2.0)
     assert max(values(run, "wm/reward")) == STEPS
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [

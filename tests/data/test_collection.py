@@ -88,6 +88,7 @@ def test_history_is_as_long_as_asked(tmp_path: Path) -> None:
         assert max(len(t.history) for t in transitions) == turns
 
 
+@pytest.mark.heavy
 def test_an_interrupted_collection_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "whole").mkdir()
     whole = read_transitions(run(tmp_path / "whole"))
@@ -211,6 +212,7 @@ def test_dropped_episodes_are_counted_and_named(tmp_path: Path, caplog: pytest.L
     assert "episode broken#0 failed and is dropped" in caplog.text
 
 
+@pytest.mark.heavy
 def test_too_many_dropped_episodes_stop_the_collection(tmp_path: Path) -> None:
     games = {"train": ["broken1", "broken2", "a"], "validation": ["v"]}
     with pytest.raises(
@@ -349,6 +351,7 @@ def collect_answers(
 ACT = {"admissible_actions": ["look"], "task": "t"}
 
 
+@pytest.mark.heavy
 def test_the_last_reason_of_lost_episodes_ends_the_collection(tmp_path: Path) -> None:
     answers = {"first": ("o", ACT), "later": ("o", float("nan"), False, False, ACT), "tasks": ["a", "b"]}
     with pytest.raises(
@@ -364,6 +367,7 @@ def test_the_last_reason_of_lost_episodes_ends_the_collection(tmp_path: Path) ->
         collect_answers(tmp_path / "one", {"first": (0, ACT), "tasks": ["a"]})
 
 
+@pytest.mark.heavy
 def test_a_collection_stopped_by_lost_episodes_gives_the_reason_again(tmp_path: Path) -> None:
     answers = {"first": (None, ACT), "tasks": ["a", "b"]}
     for _ in range(2):

@@ -71,7 +71,7 @@ def test_predictions_are_made_as_the_config_says(monkeypatch: pytest.MonkeyPatch
         ("validation", 7, HELD_OUT[1:], 3, Sampling(9, 0.4, 0.9)),
     ]
     assert made.calls == [
-        ("policy", reward, prompt, 6, 0.4, None) for reward in (source.settings.reward, evaluator)
+        ("policy", reward, prompt, 6, None) for reward in (source.settings.reward, evaluator)
     ]
 
 

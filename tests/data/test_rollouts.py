@@ -150,6 +150,7 @@ def test_an_evaluator_scores_what_is_held_out(tiny_model: Path, tmp_path: Path) 
     assert all(score.similarity in (None, 0.0, 1.0) for score in trained)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("control", ["mismatched", "coin", "permuted"])
 def test_only_training_sees_a_control(tiny_model: Path, tmp_path: Path, control: Any) -> None:
     def run(name: Any, *callbacks: L.Callback) -> WorldModelGRPO:

@@ -117,6 +117,8 @@ def test_the_end_of_demonstrations_is_said_in_a_line(
     collect_demonstrations(Demonstrations(str(path), max_turns=6), player, games, 20)
     terminal, shown = screen
     lines = [line for line in shown.getvalue().splitlines() if line.strip()]
-    assert lines[-1].removeprefix("\x1b[?25h") == f"6 turns of 2 solved episodes, of 3 games: {path}"
+    assert (
+        lines[-1].removeprefix("\x1b[?25h") == f"6 turns of 2 solved episodes from 3 games, written to {path}"
+    )
     assert (len(lines) > 1) == terminal
     assert any("demonstrations by expert" in line for line in lines) == terminal

@@ -43,6 +43,7 @@ def test_files_beside_a_game(games: Path) -> None:
     assert json.loads((folder / "traj_data.json").read_text())["task_type"] in TASK_TYPES
 
 
+@pytest.mark.heavy
 def test_the_same_arguments_give_the_same_games_and_existing_ones_are_kept(tmp_path: Path) -> None:
     arguments = {"seed": 3, "difficulty": "tiny", "num_workers": 2}
     first = generate_games(tmp_path / "a", 3, **arguments)
@@ -111,6 +112,7 @@ def test_difficulty_must_leave_something() -> None:
         Difficulty(5, 0, 1)
 
 
+@pytest.mark.heavy
 def test_a_planner_that_takes_too_long_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generate, "_MAX_ATTEMPTS", 2)
     message = r"game 0 \(pick_and_place_simple\): no playable game in 2 draws; last problem: no answer within 0.001 s"

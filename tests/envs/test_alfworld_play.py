@@ -97,6 +97,7 @@ def check(batch: EpisodeBatch, plans: dict[str, list[str]], splits: Sequence[str
         assert rows[kind].num_games == kinds.count(kind)
 
 
+@pytest.mark.heavy
 def test_generated_games_are_played_to_their_end(
     games: Path, tiny_tokenizer: PreTrainedTokenizerBase
 ) -> None:
@@ -114,6 +115,7 @@ def test_the_real_games_are_played_to_their_end(
     assert len(batch.groups) == 12
 
 
+@pytest.mark.heavy
 def test_turns_run_out_and_are_counted(games: Path, tiny_tokenizer: PreTrainedTokenizerBase) -> None:
     batch, plans = play(games, ["train", "validation"], tiny_tokenizer, wrong_turns=1)
     longest = max(map(len, plans.values()))

@@ -86,6 +86,7 @@ def test_one_that_raises_fails_alone_and_its_worker_is_replaced_when_idle() -> N
         assert pool.num_replaced == 1
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("action", "reason"), [("hang", "timeout"), ("die", "died")])
 def test_one_that_hangs_or_dies_is_killed_and_replaced(action: str, reason: str) -> None:
     with EnvironmentPool(SCRIPTED, num_workers=2, step_timeout_s=1.0) as pool:
@@ -104,6 +105,7 @@ def test_one_that_hangs_or_dies_is_killed_and_replaced(action: str, reason: str)
         assert fresh.info["pid"] != begun[0].info["pid"]
 
 
+@pytest.mark.heavy
 def test_a_reset_that_hangs_is_reported() -> None:
     spec = EnvironmentSpec("support.environments.ScriptedEnv", {"hang_on_reset": True})
     with EnvironmentPool(spec, num_workers=1, reset_timeout_s=1.0) as pool:
@@ -136,6 +138,7 @@ def test_close_ends_the_children() -> None:
     assert all(_gone(pid) for pid in pids)
 
 
+@pytest.mark.heavy
 def test_children_end_when_their_parent_is_killed() -> None:
     program = (
         "import sys, time\n"
@@ -162,6 +165,7 @@ def test_limits_must_be_positive(name: str) -> None:
         EnvironmentPool(SCRIPTED, **{name: 0})
 
 
+@pytest.mark.heavy
 def test_real_games_in_the_pool(games: Path) -> None:
     spec = EnvironmentSpec("rwml/ALFWorld-v0", {"data": str(games), "max_steps": 40})
     environment = spec.make()

@@ -36,6 +36,7 @@ def finish(env: Tau2Env, task: str) -> tuple[float, dict[str, Any]]:
     return reward, info
 
 
+@pytest.mark.heavy
 def test_tasks_and_splits_are_the_benchmarks() -> None:
     env = Tau2Env(DOMAINS)
     assert {split: len(tasks) for split, tasks in env.tasks.items()} == {"train": 178, "test": 100}
@@ -56,6 +57,7 @@ def test_reference_solutions_earn_the_reward(domain: str, solo: bool) -> None:
         assert (info["kind"], info["next_state"], info["knowable"]) == ("end", "", False) if solo else True
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("domain", "solo"), [("telecom", False), ("telecom", True), ("retail", False)])
 def test_the_reward_is_that_of_the_distributions_evaluator(domain: str, solo: bool) -> None:
     """Also of broken solutions; benchmarks/tau2_engine.py does this with all domains and more episodes."""
@@ -354,6 +356,7 @@ NONSENSE = [
 ]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("status", "content"), NONSENSE)
 def test_a_user_that_answers_nonsense_is_asked_again_and_then_a_failure_of_its_own(
     serve: Callable[..., FakeServer], status: int, content: Any
@@ -369,6 +372,7 @@ def test_a_user_that_answers_nonsense_is_asked_again_and_then_a_failure_of_its_o
     assert first != second
 
 
+@pytest.mark.heavy
 def test_a_user_that_recovers_is_heard_without_its_thinking(serve: Callable[..., FakeServer]) -> None:
     answers = [(503, {}), (200, answer("<think>My secret is 42.</think>\n\nHello."))]
     fake = serve(lambda number, body: answers[min(number, 1)])
@@ -394,6 +398,7 @@ def test_with_a_user_only_the_user_ends_the_conversation(action: str) -> None:
     assert info["valid"] == (action == "###STOP###")
 
 
+@pytest.mark.heavy
 def test_a_dead_user_is_reported_and_never_scored(serve: Callable[..., FakeServer]) -> None:
     down = f"http://127.0.0.1:{free_port()}/v1"
     fake = serve(lambda number, body: (200, answer("Hello.")) if number < 1 else (500, {}))
@@ -409,6 +414,7 @@ def test_a_dead_user_is_reported_and_never_scored(serve: Callable[..., FakeServe
             assert f"user model 'someone' at {url} gave no answer" in begun.error
 
 
+@pytest.mark.heavy
 def test_a_key_that_the_users_server_repeats_is_shown_to_nobody(
     serve: Callable[..., FakeServer], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

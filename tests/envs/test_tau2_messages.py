@@ -23,6 +23,7 @@ VALUES = st.recursive(
 CALLS = st.builds(Call, NAMES, st.dictionaries(NAMES, VALUES, max_size=3))
 
 
+@pytest.mark.heavy
 @given(calls=st.lists(CALLS, min_size=1, max_size=3))
 def test_calls_are_read_back_from_tags(calls: list[Call]) -> None:
     if not any("tool_call>" in str(call.arguments) for call in calls):

@@ -75,6 +75,7 @@ def test_alternatives_are_a_fixed_draw(pool: EnvironmentPool) -> None:
     assert all(len(actions) == 1 for actions in drawn(0))
 
 
+@pytest.mark.heavy
 def test_what_is_not_solved_in_time_or_fails_is_left_out(
     pool: EnvironmentPool, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -85,6 +86,7 @@ def test_what_is_not_solved_in_time_or_fails_is_left_out(
     assert follow(pool, "a", count=2, max_turns=2) == []
 
 
+@pytest.mark.heavy
 def test_branches_are_a_transition_file(tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
     settings = Collection(
@@ -102,6 +104,7 @@ def test_branches_are_a_transition_file(tmp_path: Path) -> None:
     assert read_metadata(path)["dropped_episodes"] == 1
 
 
+@pytest.mark.heavy
 def test_nothing_is_done_after_the_environment_cut_an_episode_off(
     pool: EnvironmentPool, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -248,6 +248,7 @@ def test_an_episode_is_tried_again_in_a_fresh_environment() -> None:
     assert again.episode.turns[0].observation == "hello a"
 
 
+@pytest.mark.heavy
 def test_an_environment_that_raises_every_time_is_lost_with_its_last_reason(tmp_path: Path) -> None:
     spec = EnvironmentSpec("support.environments:RoomsEnv", {"folder": str(tmp_path)})
     actions = dict.fromkeys(("broken", "once", "a"), ("go on",) * 3)

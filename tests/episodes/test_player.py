@@ -126,6 +126,7 @@ def test_an_episode_that_outgrows_the_context_is_cut_off_not_failed(
     assert nothing.groups[0].members[0].samples == ()
 
 
+@pytest.mark.heavy
 def test_failures_are_tried_again_with_the_same_seeds_then_dropped_and_counted(
     pool: EnvironmentPool, tiny_tokenizer: PreTrainedTokenizerBase, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -140,6 +141,7 @@ def test_failures_are_tried_again_with_the_same_seeds_then_dropped_and_counted(
     assert first_try in generator.seeds[3:]
 
 
+@pytest.mark.heavy
 def test_an_environment_that_hangs_at_reset_is_ended_and_its_group_counted(
     tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerBase, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -225,6 +225,7 @@ def test_verify_packing_finds_an_unknown_head():
     assert model.training
 
 
+@pytest.mark.heavy
 def test_verify_packing_finds_recurrent_layers():
     config = Qwen3NextConfig(
         **SMALL, num_key_value_heads=2, num_experts=2, num_experts_per_tok=1, moe_intermediate_size=16

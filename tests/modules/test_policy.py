@@ -153,6 +153,7 @@ def test_sft_lowers_the_loss(tiny_model: Path, tiny_tokenizer: PreTrainedTokeniz
     assert losses == sorted(losses, reverse=True)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("lora", [None, LORA])
 @pytest.mark.parametrize("gradient_checkpointing", ["none", "selective", "full"])
 def test_a_checkpoint_gives_the_policy_back(

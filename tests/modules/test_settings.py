@@ -35,6 +35,7 @@ def module_arguments(settings: Settings) -> dict[str, Any]:
     return {name: value for name, value in asdict(settings).items() if name != "temperature"}
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("setting", "value", "beside"),
     [

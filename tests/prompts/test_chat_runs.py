@@ -53,6 +53,7 @@ def with_template(tiny_model: Path, folder: Path, template: str) -> Path:
     return folder
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("template", "reason"),
     [
@@ -77,6 +78,7 @@ def test_a_template_that_loses_the_prompt_ends_the_run_in_a_line_before_it_gener
     assert f"the chat template of {model}" in line
 
 
+@pytest.mark.heavy
 def test_arguments_of_the_template_are_a_key_of_the_config(tiny_model: Path, tmp_path: Path) -> None:
     model = with_template(tiny_model, tmp_path / "model", OPENS)
     write_transitions(tmp_path / "t.parquet", make_world())

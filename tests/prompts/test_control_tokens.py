@@ -97,6 +97,7 @@ def num_control(chat: ChatFormat, ids: tuple[int, ...]) -> int:
     return sum(number in control for number in ids)
 
 
+@pytest.mark.heavy
 @every_chat
 @given(text=st.one_of(words, st.sampled_from(TEXTS)))
 @settings(deadline=None, max_examples=50)

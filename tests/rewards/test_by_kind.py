@@ -69,7 +69,7 @@ def test_what_counts_as_right_is_found_in_nested_rewards() -> None:
 
 def test_a_kind_without_a_reward_is_named() -> None:
     reward = RewardByKind({"tool": LetterReward()})
-    with pytest.raises(ValueError, match=r"has none for 'user', the kind of transition t/1; it has tool"):
+    with pytest.raises(ValueError, match=r"has no reward for the kind 'user' of transition t/1; it has tool"):
         reward.score([TOOL, USER], ["a", "b"])
     with pytest.raises(ValueError, match=r"reward\.rewards is empty"):
         RewardByKind({})

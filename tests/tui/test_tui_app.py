@@ -20,6 +20,7 @@ from rwml_lightning.trace import TraceWriter
 from support.dashboard import SIZES, drive, idle, make_group, press, shown
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("size", SIZES)
 def test_prediction_and_reality_stand_side_by_side(run: Path, size: tuple[int, int]) -> None:
     async def test(app: Dashboard, pilot: Pilot[None]) -> None:
@@ -52,6 +53,7 @@ def test_prediction_and_reality_stand_side_by_side(run: Path, size: tuple[int, i
     drive(run, test, size)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", ["n" * 200, "世" * 80])
 @pytest.mark.parametrize("size", SIZES)
 def test_a_long_name_of_a_run_leaves_room_for_its_state(run: Path, size: tuple[int, int], name: str) -> None:
@@ -64,6 +66,7 @@ def test_a_long_name_of_a_run_leaves_room_for_its_state(run: Path, size: tuple[i
     drive(run.rename(run.with_name(name)), test, size)
 
 
+@pytest.mark.heavy
 def test_new_steps_appear_and_the_cursor_stays_on_its_group(run: Path) -> None:
     async def test(app: Dashboard, pilot: Pilot[None]) -> None:
         assert app.follow
@@ -163,6 +166,7 @@ def test_a_run_deleted_while_open(run: Path) -> None:
     drive(run, test)
 
 
+@pytest.mark.heavy
 def test_leaving_while_rows_arrive(run: Path) -> None:
     left: list[Dashboard] = []
 

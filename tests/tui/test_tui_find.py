@@ -82,6 +82,7 @@ def test_a_bar_shows_each_member() -> None:
     assert len(reward_bar([0.0] * 20)) == 8
 
 
+@pytest.mark.heavy
 def test_the_list_follows_the_line(run: Path) -> None:
     async def test(app: Dashboard, pilot: Pilot[None]) -> None:
         table = app.query_one(GroupTable)
@@ -102,6 +103,7 @@ def test_the_list_follows_the_line(run: Path) -> None:
     drive(run, test)
 
 
+@pytest.mark.heavy
 def test_any_column_sorts_both_ways(run: Path) -> None:
     async def test(app: Dashboard, pilot: Pilot[None]) -> None:
         table = app.query_one(GroupTable)
@@ -121,6 +123,7 @@ def test_any_column_sorts_both_ways(run: Path) -> None:
     drive(run, test)
 
 
+@pytest.mark.heavy
 def test_keys_step_through_training(run: Path) -> None:
     async def test(app: Dashboard, pilot: Pilot[None]) -> None:
         assert "a mug at step 3" in await press(app, pilot, "left_square_bracket")
@@ -132,6 +135,7 @@ def test_keys_step_through_training(run: Path) -> None:
     drive(run, test)
 
 
+@pytest.mark.heavy
 def test_an_older_search_that_ends_later_is_not_shown(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = TraceReader.group_ids
 

@@ -245,6 +245,7 @@ def test_whatever_a_column_holds_is_read_or_is_one_line(table: str, column: str,
                 assert told is None or (told.startswith(str(path)) and "\n" not in told)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("column", ["groups.rewards", "texts.body", "metrics.value"])
 def test_a_damaged_run_is_said_in_the_bar(column: str, tmp_path: Path) -> None:
     write_run(tmp_path, "plain")
@@ -288,6 +289,7 @@ def test_a_damaged_run_is_said_in_the_bar(column: str, tmp_path: Path) -> None:
     assert any("was not written by a trainer" in one for one in told), told[-1]
 
 
+@pytest.mark.heavy
 def test_what_is_typed_or_pasted_stays_text(run: Path) -> None:
     async def test(app: Dashboard, pilot: Pilot[None]) -> None:
         await press(app, pilot, "slash")

@@ -35,6 +35,7 @@ def test_a_moment_holds_what_was_recorded_by_then(run: Path) -> None:
     assert stride(12_000) == 100
 
 
+@pytest.mark.heavy
 def test_a_run_is_played_as_if_it_were_live(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rwml_tui.app.TICK_SECONDS", 0.3)
 
@@ -67,6 +68,7 @@ def test_a_run_is_played_as_if_it_were_live(run: Path, monkeypatch: pytest.Monke
     drive(run, test)
 
 
+@pytest.mark.heavy
 def test_runs_are_compared_transition_by_transition(run: Path, tmp_path: Path) -> None:
     other = tmp_path / "second"
     with TraceWriter(other / "trace.db") as writer:
@@ -97,6 +99,7 @@ def test_runs_with_equal_names_carry_their_paths() -> None:
     assert named(paths) == {"a/run": paths[0], "b/run": paths[1], "other": paths[2]}
 
 
+@pytest.mark.heavy
 def test_episodes_turn_by_turn_beside_what_was_predicted(run: Path) -> None:
     turns = (
         Turn("At the desk.", "go to shelf 1", reward=0.5, thinking="the mug may be there"),
@@ -128,6 +131,7 @@ def test_episodes_turn_by_turn_beside_what_was_predicted(run: Path) -> None:
     drive(run, test)
 
 
+@pytest.mark.heavy
 def test_a_run_without_episodes_says_so(run: Path) -> None:
     async def test(app: Dashboard, pilot: Pilot[None]) -> None:
         assert "no episodes in this run yet" in await press(app, pilot, "3", "t", "down")

@@ -21,6 +21,7 @@ from support.dashboard import drive, make_group, press, shown
 from support.hostile import HOSTILE, assert_harmless
 
 
+@pytest.mark.heavy
 def test_the_same_transition_over_training(run: Path) -> None:
     with TraceWriter(run / "trace.db") as writer:
         for step in (5, 6):
@@ -38,6 +39,7 @@ def test_the_same_transition_over_training(run: Path) -> None:
     drive(run, test)
 
 
+@pytest.mark.heavy
 def test_a_command_is_confirmed_sent_and_heard(run: Path) -> None:
     async def test(app: Dashboard, pilot: Pilot[None]) -> None:
         assert "Really save a checkpoint now?" in await press(app, pilot, "c", "enter")
@@ -108,6 +110,7 @@ def test_groups_are_written(run: Path, tmp_path: Path) -> None:
         export(run / "trace.db", ids, tmp_path / "all.xls")
 
 
+@pytest.mark.heavy
 def test_the_list_is_exported_from_the_screen(run: Path, tmp_path: Path) -> None:
     async def test(app: Dashboard, pilot: Pilot[None]) -> None:
         await press(app, pilot, "e", "down", "space")
@@ -124,6 +127,7 @@ def test_the_list_is_exported_from_the_screen(run: Path, tmp_path: Path) -> None
     drive(run, test)
 
 
+@pytest.mark.heavy
 def test_curves_are_drawn_smoothed_and_as_logarithms(run: Path) -> None:
     with TraceWriter(run / "trace.db") as writer:
         for step in range(10, 30):
@@ -143,6 +147,7 @@ def test_curves_are_drawn_smoothed_and_as_logarithms(run: Path) -> None:
     drive(run, test)
 
 
+@pytest.mark.heavy
 def test_curves_of_a_run_without_steps(tmp_path: Path) -> None:
     TraceWriter(tmp_path / "trace.db").close()
 
@@ -152,6 +157,7 @@ def test_curves_of_a_run_without_steps(tmp_path: Path) -> None:
     drive(tmp_path, test)
 
 
+@pytest.mark.heavy
 def test_every_key_stands_in_the_help(run: Path) -> None:
     async def test(app: Dashboard, pilot: Pilot[None]) -> None:
         screen = await press(app, pilot, "question_mark")

@@ -55,6 +55,7 @@ def test_another_action_in_a_recorded_state(recorded_run: Path) -> None:
     drive(recorded_run, test, limit=180)
 
 
+@pytest.mark.heavy
 def test_a_run_that_cannot_be_asked_says_why(run: Path) -> None:
     async def test(app: Dashboard, pilot: Pilot[None]) -> None:
         screen = await press(app, pilot, "w")
@@ -66,6 +67,7 @@ def test_a_run_that_cannot_be_asked_says_why(run: Path) -> None:
     drive(run, test, limit=180)  # the child is the real one, which imports the trainer
 
 
+@pytest.mark.heavy
 def test_the_child_ends_with_the_dashboard(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -92,6 +94,7 @@ def test_the_child_ends_with_the_dashboard(
     assert children[0].returncode == -9
 
 
+@pytest.mark.heavy
 def test_a_child_that_ends_or_hangs_is_an_error_and_is_started_again(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,6 +131,7 @@ trainer:
 """
 
 
+@pytest.mark.heavy
 def test_nothing_of_a_config_is_run_before_a_person_says_so(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,6 +158,7 @@ def test_nothing_of_a_config_is_run_before_a_person_says_so(
     drive(run, test)
 
 
+@pytest.mark.heavy
 def test_a_config_says_what_it_names(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     deep = "a: &a [x]\n" + "".join(
