@@ -66,7 +66,7 @@ def test_imitation_then_grpo_then_test(
     printed = capsys.readouterr()
     for words in ("Evaluation games", "success", "before", "end", "pass@2"):
         assert words in printed.out
-    assert "8 turns of 4 solved episodes, of 4 games" in printed.err
+    assert "8 turns of 4 solved episodes from 4 games" in printed.err
     run = tmp_path / "runs" / "r"
     with TraceReader(run / "trace.db") as reader:
         assert [stage.stage for stage in reader.stages()] == ["policy_sft", "policy_grpo"]
@@ -119,7 +119,7 @@ def test_own_successes_are_imitated(
     arguments = ["fit", "--config", str(own), "--run.name", "rft"]
     main([*arguments, "--data.episodes.demonstrations", str(demonstrations)])
     printed = capsys.readouterr()
-    assert "solved episodes, of 4 games" in printed.err
+    assert "solved episodes from 4 games" in printed.err
     assert "Evaluation games" in printed.out
 
 
