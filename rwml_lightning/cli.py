@@ -195,7 +195,10 @@ class RWMLCLI(LightningCLI):
     def _evaluating_trainer(self) -> L.Trainer:
         """Make a trainer for several models, without the config's callbacks, which would treat them as one run."""
         callbacks = default_callbacks([], None, None)
-        return super().instantiate_trainer(logger=False, callbacks=callbacks, enable_checkpointing=False)
+        strategy = parallel.find_strategy(self._get(self.config_init, "trainer").get("strategy", "auto"))
+        return super().instantiate_trainer(
+            logger=False, callbacks=callbacks, enable_checkpointing=False, strategy=strategy
+        )
 
     def _run_config(self) -> str:
         """Return the whole config for every command. ``ckpt_path``, which only ``fit`` takes, becomes a comment."""

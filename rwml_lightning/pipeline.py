@@ -53,6 +53,7 @@ def run(
     """
     if folder.finished:
         return
+    parallel.connect(trainer, model)
     data.record_collection = partial(record_collection, folder.trace)
     for logger in trainer.loggers:
         start_logger(logger, folder)

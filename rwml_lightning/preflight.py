@@ -62,6 +62,8 @@ def check_run(command: str, config: Namespace, model: PolicyModule, data: Rollou
         check_checkpoint(config.ckpt_path, model)
     if command in ("fit", "validate", "test", "evaluate"):
         check_data(model, data)
+    if command == "fit" and config.trainer.get("strategy") == "fsdp":
+        check_demonstrations(model, data)
 
 
 def check_stage(command: str, model: PolicyModule, data: RolloutDataModule) -> None:
@@ -173,6 +175,21 @@ def check_data(model: PolicyModule, data: RolloutDataModule) -> None:
         data.predictions.need_evaluator()
         if not data.predictions.path.exists():
             check_transitions(data.predictions, data)
+
+
+def check_demonstrations(model: PolicyModule, data: RolloutDataModule) -> None:
+    """Refuse to let a sharded policy write its demonstrations, which rank 0 collects alone."""
+    wanted = None if data.episodes is None else data.episodes.demonstrations
+    if (
+        model.learns == "labels"
+        and wanted is not None
+        and wanted.source != "expert"
+        and not Path(wanted.path).exists()
+    ):
+        raise ValueError(
+            f"data.episodes.demonstrations.source is {wanted.source!r} and trainer.strategy is fsdp, but rank 0 alone writes the "
+            f"demonstrations: make {wanted.path} first, in a run with trainer.strategy ddp or in one process"
+        )
 
 
 def check_transitions(predictions: Predictions, data: RolloutDataModule) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rwml_lightning import parallel
 from rwml_lightning.commands.configured import Configured
 from rwml_lightning.printable import printable
 
@@ -14,4 +15,9 @@ def collect(configured: Configured) -> None:
         message = f"{predictions.path} already exists; to collect again, name another file in data.predictions.transitions"
         print(printable(message))
         return
-    predictions.collect(data.environment, data.seed, lambda: data.ask(configured.model))
+
+    def make() -> str:
+        predictions.collect(data.environment, data.seed, lambda: data.ask(configured.model))
+        return str(predictions.path)
+
+    parallel.agree("collected", make)

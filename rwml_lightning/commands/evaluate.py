@@ -15,6 +15,7 @@ import lightning as L
 import yaml
 from lightning.pytorch.loggers import Logger
 
+from rwml_lightning import parallel
 from rwml_lightning.commands.configured import Configured
 from rwml_lightning.commands.model_evaluator import ModelEvaluator
 from rwml_lightning.data.datamodule import RolloutDataModule
@@ -114,11 +115,16 @@ def held_out_transitions(template: PolicyModule, data: RolloutDataModule) -> lis
     predictions = data.need_predictions()
     if not predictions.path.exists():
         generator = copy(data.generator)  # it is not started yet, so the copy shares nothing with it
-        predictions.collect(
-            data.environment,
-            data.seed,
-            lambda: PolicyClient.of(template, generator, data.chat_template_kwargs),
-        )
+
+        def make() -> str:
+            predictions.collect(
+                data.environment,
+                data.seed,
+                lambda: PolicyClient.of(template, generator, data.chat_template_kwargs),
+            )
+            return str(predictions.path)
+
+        parallel.agree("collected", make)
         generator.close()
     transitions = read_transitions(predictions.path, predictions.on_broken)
     held_out = [transition for transition in transitions if transition.split == "validation"]

@@ -92,9 +92,7 @@ class RolloutDataModule(L.LightningDataModule):
             )
         if self.episodes is not None:
             if self.environment is None:
-                raise ValueError(
-                    "data.environment is not set, but data.episodes needs an environment to play"
-                )
+                raise ValueError("data.environment is not set, but data.episodes needs one to play")
             found["episodes"] = EpisodeSource(self.episodes, policy, self.environment, self.seed)
         return found
 
@@ -129,11 +127,15 @@ class RolloutDataModule(L.LightningDataModule):
         if self._limits is not None:
             num_items, batch_size, num_passes = self._limits
             draw = replace(draw, items=draw.items[:num_items], batch_size=batch_size, num_passes=num_passes)
-        loader = self._train_loader = StepLoader(draw, self.seed)
-        if self._resumed is not None:
-            check_same_items(loader, self._resumed, module.reads, module.learns)
-            loader.load_state_dict(self._resumed)
-        return loader
+        self._train_loader = StepLoader(draw, self.seed)
+        self._resume()
+        return self._train_loader
+
+    def _resume(self) -> None:
+        """Move the loader to the position of the checkpoint, once there are both."""
+        if self._train_loader is not None and self._resumed is not None:
+            check_same_items(self._train_loader, self._resumed, self.module.reads, self.module.learns)
+            self._train_loader.load_state_dict(self._resumed)
 
     @override
     def val_dataloader(self) -> list[StepLoader[Any, Any]]:
@@ -153,9 +155,9 @@ class RolloutDataModule(L.LightningDataModule):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        # Lightning also restores the state of the loader, but not if the loader was made before the checkpoint was read.
-        # A learning rate schedule makes it that early, because it needs the number of steps.
+        # The loader may have been made before the checkpoint is read, for the number of steps of the learning rate schedule.
         self._resumed = state_dict
+        self._resume()
 
     @contextmanager
     def limited_to(self, num_items: int, batch_size: int, num_passes: int) -> Iterator[None]:
@@ -166,6 +168,7 @@ class RolloutDataModule(L.LightningDataModule):
             yield
         finally:
             self._limits, self.trainer = kept
+            self._train_loader = None
 
     def probe_ids(self) -> list[int]:
         """Return a fixed token sequence for comparing generator and trainer."""

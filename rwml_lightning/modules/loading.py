@@ -60,7 +60,11 @@ def load_policy(
         policy.gradient_checkpointing_enable(checkpointing_arguments(gradient_checkpointing))
         policy.enable_input_require_grads()
     if lora is not None:
-        policy = add_lora(policy, lora)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(
+                torch.initial_seed()
+            )  # the same adapters on every rank, whatever was drawn before
+            policy = add_lora(policy, lora)
     if folder is not None and folder.is_file():
         load_checkpoint_weights(policy, folder)
         check_weights(policy, folder)

@@ -17,7 +17,7 @@ from rwml_lightning.parallel.ranks import (
     together,
     world_size,
 )
-from rwml_lightning.parallel.sharding import Replicated, Sharded, find_strategy, shard
+from rwml_lightning.parallel.sharding import Replicated, Sharded, connect, find_strategy, shard
 
 __all__ = [
     "RankError",
@@ -25,6 +25,7 @@ __all__ = [
     "Sharded",
     "agree",
     "broadcast",
+    "connect",
     "deal",
     "find_strategy",
     "first_failure",

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from rwml_lightning.parallel.ranks import Failure, RankError
 
-_WAIT = timedelta(minutes=10)
+_WAIT = timedelta(hours=12)  # rank 0 may collect transitions for so long
 _LAUNCHER = frozenset(
     [
         "GROUP_RANK",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from typing import Any
 
+import lightning as L
 from lightning.pytorch.overrides.distributed import _sync_module_states
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import nn
@@ -49,6 +51,16 @@ def find_strategy(given: Any) -> Any:
     """Return the strategy for ``ddp`` and ``fsdp``, and any other value of ``trainer.strategy`` unchanged."""
     own = {"ddp": Replicated, "fsdp": Sharded}
     return own[given]() if isinstance(given, str) and given in own else given
+
+
+def connect(trainer: L.Trainer, model: L.LightningModule) -> None:
+    """Connect the ranks before the first stage, if torchrun has started them.
+
+    Lightning connects them in the first call of the trainer, but the ranks prepare files together before that.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ and trainer.world_size > 1:
+        trainer.strategy.connect(model)
+        trainer.strategy.setup_environment()
 
 
 def shard(policy: nn.Module, mesh: DeviceMesh) -> None:

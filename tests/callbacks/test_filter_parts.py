@@ -287,12 +287,11 @@ def test_the_copy_reads_what_it_is_taught_and_then_what_it_judges(monkeypatch: p
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_data_is_made_ready_as_the_trainer_would(rank: int) -> None:
+def test_data_is_made_ready_as_the_trainer_would(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[Any] = []
-    strategy = SimpleNamespace(
-        connect=lambda model: events.append(("connect", model)), barrier=lambda name: events.append(name)
-    )
-    trainer: Any = SimpleNamespace(strategy=strategy, local_rank=rank)
+    strategy = SimpleNamespace(connect=lambda model: events.append(("connect", model)))
+    monkeypatch.setattr(parallel, "gather", lambda value: events.append("all wait"))
+    trainer: Any = SimpleNamespace(strategy=strategy, is_global_zero=rank == 0)
     data: Any = SimpleNamespace(
         trainer=None,
         prepare_data=lambda: events.append(("prepare", data.trainer)),
@@ -301,17 +300,18 @@ def test_data_is_made_ready_as_the_trainer_would(rank: int) -> None:
     model: Any = "model"
     easy_sample_filter._make_ready(trainer, model, data)
     prepared = [("prepare", trainer)] * (rank == 0)
-    assert events == [("connect", "model"), *prepared, "prepare_data", ("fit", trainer)]
+    assert events == [("connect", "model"), *prepared, "all wait", ("fit", trainer)]
     easy_sample_filter._make_ready(trainer, model, data)  # the trainer's own hooks have done it
     assert len(events) == 3 + len(prepared)
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_the_first_rank_locks_the_file_for_all(first: bool, tmp_path: Path) -> None:
-    barriers: list[str] = []
-    trainer: Any = SimpleNamespace(
-        is_global_zero=first, strategy=SimpleNamespace(barrier=lambda name: barriers.append(name))
-    )
+def test_the_first_rank_locks_the_file_for_all(
+    first: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    barriers: list[None] = []
+    monkeypatch.setattr(parallel, "gather", barriers.append)
+    trainer: Any = SimpleNamespace(is_global_zero=first)
     other = FileLock(tmp_path / ".t.parquet.filter.lock")
     with easy_sample_filter._alone(trainer, tmp_path / "t.parquet"):
         assert len(barriers) == 1
@@ -411,8 +411,9 @@ def test_the_copy_is_trained_once_and_predicts_with_what_was_written(
     monkeypatch.setattr(easy_sample_copy, "preliminary_trainer", Trainer)
     monkeypatch.setattr(easy_sample_copy, "supervised_copy", lambda *arguments: arguments)
     monkeypatch.setattr(easy_sample_copy, "write_export", export)
-    barriers: list[str] = []
-    main: Any = SimpleNamespace(is_global_zero=True, strategy=SimpleNamespace(barrier=barriers.append))
+    barriers: list[None] = []
+    monkeypatch.setattr(parallel, "gather", barriers.append)
+    main: Any = SimpleNamespace(is_global_zero=True)
     model: Any = SimpleNamespace(init_from="start", lora="lora")
     generator = HFGenerator("name")
     generator._attached = True
@@ -425,7 +426,7 @@ def test_the_copy_is_trained_once_and_predicts_with_what_was_written(
     assert events == [
         ("fit", learns, data, [RewardLogger, RolloutProgressBar]), ("export", learns), predicts, predicts,
     ]  # fmt: skip
-    assert barriers == ["easy-sample predictions"] * 2
+    assert barriers == [None] * 2
     assert not generator._attached  # the copy would stay in memory
     (
         tmp_path / "deep" / "work" / "copy"
@@ -440,7 +441,8 @@ def test_all_ranks_export_the_copy_and_wait(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(easy_sample_copy, "preliminary_trainer", lambda *_: trainer)
     monkeypatch.setattr(easy_sample_copy, "supervised_copy", copied)
     monkeypatch.setattr(easy_sample_copy, "write_export", export)
-    main: Any = SimpleNamespace(is_global_zero=False, strategy=SimpleNamespace(barrier=barriers))
+    monkeypatch.setattr(parallel, "gather", barriers)
+    main: Any = SimpleNamespace(is_global_zero=False)
     model: Any = SimpleNamespace(init_from=None, lora=None)
     data: Any = SimpleNamespace(seed=31, generator="another generator")
     state = torch.get_rng_state()

@@ -86,7 +86,7 @@ def test_sources_are_those_that_the_config_gives_predictions_first(monkeypatch: 
     assert list(make_data(predictions=PREDICTIONS).sources) == ["predictions"]
     assert list(make_data(environment=SPEC, episodes=EPISODES).sources) == ["episodes"]
     with pytest.raises(
-        ValueError, match=r"^data\.environment is not set, but data\.episodes needs an environment"
+        ValueError, match=r"^data\.environment is not set, but data\.episodes needs one to play"
     ):
         _ = make_data(episodes=EPISODES).sources
     assert data.need_predictions() is PREDICTIONS
@@ -201,12 +201,15 @@ def test_a_resumed_loader_goes_on_where_it_was_if_it_reads_the_same(reads: str, 
     size, items = KEYS[reads, learns]
     data = make_given(reads, learns, seed=3)
     assert data.state_dict() == {}
-    state = {**data.train_dataloader().state_dict(), "step": 2}
+    early = (
+        data.train_dataloader()
+    )  # as for the steps of a learning rate schedule, before the checkpoint is read
+    state = {**early.state_dict(), "step": 2}
     assert state.keys() == {"step", "seed", "batch_size", "num_items", "items"}
     assert (state["seed"], state["batch_size"], state["num_items"]) == (3, 2, 5)
     data.load_state_dict(state)
-    loader = data.train_dataloader()
-    assert (loader.step, loader.first_step) == (2, 2)
+    for loader in (early, data.train_dataloader()):
+        assert (loader.step, loader.first_step) == (2, 2)
     for changes, message in (
         (
             {"seed": 4},
@@ -222,7 +225,8 @@ def test_a_resumed_loader_goes_on_where_it_was_if_it_reads_the_same(reads: str, 
             rf"^data\.{reads}\.num_passes is 2, so training ends after batch 6, but the checkpoint was saved after batch 7",
         ),
     ):
-        data.load_state_dict({**state, **changes})
+        with pytest.raises(ValueError, match=message):
+            data.load_state_dict({**state, **changes})
         with pytest.raises(ValueError, match=message):
             data.train_dataloader()
     data.load_state_dict({**state, "step": 6})

@@ -116,15 +116,23 @@ def test_an_exception_of_one_rank_ends_all_and_its_message_is_stored(
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_a_checkpoint_of_two_ranks_is_read_by_one(tiny_model: Path, tmp_path: Path, strategy: str) -> None:
-    config = write_config(tmp_path, tiny_model, "many", strategy=strategy, max_steps=3)
-    fit(config)
-    (checkpoint,) = (tmp_path / "runs" / "many" / "checkpoints").glob("step-3.ckpt")
+def test_a_checkpoint_of_two_ranks_is_resumed_by_one_and_by_two(
+    tiny_model: Path, tmp_path: Path, strategy: str
+) -> None:
+    fit(write_config(tmp_path, tiny_model, "whole", strategy=strategy))
+    runs = tmp_path / "runs"
+    (checkpoint,) = (runs / "whole" / "checkpoints").glob("step-6.ckpt")
     assert torch.load(checkpoint, weights_only=True)["state_dict"]
+    whole = {
+        place: v for place, v in numbers(runs / "whole").items() if place[0] == "wm_grpo" and place[1] > 6
+    }
     alone = write_config(tmp_path, tiny_model, "alone", devices=1, strategy="auto")
-    output = fit(alone, "--ckpt_path", str(checkpoint), launcher=[])
-    assert "wm_grpo 4/8" in output
-    assert "wm_grpo 3/8" not in output
+    two = write_config(tmp_path, tiny_model, "two", strategy=strategy)
+    for name, config, launcher in (("alone", alone, []), ("two", two, TORCHRUN)):
+        fit(config, "--ckpt_path", str(checkpoint), launcher=launcher)
+        resumed = {place: v for place, v in numbers(runs / name).items() if place[0] == "wm_grpo"}
+        assert {step for _, step, _ in resumed} == {7, 8}
+        assert resumed == pytest.approx(whole, rel=1e-3, abs=1e-4), name
 
 
 def last_step(store: Path) -> int:

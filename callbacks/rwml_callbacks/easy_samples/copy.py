@@ -15,6 +15,7 @@ from rwml_callbacks.easy_samples.parts import Answers, ScoredParts
 from rwml_callbacks.progress import RolloutProgressBar
 from rwml_callbacks.reward_logger import RewardLogger
 from rwml_callbacks.weight_sync import WeightSync
+from rwml_lightning import parallel
 from rwml_lightning.answers import extract_answer
 from rwml_lightning.data.datamodule import RolloutDataModule
 from rwml_lightning.data.labels import label_transitions
@@ -138,6 +139,6 @@ def predict_with_copy(
         del copy, learning  # always predict with the exported weights, as a resumed filter does
     predicting = preliminary_trainer(trainer, [WeightSync(), RolloutProgressBar(), parts])
     predicting.predict(supervised_copy(model, learning_rate, str(weights)), data, return_predictions=False)
-    trainer.strategy.barrier("easy-sample predictions")
+    parallel.gather(None)  # all wait until the last part is written
     if isinstance(data.generator, HFGenerator):
         data.generator.close()  # releases the copy, which it decoded with

@@ -39,6 +39,7 @@ from rwml_callbacks.easy_samples.marks import (
 from rwml_callbacks.easy_samples.parts import Answers, ScoredParts, Throughput, read_parts
 from rwml_callbacks.easy_samples.report import filter_metrics, log_filter
 from rwml_callbacks.trace_recorder import TraceRecorder
+from rwml_lightning import parallel
 from rwml_lightning.data.datamodule import RolloutDataModule, rollout_data
 from rwml_lightning.data.predictions import Predictions
 from rwml_lightning.models import end_token_ids
@@ -200,7 +201,7 @@ class EasySampleFilter(L.Callback):
             beat = recorder.writer.heartbeat if recorder and trainer.is_global_zero else lambda: None
             self._predict(trainer, model, data, taught, judged, work, beat)
             rewards, throughput = read_parts(work)
-            trainer.strategy.barrier("easy-sample results")
+            parallel.gather(None)  # all wait, however long it takes
         marks = mark_easy(rewards, **decision, seed=self.seed)
         remaining = marks.kept | ({t.transition_id for t in source.train} - rewards.keys())
         if trainer.is_global_zero:
@@ -314,9 +315,9 @@ def _make_ready(trainer: L.Trainer, model: PolicyModule, data: RolloutDataModule
         return
     trainer.strategy.connect(model)
     data.trainer = trainer
-    if trainer.local_rank == 0:
+    if trainer.is_global_zero:
         data.prepare_data()
-    trainer.strategy.barrier("prepare_data")
+    parallel.gather(None)  # all wait, however long it takes
     data.setup("fit")
 
 
@@ -330,7 +331,7 @@ def _alone(trainer: L.Trainer, path: Path) -> Iterator[None]:
         except Timeout:
             log.warning("another run filters %s; waiting for its result", path)
             lock.acquire(timeout=_LONGEST_WAIT_S)
-    trainer.strategy.barrier("easy-sample filter")
+    parallel.gather(None)  # all wait, however long it takes
     try:
         yield
     finally:
