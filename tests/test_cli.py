@@ -14,11 +14,13 @@ from support.runs import make_config, write_config
 from support.worlds import make_world
 
 
+@pytest.mark.heavy
 def test_export_names_a_missing_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["export", "--ckpt_path", str(tmp_path / "no.ckpt"), "--output", str(tmp_path / "out")]
     assert error_of(arguments, capsys) == f"error: --ckpt_path names {tmp_path}/no.ckpt, which is not a file"
 
 
+@pytest.mark.heavy
 def test_export_overwrites_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({}, tmp_path / "a.ckpt")
     (tmp_path / "out").mkdir()
@@ -26,6 +28,7 @@ def test_export_overwrites_nothing(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "which already exists; name a new folder" in error_of(arguments, capsys)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("content", ["foreign", "no torch file"])
 def test_export_refuses_what_is_no_checkpoint_of_ours(
     content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -40,6 +43,7 @@ def test_export_refuses_what_is_no_checkpoint_of_ours(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.heavy
 def test_export_without_arguments_says_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["export"])
@@ -47,6 +51,7 @@ def test_export_without_arguments_says_what_is_missing(capsys: pytest.CaptureFix
     assert "ckpt_path" in capsys.readouterr().err
 
 
+@pytest.mark.heavy
 def test_a_model_that_is_not_there_is_named_before_a_run_folder_is_made(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -33,6 +33,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("option", "message"),
     [
@@ -77,6 +78,7 @@ def test_a_wrong_option(option: str, message: str, capsys: pytest.CaptureFixture
     assert error_of(["fit", "--config", str(QUICKSTART), *option.split()], capsys) == message
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
@@ -154,6 +156,7 @@ def test_a_missing_file(capsys: pytest.CaptureFixture[str]) -> None:
     assert "nofile.yaml" in message
 
 
+@pytest.mark.heavy
 def test_a_file_that_is_no_yaml(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "broken.yaml").write_text("model: [1,\n")
     message = error_of(["fit", "--config", str(tmp_path / "broken.yaml")], capsys)

@@ -81,6 +81,7 @@ def test_a_baseline_is_understood_on_top_of_a_policy_config(
         ParsingCLI()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("evaluation", ["official", "paper"])
 def test_an_evaluation_of_tau2_bench_is_understood(
     evaluation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

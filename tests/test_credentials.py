@@ -139,6 +139,7 @@ COMMANDS = {
 }  # fmt: skip
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_refuses_a_secret_before_it_writes_anything(
     command: str,

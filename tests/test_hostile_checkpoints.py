@@ -185,6 +185,7 @@ UNPICKLERS = (
 MODULES = ("torch", "pickle", "np", "numpy", "yaml", "joblib", "dill", "cloudpickle", "marshal", "shelve")
 
 
+@pytest.mark.heavy
 def test_every_load_of_a_file_is_of_a_safe_kind() -> None:
     """No call runs what a file says; pipes alone carry pickled objects, from processes that a run has started itself."""
     unsafe: list[str] = []

@@ -92,6 +92,7 @@ def test_what_is_imported_is_declared() -> None:
     assert not undeclared
 
 
+@pytest.mark.heavy
 def test_no_test_module_is_imported() -> None:
     files = list((ROOT / "tests").rglob("*.py"))
     modules = {file.stem for file in files if "support" not in file.relative_to(ROOT / "tests").parts}

@@ -106,6 +106,7 @@ def test_what_a_policy_needs(
     assert refused("fit", config, capsys).startswith(message)
 
 
+@pytest.mark.heavy
 def test_demonstrations_are_not_collected_for_weights_that_are_not_there(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -134,6 +135,7 @@ def test_collect_looks_for_the_model_only_where_it_acts(
     )
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("command", ["evaluate", "audit", "what_if"])
 def test_commands_without_the_configs_model_look_for_its_embedder(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

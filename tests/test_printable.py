@@ -192,6 +192,7 @@ def test_there_is_one_console() -> None:
     assert [place.partition(":")[0] for place in imports] == ["rwml_lightning/terminal.py"]
 
 
+@pytest.mark.heavy
 def test_whatever_is_printed_is_made_printable() -> None:
     bare = [
         place

@@ -67,6 +67,7 @@ def open_together(root: Path, config: str) -> tuple[str, str]:
     return folder.path.name, (folder.path / "config.yaml").read_text()
 
 
+@pytest.mark.heavy
 def test_runs_that_begin_at_once_get_folders_of_their_own(tmp_path: Path) -> None:
     context, configs = get_context("spawn"), [f"a: {number}\n" for number in range(4)]
     with ProcessPoolExecutor(4, context, meet, (context.Barrier(4),)) as pool:

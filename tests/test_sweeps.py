@@ -70,6 +70,7 @@ def test_a_command_line_is_understood(line: list[str], monkeypatch: pytest.Monke
         ParsingCLI()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("key", "message"),
     [

@@ -108,6 +108,7 @@ class Ask(L.Callback):
                 reader.send_command(self.command)
 
 
+@pytest.mark.heavy
 def test_commands_of_a_reader_are_obeyed(tiny_model: Path, tmp_path: Path) -> None:
     path = tmp_path / "trace.db"
     callbacks = [

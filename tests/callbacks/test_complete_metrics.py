@@ -86,6 +86,7 @@ def test_the_order_of_callbacks_decides_nothing(tiny_model: Path, tmp_path: Path
         assert recorded(tmp_path / str(seed), tiny_model, random.Random(seed)) == expected
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("num_iterations", [1, 2])
 def test_a_logger_gets_each_steps_metrics_once_at_the_optimizer_step(
     tiny_model: Path, tmp_path: Path, num_iterations: int

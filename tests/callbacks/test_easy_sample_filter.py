@@ -89,6 +89,7 @@ def test_the_run_store_holds_the_histogram(filtered: dict[str, Any]) -> None:
     assert 0 < result["filter/generator_share_of_time"] <= 1
 
 
+@pytest.mark.heavy
 def test_the_model_being_trained_is_left_untouched(
     filtered: dict[str, Any], tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,6 +102,7 @@ def test_the_model_being_trained_is_left_untouched(
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.heavy
 def test_weights_and_randomness_are_as_before(tiny_model: Path, tmp_path: Path) -> None:
     model, data = WorldModelGRPO(model=str(tiny_model)), make_data(tmp_path)
     model.configure_model()
@@ -118,6 +120,7 @@ def test_weights_and_randomness_are_as_before(tiny_model: Path, tmp_path: Path) 
     assert data.generator._module is None  # the copy is gone
 
 
+@pytest.mark.heavy
 def test_other_decisions_need_no_new_predictions(
     filtered: dict[str, Any], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,6 +145,7 @@ def test_other_predictions_are_made_anew(
     assert columns(tmp_path) != columns(filtered["folder"])
 
 
+@pytest.mark.heavy
 def test_a_run_without_the_filter_reads_past_its_columns(filtered: dict[str, Any], tiny_model: Path) -> None:
     _, steps = fit(filtered["folder"], tiny_model)
     assert len(trained_on(steps)) == NUM_TRAIN
@@ -222,12 +226,14 @@ def test_what_the_copy_learnt_from_the_training_split_is_not_judged(tiny_model: 
     assert taught <= set(trained_on(steps))
 
 
+@pytest.mark.heavy
 def test_a_reward_of_its_own_pays(tiny_model: Path, tmp_path: Path) -> None:
     fit(tmp_path, tiny_model, make_filter(reward=LetterReward(mode="cosine")))
     rewards = [reward for reward, _ in columns(tmp_path).values() if reward is not None]
     assert any(reward * 4 != round(reward * 4) for reward in rewards)
 
 
+@pytest.mark.heavy
 def test_nothing_easy_stops_with_the_histogram_and_keeps_the_predictions(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -241,6 +247,7 @@ def test_nothing_easy_stops_with_the_histogram_and_keeps_the_predictions(
     assert len(list(tmp_path.glob("t.parquet.filter-*/*.json"))) == 4
 
 
+@pytest.mark.heavy
 def test_fewer_transitions_than_a_batch_are_refused(tiny_model: Path, tmp_path: Path) -> None:
     message = r"t\.parquet: 32 training transitions are there, fewer than one batch \(data\.predictions\.prompts_per_step is 33\)"
     with pytest.raises(ValueError, match=message):
@@ -331,6 +338,7 @@ def test_the_copy_may_learn_from_a_share_of_the_validation_split(tmp_path: Path,
     assert judged == same == data.prediction_source.train
 
 
+@pytest.mark.heavy
 def test_the_command_line_says_a_wrong_setting_in_one_line(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -30,6 +30,7 @@ def no_run_left_open(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterato
     wandb.finish()
 
 
+@pytest.mark.heavy
 def test_a_row_a_turn_over_all_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PolicyGRPO, "num_planned_steps", 2)
     logger = WandbLogger(project="test", save_dir=tmp_path, id="abc", offline=True)

@@ -347,6 +347,7 @@ def test_prompts_too_long_for_one_model_leave_the_others(
     ]
 
 
+@pytest.mark.heavy
 def test_without_held_out_transitions_nothing_is_loaded(
     tiny_model: Path, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -355,6 +356,7 @@ def test_without_held_out_transitions_nothing_is_loaded(
     assert message == f"error: {tmp_path}/t.parquet holds no validation transitions"
 
 
+@pytest.mark.heavy
 def test_models_are_wanted(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert error_of(["evaluate", "--config", str(config)], capsys) == "error: evaluate.models is missing"
 

@@ -69,6 +69,7 @@ def world(tmp_path: Path, tiny_model: Path) -> Iterator[WhatIf]:
     world.close()
 
 
+@pytest.mark.heavy
 def test_recorded_states_are_found_and_their_actions_have_the_recorded_outcome(world: WhatIf) -> None:
     recorded = [t for t in read_transitions(world.predictions.path) if t.game != "broken-b"]
     assert len(recorded) > 5
@@ -132,6 +133,7 @@ def test_one_goes_on_to_the_end_and_not_beyond(world: WhatIf) -> None:
     assert respond(world, {"place": beyond})["error"] == "the episode is over after 3 turns"
 
 
+@pytest.mark.heavy
 def test_what_cannot_be_reached_is_said_in_one_line(world: WhatIf) -> None:
     recorded = read_transitions(world.predictions.path)
     assert "holds no transition 'nowhere'" in respond(world, {"find": "nowhere"})["error"]

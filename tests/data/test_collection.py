@@ -65,6 +65,7 @@ def test_transitions_are_what_the_environment_answered(tmp_path: Path) -> None:
     assert len(colours) > 4  # every episode has a seed of its own
 
 
+@pytest.mark.heavy
 def test_the_same_seed_collects_the_same(tmp_path: Path) -> None:
     names = ["one", "two"]
     first, second = (
@@ -82,6 +83,7 @@ def test_invalid_actions_are_marked(tmp_path: Path) -> None:
     assert {(t.action, t.next_state) for t in invalid} == {("go back", "Nothing happens.")}
 
 
+@pytest.mark.heavy
 def test_history_is_as_long_as_asked(tmp_path: Path) -> None:
     for turns in (0, 1):
         transitions = read_transitions(run(tmp_path, name=f"{turns}.parquet", history_turns=turns))
@@ -145,6 +147,7 @@ TEMPLATE = (
 )
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("change", ["template", "template_kwargs", "end_token_ids", "model", "context"])
 def test_parts_of_another_policy_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_tokenizer: PreTrainedTokenizerBase, change: str
@@ -193,6 +196,7 @@ def test_games_of_another_folder_listing_are_another_collection(
         run(tmp_path)
 
 
+@pytest.mark.heavy
 def test_a_failed_episode_is_tried_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     games = {"train": ["a", "once"], "validation": ["v"]}
     with caplog.at_level(logging.WARNING):
@@ -203,6 +207,7 @@ def test_a_failed_episode_is_tried_again(tmp_path: Path, caplog: pytest.LogCaptu
     assert "dropped" not in caplog.text
 
 
+@pytest.mark.heavy
 def test_dropped_episodes_are_counted_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     games = {"train": ["a", "b", "broken"], "validation": ["v"]}
     with caplog.at_level(logging.WARNING):
@@ -224,6 +229,7 @@ def test_too_many_dropped_episodes_stop_the_collection(tmp_path: Path) -> None:
     assert read_metadata(path)["dropped_episodes"] == 2
 
 
+@pytest.mark.heavy
 def test_no_transitions_at_all_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="no transitions were collected from 1 episodes"):
         run(tmp_path, {"train": ["broken"]})
@@ -375,6 +381,7 @@ def test_a_collection_stopped_by_lost_episodes_gives_the_reason_again(tmp_path: 
             collect_answers(tmp_path, answers)
 
 
+@pytest.mark.heavy
 def test_lone_surrogates_do_not_end_a_collection(tmp_path: Path) -> None:
     bad = {"admissible_actions": ["look \ud800"], "task": "\udc00", "kind": "\ud800"}
     answers = {"first": ("a\ud800", bad), "later": ("b\udfff", 0.0, False, True, bad), "tasks": ["a", "b"]}
@@ -412,6 +419,7 @@ def test_an_episode_ends_where_the_environment_says_so(
     assert {episode.truncated for episode in episodes} == {not terminated}
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("layout", ["window", "conversation", "chat"])
 def test_an_episode_that_no_longer_fits_is_truncated(
     tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerBase, layout: Any
@@ -436,6 +444,7 @@ def test_an_episode_that_no_longer_fits_is_truncated(
     assert len(read_transitions(path)) == 4
 
 
+@pytest.mark.heavy
 def test_the_models_own_context_ends_an_episode_where_the_generator_states_none(
     tmp_path: Path, tiny_model: Path, tiny_tokenizer: PreTrainedTokenizerBase
 ) -> None:

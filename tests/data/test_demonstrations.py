@@ -127,6 +127,7 @@ def test_reflections_see_what_others_would_have_done_and_become_thoughts(
         assert line in asked[1]
 
 
+@pytest.mark.heavy
 def test_a_chat_model_on_a_server_may_write_the_reflections(
     pool: EnvironmentPool,
     tiny_tokenizer: PreTrainedTokenizerBase,

@@ -136,6 +136,7 @@ def hold_out_what_is_known(folder: Path) -> None:
     write_transitions(folder / "t.parquet", world)
 
 
+@pytest.mark.heavy
 def test_an_evaluator_scores_what_is_held_out(tiny_model: Path, tmp_path: Path) -> None:
     module, steps = WorldModelGRPO(model=str(tiny_model)), Steps()
     data = make_data(tmp_path, reward=ExactMatchReward(), evaluator=LetterReward(tau_d=2.0))
@@ -203,6 +204,7 @@ def test_without_weight_sync_training_stops(tiny_model: Path, tmp_path: Path) ->
         make_trainer().fit(WorldModelGRPO(model=str(tiny_model)), data)
 
 
+@pytest.mark.heavy
 def test_validation_during_training_repeats(tiny_model: Path, tmp_path: Path) -> None:
     counts: list[int] = []
 
@@ -254,6 +256,7 @@ def test_draws_do_not_depend_on_the_order_of_the_file(tiny_model: Path, tmp_path
     assert len(drawn[0]) == 8
 
 
+@pytest.mark.heavy
 def test_prompts_that_do_not_fit_are_refused_or_left_out_before_training(
     tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -289,6 +292,7 @@ def test_a_share_lies_between_0_and_1(tmp_path: Path, share: float) -> None:
         make_data(tmp_path, max_dropped_share=share)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("at", [2, 4])
 def test_a_checkpoint_of_any_step_goes_on_to_the_same_end(tiny_model: Path, tmp_path: Path, at: int) -> None:
     """Also the last one: a run killed while it is evaluated at the end trains no further."""

@@ -104,6 +104,7 @@ def test_the_bar_of_generated_games_is_for_a_terminal(
         assert "\u2501" in last  # a bar between the name and the numbers
 
 
+@pytest.mark.heavy
 def test_the_end_of_demonstrations_is_said_in_a_line(
     pool: EnvironmentPool,
     tiny_tokenizer: PreTrainedTokenizerBase,

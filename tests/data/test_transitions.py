@@ -42,6 +42,7 @@ transitions = st.builds(
 )
 
 
+@pytest.mark.heavy
 @settings(max_examples=40, deadline=None)
 @given(st.lists(transitions, max_size=5, unique_by=lambda t: t.transition_id))
 def test_what_is_written_is_read_back(

@@ -74,6 +74,7 @@ def test_real_games_play_as_on_the_stock_engine(real_games: Path, number: int) -
     _assert_equal_play(real_games / scan_games(real_games).games[number].task_id / "game.tw-pddl")
 
 
+@pytest.mark.heavy
 def test_planner_and_reset_agree_with_the_stock_engine(games: Path) -> None:
     path = str(games / scan_games(games).tasks["train"][0] / "game.tw-pddl")
     make_engine = import_engine("rwml_lightning.envs.alfworld.engine").make_engine

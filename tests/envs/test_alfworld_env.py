@@ -57,6 +57,7 @@ def test_steps_say_whether_they_were_valid_and_of_what_kind(games: Path) -> None
     assert (terminated, truncated) == (False, True)
 
 
+@pytest.mark.heavy
 def test_the_solution_is_nowhere_to_be_seen(games: Path) -> None:
     environment = ALFWorldEnv(games)
     for task in environment.tasks["train"]:

@@ -70,6 +70,7 @@ def test_the_same_arguments_give_the_same_games_and_existing_ones_are_kept(tmp_p
     assert problems[0] != problems[1]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("level", [Difficulty(3, 2, 1), Difficulty(6, 8, 2), Difficulty(100, 100, 3)])
 def test_scenes_keep_their_limits_and_splits(level: Difficulty) -> None:
     scenes = import_engine("rwml_lightning.envs.alfworld.scenes")

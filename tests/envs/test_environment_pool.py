@@ -43,6 +43,7 @@ def test_what_an_environment_warns_of_and_logs_cannot_steer_the_terminal(
     assert "\x1b" not in shown
 
 
+@pytest.mark.heavy
 def test_reset_step_and_call_answer_by_slot() -> None:
     with EnvironmentPool(SCRIPTED, num_workers=2) as pool:
         first = pool.reset_many([(0, 11, "a"), (1, 12, "b"), (5, 13, None)])
@@ -60,6 +61,7 @@ def test_reset_step_and_call_answer_by_slot() -> None:
         assert pool.num_replaced == 0
 
 
+@pytest.mark.heavy
 def test_the_same_seed_gives_the_same_episode_in_any_slot() -> None:
     with EnvironmentPool(SCRIPTED, num_workers=2) as pool:
         results = pool.reset_many([(0, 5, None), (1, 5, None), (2, 6, None)])
@@ -67,6 +69,7 @@ def test_the_same_seed_gives_the_same_episode_in_any_slot() -> None:
     assert draws[0] == draws[1] != draws[2]
 
 
+@pytest.mark.heavy
 def test_one_that_raises_fails_alone_and_its_worker_is_replaced_when_idle() -> None:
     with EnvironmentPool(SCRIPTED, num_workers=1) as pool:
         pid = pool.reset_many([(0, 0, None), (1, 0, None)])[0].info["pid"]
@@ -112,6 +115,7 @@ def test_a_reset_that_hangs_is_reported() -> None:
         assert pool.reset_many([(0, 0, None)])[0].reason == "timeout"
 
 
+@pytest.mark.heavy
 def test_an_answer_that_does_not_pickle_and_a_bad_spec_are_failures() -> None:
     with EnvironmentPool(SCRIPTED, num_workers=1) as pool:
         pool.reset_many([(0, 0, None)])
@@ -122,6 +126,7 @@ def test_an_answer_that_does_not_pickle_and_a_bad_spec_are_failures() -> None:
         assert "has no 'Missing'" in failure.error
 
 
+@pytest.mark.heavy
 def test_workers_are_recycled_after_their_episodes() -> None:
     with EnvironmentPool(SCRIPTED, num_workers=1, max_episodes_per_worker=2) as pool:
         pids = [pool.reset_many([(0, 0, None)])[0].info["pid"] for _ in range(5)]
@@ -130,6 +135,7 @@ def test_workers_are_recycled_after_their_episodes() -> None:
         assert pool.num_replaced == 2
 
 
+@pytest.mark.heavy
 def test_close_ends_the_children() -> None:
     pool = EnvironmentPool(SCRIPTED, num_workers=2)
     pids = [result.info["pid"] for result in pool.reset_many([(0, 0, None), (1, 0, None)]).values()]

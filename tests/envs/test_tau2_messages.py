@@ -30,6 +30,7 @@ def test_calls_are_read_back_from_tags(calls: list[Call]) -> None:
         assert read_action(write_action(Action(calls=tuple(calls)), "json")) == Action(calls=tuple(calls))
 
 
+@pytest.mark.heavy
 @given(calls=st.lists(CALLS, min_size=1, max_size=3))
 def test_calls_are_read_back_from_python(calls: list[Call]) -> None:
     if "<tool_call>" not in str([call.arguments for call in calls]):

@@ -44,6 +44,7 @@ def follow(
     return found
 
 
+@pytest.mark.heavy
 def test_the_expert_is_followed_and_what_else_could_be_done_is_known(pool: EnvironmentPool) -> None:
     first, second = follow(pool, "a b", count=2)
     assert [step.transition.action for step in first.steps] == ["go on"] * 3

@@ -233,6 +233,7 @@ class RaisesOnce:
         return acts
 
 
+@pytest.mark.heavy
 def test_an_episode_is_tried_again_in_a_fresh_environment() -> None:
     with EnvironmentPool(EnvironmentSpec("support.environments:ScriptedEnv"), num_workers=1) as pool:
         earlier = run(pool, [Start("b#0", "b", 2), Start("c#0", "c", 2)], RaisesOnce()).played

@@ -61,6 +61,7 @@ def play(
     return batch, generator
 
 
+@pytest.mark.heavy
 def test_groups_of_whole_episodes_one_batch_a_turn(
     pool: EnvironmentPool, tiny_tokenizer: PreTrainedTokenizerBase
 ) -> None:
@@ -102,6 +103,7 @@ def test_episodes_end_at_different_times(
     assert (len(cut.samples), cut.episode.truncated, cut.total_reward) == (6, True, 0)
 
 
+@pytest.mark.heavy
 def test_a_model_that_writes_no_action_pays_for_every_turn(
     pool: EnvironmentPool, tiny_tokenizer: PreTrainedTokenizerBase
 ) -> None:
@@ -112,6 +114,7 @@ def test_a_model_that_writes_no_action_pays_for_every_turn(
     assert member.episode.final_observation == "Nothing happens."
 
 
+@pytest.mark.heavy
 def test_an_episode_that_outgrows_the_context_is_cut_off_not_failed(
     pool: EnvironmentPool, tiny_tokenizer: PreTrainedTokenizerBase
 ) -> None:
@@ -156,6 +159,7 @@ def test_an_environment_that_hangs_at_reset_is_ended_and_its_group_counted(
     assert "no answer within 1 s" in dropped
 
 
+@pytest.mark.heavy
 def test_an_empty_observation_is_read_as_it_is(
     tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerBase
 ) -> None:
@@ -171,6 +175,7 @@ def test_an_empty_observation_is_read_as_it_is(
     assert draw_played(batch.groups, batch.step, 8, 0) == []  # nothing that a world model could learn
 
 
+@pytest.mark.heavy
 def test_what_was_played_is_drawn_for_the_world_model(
     pool: EnvironmentPool, tiny_tokenizer: PreTrainedTokenizerBase
 ) -> None:
@@ -186,6 +191,7 @@ def test_what_was_played_is_drawn_for_the_world_model(
         assert one.next_state != one.observation
 
 
+@pytest.mark.heavy
 def test_games_are_a_fixed_draw_by_split(pool: EnvironmentPool) -> None:
     def games(splits: list[str] | None, count: int | None, held_out: bool) -> list[Game]:
         return draw_games(pool.spec, splits, count, 3, held_out, "data.episodes")
@@ -213,6 +219,7 @@ def test_impossible_settings_are_named() -> None:
         Episodes(group_size=0)
 
 
+@pytest.mark.heavy
 def test_an_environments_own_truncation_ends_an_episode_and_termination_comes_first(
     pool: EnvironmentPool, tiny_tokenizer: PreTrainedTokenizerBase
 ) -> None:

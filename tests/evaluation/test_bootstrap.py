@@ -27,6 +27,7 @@ def test_two_transitions_that_differ_say_nothing_and_equal_ones_seem_certain() -
     np.testing.assert_array_equal(found, [[0.0, 1.0], [0.5, 0.5]])
 
 
+@pytest.mark.heavy
 def test_agrees_with_scipy() -> None:
     values = np.random.default_rng(1).beta(2, 1, size=(300, 2))
     found = bootstrap_intervals(values, num_resamples=20_000)
@@ -54,6 +55,7 @@ def test_the_same_seed_gives_the_same_bounds_whatever_stands_beside() -> None:
     assert not np.array_equal(both, bootstrap_intervals(values, seed=1))
 
 
+@pytest.mark.heavy
 def test_ten_thousand_transitions_take_no_time() -> None:
     values = np.random.default_rng(0).random((10_000, 6))
     start = time.perf_counter()

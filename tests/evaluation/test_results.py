@@ -225,6 +225,7 @@ def test_tables_show_values_with_half_widths_and_leave_gaps() -> None:
     assert cells_of(kind_take) == ["take", "1", "", "0.50"]
 
 
+@pytest.mark.heavy
 def test_a_comparison_fits_a_hundred_columns() -> None:
     rows = [
         replace(summarise("all", MEASURED * 2000), name=name)

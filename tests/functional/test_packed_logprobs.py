@@ -125,6 +125,7 @@ LLAMA = tiny_model("llama")
 use_tree_attention(LLAMA)
 
 
+@pytest.mark.heavy
 @settings(max_examples=25, deadline=None)
 @given(steps(), st.sampled_from([6, 1000]))
 def test_packed_equals_plain_on_random_forests(step, max_tokens):

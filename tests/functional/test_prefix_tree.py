@@ -67,6 +67,7 @@ def test_layout_by_hand():
     assert [path.tolist() for path in tree.paths] == [[0, 1, 2], [0, 1, 3], [0, 4], [0, 1, 2], [5]]
 
 
+@pytest.mark.heavy
 @given(forests, st.integers(1, 5))
 def test_tiles_cover_the_mask(sequences, tile):
     check_tiles(torch.from_numpy(build_tree(sequences).subtree_end), tile)
@@ -117,6 +118,7 @@ def listed_blocks(counts, places):
     return listed
 
 
+@pytest.mark.heavy
 def test_flex_attention_takes_the_block_mask():
     """Eager FlexAttention against SDPA with the dense mask, float32 within 1e-5."""
     subtree_end = torch.from_numpy(build_tree([[1, 2, 3, 4], [1, 2, 5], [6, 7], [1, 2, 3, 8, 9]]).subtree_end)
@@ -126,6 +128,7 @@ def test_flex_attention_takes_the_block_mask():
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.heavy
 @given(steps(), st.integers(1, 30))
 def test_micro_batches_keep_to_the_budget_and_hold_everything_once(step, max_tokens):
     sequences, trained_from = step
@@ -144,6 +147,7 @@ def test_micro_batches_keep_to_the_budget_and_hold_everything_once(step, max_tok
         assert micro.position_ids[nodes].tolist() == [t - 1 for _, t in expected]
 
 
+@pytest.mark.heavy
 @given(steps(), st.integers(1, 30))
 def test_cuts_cost_the_fewest_tokens_and_then_the_fewest_micro_batches(step, max_tokens):
     sequences, trained_from = step

@@ -24,6 +24,7 @@ from support.hf_generators import (
 )
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_greedy_equals_generate(architecture: str, attention: str) -> None:

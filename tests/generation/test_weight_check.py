@@ -102,6 +102,7 @@ def test_results_that_do_not_move_are_found_out(tiny_model: Path, dtype: str) ->
         check.update(generator, module, 101, PROBE)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "auto"])
 @pytest.mark.parametrize("lora", [None, LoRA(4, 8)])
 def test_weights_that_arrive_pass_for_many_steps(tiny_model: Path, dtype: str, lora: LoRA | None) -> None:

@@ -73,6 +73,7 @@ def test_all_linear_layers_but_routers_get_adapters(
     assert adapted == expected
 
 
+@pytest.mark.heavy
 def test_layers_that_do_not_merge_are_named_once_by_kind(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

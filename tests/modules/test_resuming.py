@@ -116,6 +116,7 @@ def test_an_only_epoch_is_open_again() -> None:
     assert checkpoint["loops"]["validate_loop"] == {"epoch_progress": progress()}
 
 
+@pytest.mark.heavy
 def test_a_run_that_ended_goes_on_with_more_steps_as_if_it_had_not(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -97,6 +97,7 @@ def test_every_setting_of_the_update_is_in_the_plain_one() -> None:
     assert own - known == {"num_iterations", "max_staleness"}  # in tests of their own
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("arguments", "factors"),
     [
@@ -197,6 +198,7 @@ def test_no_forward_pass_has_more_tokens_than_its_budget(
         assert max(sizes) <= most
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("versions", "max_staleness", "accepted"),
     [
@@ -222,6 +224,7 @@ def test_samples_are_of_this_policy_or_of_one_that_is_not_too_old(
         assert module.policy_version == len(versions) - 1
 
 
+@pytest.mark.heavy
 def test_a_policy_of_adapters_learns_as_its_plain_loss_says(
     tiny_model: Path, model: LlamaForCausalLM
 ) -> None:

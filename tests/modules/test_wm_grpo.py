@@ -126,6 +126,7 @@ def test_kl_pulls_towards_the_model_at_the_start(
     assert metrics["train/trained_tokens"] == sum(map(sum, LENGTHS))  # the penalty needs every sample
 
 
+@pytest.mark.heavy
 def test_kl_of_adapters_is_against_those_of_the_start(
     tiny_model: Path, model: LlamaForCausalLM, tmp_path: Path
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,6 +31,7 @@ def test_every_item_is_dealt_once_and_no_rank_has_more_than_its_number(
     assert max(map(len, hands)) == -(-len(costs) // num_ranks)
 
 
+@pytest.mark.heavy
 @given(TEXTS, st.integers(1, 30), st.integers(1, 4))
 def test_a_plan_holds_every_sequence_once_in_equally_many_micro_batches(
     texts: list[list[int]], max_tokens: int, num_ranks: int

@@ -154,6 +154,7 @@ def test_the_same_seed_makes_the_same_texts(vocabulary: Vocabulary) -> None:
     assert first != [near_misses(t, vocabulary, seed=2, per_kind=3) for t in HOUSE]
 
 
+@pytest.mark.heavy
 @given(st.text(max_size=80), st.text(max_size=40), st.integers(0, 9))
 def test_any_text_is_taken(next_state: str, action: str, seed: int) -> None:
     transition = make_transition(next_state=next_state + " a mug 1", action=action)

@@ -169,6 +169,7 @@ def test_a_busy_server_is_waited_for(status: int) -> None:
         assert len(embed(fake, ["a"], retries=0)) == 1
 
 
+@pytest.mark.heavy
 def test_a_slow_server_times_out() -> None:
     end = threading.Event()
     with serving(FakeServer(lambda *_: (200, {"late": end.wait(10)}))) as fake:

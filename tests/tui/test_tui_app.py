@@ -93,6 +93,7 @@ def test_new_steps_appear_and_the_cursor_stays_on_its_group(run: Path) -> None:
     drive(run, test)
 
 
+@pytest.mark.heavy
 def test_the_app_looks_again_by_itself(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rwml_tui.app.REFRESH_SECONDS", 0.05)
 
@@ -108,6 +109,7 @@ def test_the_app_looks_again_by_itself(run: Path, monkeypatch: pytest.MonkeyPatc
     drive(run, test)
 
 
+@pytest.mark.heavy
 def test_a_finished_run_is_not_followed(run: Path) -> None:
     with TraceWriter(run / "trace.db") as writer:
         writer.set_status("finished")
@@ -119,6 +121,7 @@ def test_a_finished_run_is_not_followed(run: Path) -> None:
     drive(run, test)
 
 
+@pytest.mark.heavy
 def test_without_colours_differences_are_still_marked(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
 
@@ -144,6 +147,7 @@ def test_without_colours_differences_are_still_marked(run: Path, monkeypatch: py
     drive(run, test)
 
 
+@pytest.mark.heavy
 def test_a_run_without_predictions(tmp_path: Path) -> None:
     TraceWriter(tmp_path / "trace.db").close()
 
@@ -155,6 +159,7 @@ def test_a_run_without_predictions(tmp_path: Path) -> None:
     drive(tmp_path, test)
 
 
+@pytest.mark.heavy
 def test_a_run_deleted_while_open(run: Path) -> None:
     async def test(app: Dashboard, pilot: Pilot[None]) -> None:
         shutil.rmtree(run)
@@ -180,6 +185,7 @@ def test_leaving_while_rows_arrive(run: Path) -> None:
     assert [(app.is_running, app.return_code or 0) for app in left] == [(False, 0)] * 5
 
 
+@pytest.mark.heavy
 def test_every_key_in_the_footer_works(run: Path) -> None:
     async def test(app: Dashboard, pilot: Pilot[None]) -> None:
         screen = shown(app)
@@ -216,6 +222,7 @@ def test_no_run_and_bad_files_are_one_line_and_exit_code_1(
         assert error.count("\n") == 1
 
 
+@pytest.mark.heavy
 def test_the_dashboard_loads_no_trainer(run: Path) -> None:
     code = (
         "import sys, rwml_tui.__main__, rwml_tui.app; "

@@ -86,6 +86,7 @@ def test_runs_are_compared_transition_by_transition(run: Path, tmp_path: Path) -
     drive(run, test, others=[other])
 
 
+@pytest.mark.heavy
 def test_one_run_offers_no_comparison(run: Path) -> None:
     async def test(app: Dashboard, pilot: Pilot[None]) -> None:
         await press(app, pilot, "v")
@@ -139,6 +140,7 @@ def test_a_run_without_episodes_says_so(run: Path) -> None:
     drive(run, test)
 
 
+@pytest.mark.heavy
 def test_dark_and_light(run: Path) -> None:
     async def test(app: Dashboard, pilot: Pilot[None]) -> None:
         before = app.current_theme.dark

@@ -63,6 +63,7 @@ def test_a_command_is_confirmed_sent_and_heard(run: Path) -> None:
     drive(run, test)
 
 
+@pytest.mark.heavy
 def test_a_run_that_ended_hears_no_command(run: Path) -> None:
     with TraceWriter(run / "trace.db") as writer:
         writer.set_status("finished")
