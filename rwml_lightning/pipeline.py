@@ -80,7 +80,7 @@ def run(
             log.warning("stopped at step %d on request; run the same command to resume", trainer.global_step)
             return
         trainer.validate(model, data, verbose=False)
-        write_export(model, folder.export)
+        write_export(model, folder.export, data.probe_ids())
     finally:
         data.close()
 

@@ -82,7 +82,7 @@ def warm_up(
         stage_trainer.fit(module, data)
         if stop_requested(stage_trainer):
             return None
-        write_export(module, folder.warm_up)
+        write_export(module, folder.warm_up, data.probe_ids())
     return folder.warm_up
 
 

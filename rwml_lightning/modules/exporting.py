@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from rwml_lightning import parallel
-from rwml_lightning.data.datamodule import rollout_data
 from rwml_lightning.functional import combine_digests, tensor_digest
 from rwml_lightning.models import load_causal_lm
 from rwml_lightning.modules.scoring import score_text
@@ -66,16 +65,20 @@ def export_policy(policy: nn.Module, tokenizer: Any, output: Path, probe_ids: Se
         )
 
 
-def write_export(module: PolicyModule, output: Path) -> None:
+def write_export(module: PolicyModule, output: Path, probe_ids: Sequence[int]) -> None:
     """Export the policy of a module with :func:`export_policy`. The folder appears only when it is complete.
 
     All ranks call it. None returns before the folder exists.
+
+    Args:
+        module: Module of a stage.
+        output: Folder to write.
+        probe_ids: Token ids of a real text, for the comparison of the folder with the policy.
     """
     partial = output.with_name(f".{output.name}")
-    probe_ids = rollout_data(module.trainer).probe_ids()[:MAX_PROBE_TOKENS]
 
     def write() -> None:
-        export_policy(module.policy, module.tokenizer, partial, probe_ids)
+        export_policy(module.policy, module.tokenizer, partial, probe_ids[:MAX_PROBE_TOKENS])
         if parallel.rank() == 0:
             partial.rename(output)
 

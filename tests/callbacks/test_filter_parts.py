@@ -404,8 +404,8 @@ def test_the_copy_is_trained_once_and_predicts_with_what_was_written(
             assert not return_predictions  # they would all be kept in memory
             events.append(("predict", copy, data, self.kinds))
 
-    def export(copy: Any, folder: Path) -> None:
-        events.append(("export", copy))
+    def export(copy: Any, folder: Path, probe_ids: list[int]) -> None:
+        events.append(("export", copy, probe_ids))
         folder.mkdir()
 
     monkeypatch.setattr(easy_sample_copy, "preliminary_trainer", Trainer)
@@ -417,14 +417,14 @@ def test_the_copy_is_trained_once_and_predicts_with_what_was_written(
     model: Any = SimpleNamespace(init_from="start", lora="lora")
     generator = HFGenerator("name")
     generator._attached = True
-    data: Any = SimpleNamespace(seed=3, generator=generator)
+    data: Any = SimpleNamespace(seed=3, generator=generator, probe_ids=lambda: [1, 2])
     parts = ScoredParts(tmp_path / "deep" / "work", lambda answers: {}, 1, lambda: None)
     for _ in range(2):
         predict_with_copy(main, model, data, 0.5, parts)
     learns, weights = (model, 0.5, "start", "lora"), str(tmp_path / "deep" / "work" / "copy")
     predicts = ("predict", (model, 0.5, weights), data, [WeightSync, RolloutProgressBar, ScoredParts])
     assert events == [
-        ("fit", learns, data, [RewardLogger, RolloutProgressBar]), ("export", learns), predicts, predicts,
+        ("fit", learns, data, [RewardLogger, RolloutProgressBar]), ("export", learns, [1, 2]), predicts, predicts,
     ]  # fmt: skip
     assert barriers == [None] * 2
     assert not generator._attached  # the copy would stay in memory
@@ -444,12 +444,12 @@ def test_all_ranks_export_the_copy_and_wait(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(parallel, "gather", barriers)
     main: Any = SimpleNamespace(is_global_zero=False)
     model: Any = SimpleNamespace(init_from=None, lora=None)
-    data: Any = SimpleNamespace(seed=31, generator="another generator")
+    data: Any = SimpleNamespace(seed=31, generator="another generator", probe_ids=lambda: [1, 2])
     state = torch.get_rng_state()
     predict_with_copy(main, model, data, 0.5, ScoredParts(tmp_path / "w", lambda _: {}, 1, lambda: None))
     assert torch.initial_seed() == 31  # of the copy's adapters
     torch.set_rng_state(state)
-    assert export.calls == [("copy", tmp_path / "w" / "copy")]  # its weights may be spread over them
+    assert export.calls == [("copy", tmp_path / "w" / "copy", [1, 2])]  # its weights may be spread over them
     assert len(barriers.calls) == 1
     assert trainer.fit.calls == [("copy", data)]
 

@@ -135,7 +135,7 @@ def predict_with_copy(
         learning = preliminary_trainer(trainer, [RewardLogger(), RolloutProgressBar()])
         learning.fit(copy, data)
         parts.folder.mkdir(parents=True, exist_ok=True)
-        write_export(copy, weights)
+        write_export(copy, weights, data.probe_ids())
         del copy, learning  # always predict with the exported weights, as a resumed filter does
     predicting = preliminary_trainer(trainer, [WeightSync(), RolloutProgressBar(), parts])
     predicting.predict(supervised_copy(model, learning_rate, str(weights)), data, return_predictions=False)
