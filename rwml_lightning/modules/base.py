@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 T = TypeVar("T")
-TRAINABLE_PRECISIONS = ("32-true", "64-true", "bf16-mixed")
+TRAINABLE_PRECISIONS = ("32-true", "bf16-mixed")
 
 
 class Prompted(Protocol):
@@ -148,11 +148,11 @@ class PolicyModule(EvaluatedModule):
                 names the settings to use.
         """
         if precision not in TRAINABLE_PRECISIONS:
-            why = (
-                "which multiplies gradients by a loss scale, so that norm, finiteness check and clipping would be wrong"
-                if precision == "16-mixed"
-                else "which rounds trained weights too coarsely for small steps"
-            )
+            reasons = {
+                "16-mixed": "which multiplies gradients by a loss scale, so that norm, finiteness check and clipping would be wrong",
+                "64-true": "in which Lightning converts the tensors of a batch in place, and batches here are frozen",
+            }
+            why = reasons.get(precision, "which rounds trained weights too coarsely for small steps")
             raise ValueError(f"trainer.precision is {precision}, {why}; set bf16-mixed, or 32-true")
         if self.dtype_name != "float32" and self.lora is None:
             raise ValueError(
