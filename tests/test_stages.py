@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -9,7 +12,9 @@ import pytest
 import torch
 from lightning.pytorch.accelerators import CUDAAccelerator
 
-from rwml_lightning.stages import preliminary_trainer
+from rwml_lightning import stages
+from rwml_lightning.run import RunFolder
+from rwml_lightning.stages import WarmUp, preliminary_trainer, warm_up
 
 
 class FourGPUs(CUDAAccelerator):
@@ -57,3 +62,20 @@ def test_it_takes_the_same_processes_and_strategy(num_nodes: int) -> None:
     assert (before.num_devices, before.num_nodes) == (2, num_nodes)
     assert before.world_size == trainer.world_size == 2 * num_nodes
     assert type(before.strategy) is type(trainer.strategy)
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_warm_up_that_is_stopped_leaves_no_result(
+    stopped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of a warm-up must not become the start of the main stage, in this run or the next."""
+    folder, asked = RunFolder(tmp_path), SimpleNamespace(stop_requested=stopped)
+    trainer: Any = SimpleNamespace(callbacks=[asked], validate=lambda *_, **__: None, fit=lambda *_: None)
+    monkeypatch.setattr(stages, "preliminary_trainer", lambda *_: trainer)
+    monkeypatch.setattr(stages, "supervised_copy", lambda *_: "copy")
+    monkeypatch.setattr(stages, "write_export", lambda module, output, probe_ids: output.mkdir())
+    model: Any = SimpleNamespace(lora=None, dtype_name="float32", reads="predictions", init_from=None)
+    data: Any = SimpleNamespace(limited_to=lambda *_: nullcontext(), probe_ids=lambda: [1])
+    result = warm_up(WarmUp(), model, data, trainer, folder, [])
+    assert result == (None if stopped else folder.warm_up)
+    assert folder.warm_up.is_dir() is not stopped

@@ -60,10 +60,9 @@ def load_policy(
         policy.gradient_checkpointing_enable(checkpointing_arguments(gradient_checkpointing))
         policy.enable_input_require_grads()
     if lora is not None:
+        # All ranks begin with the same adapters, whatever they have drawn before.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(
-                torch.initial_seed()
-            )  # the same adapters on every rank, whatever was drawn before
+            torch.manual_seed(torch.initial_seed())
             policy = add_lora(policy, lora)
     if folder is not None and folder.is_file():
         load_checkpoint_weights(policy, folder)

@@ -155,6 +155,18 @@ def test_the_generator_gets_the_weights_of_this_version(shares: bool) -> None:
     assert (sync.gap, sync.seconds) == (0.25, seconds)  # of the last time that there was something to do
 
 
+def test_a_warm_up_refuses_a_checkpoint_that_no_stage_could_resume(tmp_path: Path) -> None:
+    recorder, trainer, store = TraceRecorder(tmp_path / "t.db", False), Trainer(), Asked(["checkpoint"])
+    recorder._writer = store  # type: ignore[assignment]
+    recorder._obey(trainer)  # type: ignore[arg-type]
+    assert trainer.saved == []
+    (answer,) = store.events
+    assert answer == (
+        "c-checkpoint",
+        "not saved: a warm-up has no checkpoints, and is repeated from its start",
+    )
+
+
 def test_the_check_has_the_settings() -> None:
     default, own = WeightSync(), WeightSync(0.5, 7)
     assert (default.seconds, default.gap) == (0.0, 0.0)

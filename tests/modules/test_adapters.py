@@ -196,3 +196,21 @@ def test_a_generator_gets_tensors_with_the_adapters_merged(tiny_model: Path) -> 
     assert tensors.keys() == dict(merged.named_parameters()).keys()
     for name, value in merged.named_parameters():
         torch.testing.assert_close(tensors[name], value.detach())
+
+
+def test_fresh_adapters_follow_from_the_seed_whatever_was_drawn_before(tiny_model: Path) -> None:
+    """A rank that has drawn other numbers, as in a warm-up, must begin with the same adapters."""
+    state = torch.get_rng_state()
+    try:
+        torch.manual_seed(5)
+        first = adapter_values(load_policy(str(tiny_model), lora=DROPPING))
+        drawn = torch.rand(7)
+        again = adapter_values(load_policy(str(tiny_model), lora=DROPPING))
+        torch.manual_seed(5)
+        torch.testing.assert_close(torch.rand(7), drawn)  # loading draws nothing from the run's own generator
+        torch.manual_seed(6)
+        other = adapter_values(load_policy(str(tiny_model), lora=DROPPING))
+    finally:
+        torch.set_rng_state(state)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
