@@ -10,6 +10,9 @@ from transformers import PreTrainedTokenizerBase
 
 from rwml_lightning.prompts.chat_format import ChatFormat
 from support.models import write_taught_model
+from support.paths import IMPORTABLE
+
+os.environ["PYTHONPATH"] = IMPORTABLE  # for processes that the tests start
 
 
 @pytest.fixture(scope="session")

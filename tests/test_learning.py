@@ -15,7 +15,6 @@ import yaml
 from rwml_lightning.data.transitions import read_transitions
 from rwml_lightning.trace import TraceReader
 from support.models import write_tiny_model
-from support.paths import IMPORTABLE
 
 NUM_GRPO_STEPS = 60
 
@@ -65,7 +64,7 @@ def write_config(folder: Path, control: str) -> Path:
 
 def run(command: str, *configs: Path) -> None:
     """Run a command for every config at the same time, one core each."""
-    environment = {**os.environ, "PYTHONPATH": IMPORTABLE, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with contextlib.ExitStack() as stack:
         processes = []
         for config in configs:

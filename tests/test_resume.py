@@ -13,14 +13,12 @@ import torch
 from safetensors.torch import load_file
 
 from rwml_lightning.trace import GroupQuery, TraceReader
-from support.paths import IMPORTABLE
 from support.runs import NUM_STEPS, metrics_of, write_resumable_config
 
 
 def run_fit(config: Path) -> subprocess.CompletedProcess[str]:
     environment = {
         **os.environ,
-        "PYTHONPATH": IMPORTABLE,
         "OMP_NUM_THREADS": "1",  # one order of summation
         "WANDB_MODE": "disabled",
     }

@@ -16,7 +16,6 @@ from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from rwml_lightning.evaluation import Result
 from rwml_lightning.loggers import git_state, log_comparison, start_logger
 from rwml_lightning.run import Run, open_run_folder
-from support.paths import IMPORTABLE
 from support.runs import NUM_STEPS, metrics_of, write_resumable_config
 from support.wandb_files import offline_runs
 
@@ -29,7 +28,7 @@ SECRETS = {
 
 def run_fit(folder: Path, config: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     places = {f"WANDB_{name}_DIR": str(folder / name.lower()) for name in ("DATA", "CACHE", "CONFIG")}
-    environment = {**os.environ, **SECRETS, **places, "PYTHONPATH": IMPORTABLE}
+    environment = {**os.environ, **SECRETS, **places}
     environment |= {"WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
     environment.pop("WANDB_SERVICE", None)  # a service that another test started would outlive the killed run
     command = [sys.executable, "-m", "rwml_lightning", "fit", "--config", str(config), *arguments]

@@ -33,7 +33,6 @@ from rwml_lightning.schema import Completion, Sampling, Transition
 from support.command_line import error_of
 from support.fixtures import one_thread  # noqa: F401
 from support.models import train_tokenizer
-from support.paths import IMPORTABLE
 from support.runs import make_config
 from support.wandb_files import offline_runs
 from support.worlds import OBJECTS, make_world
@@ -380,7 +379,7 @@ def test_ranks_share_the_work_and_agree(tiny_model: Path, config: Path, tmp_path
                 "--models", str(tiny_model), "--output", str(output),
                 "--trainer.devices", devices, "--trainer.strategy", "auto" if devices == "1" else "ddp",
             ],
-            env={**os.environ, "PYTHONPATH": IMPORTABLE, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
             timeout=250,
             check=True,
         )  # fmt: skip

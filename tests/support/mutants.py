@@ -193,7 +193,6 @@ def main() -> int:
     os.environ.update(TOKENIZERS_PARALLELISM="false", OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1")
     write_mutants()
     sys.path[:0] = [str(WORK / "mutants" / "src")]
-    os.environ["PYTHONPATH"] = sys.path[0]  # for processes that the tests start
 
     import pytest
     from hypothesis import Phase, settings

@@ -9,4 +9,4 @@ from pathlib import Path
 TESTS = Path(__file__).parents[1]
 ROOT = TESTS.parent
 IMPORTABLE = os.pathsep.join([str(TESTS), *filter(None, sys.path)])
-"""``PYTHONPATH`` for a process that imports the packages under test and the helpers."""
+"""``PYTHONPATH`` of the processes that the tests start: it holds the packages under test and the helpers."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,6 @@ import pytest
 
 from rwml_lightning.trace import TraceWriter
 from support.dashboard import make_group
-from support.paths import IMPORTABLE
 from support.runs import make_config
 
 
@@ -25,12 +23,6 @@ def run(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture
-def importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Child processes find the tests' environment and reward."""
-    monkeypatch.setenv("PYTHONPATH", IMPORTABLE)
-
-
 @pytest.fixture(scope="session")
 def recorded_run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a real training run of two steps in an environment of a few rooms, recorded as every run is."""
@@ -41,5 +33,5 @@ def recorded_run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     predictions = {"collection": collection, "sampling": {"max_tokens": 12}}
     config = make_config(folder, tiny_model, data={"environment": rooms}, predictions=predictions)
     command = [sys.executable, "-m", "rwml_lightning", "fit", "--config", str(config)]
-    subprocess.run(command, check=True, timeout=240, env={**os.environ, "PYTHONPATH": IMPORTABLE})
+    subprocess.run(command, check=True, timeout=240)
     return folder / "runs" / "r"

@@ -17,7 +17,6 @@ from support.dashboard import drive, idle, press, put_in_place, shown
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("importable")
 def test_another_action_in_a_recorded_state(recorded_run: Path) -> None:
     async def test(app: Dashboard, pilot: Pilot[None]) -> None:
         chosen = app.query_one("#groups").selected  # type: ignore[attr-defined]
