@@ -177,7 +177,7 @@ def _options(class_path: str | None) -> list[str]:
 
 
 def _deeper(name: str, keys: Collection[str]) -> str:
-    """Suggest keys that contain the parts of a name in order, for keys that have moved into a group.
+    """Suggest keys that contain the parts of a name in order, for a name that leaves out a group.
 
     The last parts of the name are dropped until a key matches.
     """

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import secrets
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 from rwml_lightning.printable import well_formed
 
@@ -76,15 +74,6 @@ class RunFolder:
     def finished(self) -> bool:
         """Whether training is complete and the model is exported."""
         return self.export.is_dir()
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` to a file atomically. The folder is created."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(value, indent=1, allow_nan=False)
-    partial = path.with_name(f".{path.name}")
-    partial.write_text(text + "\n")
-    partial.replace(path)
 
 
 def open_run_folder(run: Run, config: str) -> RunFolder:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rwml_lightning.run import Run, open_run_folder, write_json
+from rwml_lightning.run import Run, open_run_folder
 
 
 def test_the_same_config_goes_on_and_another_begins_anew(tmp_path: Path) -> None:
@@ -91,13 +90,3 @@ def test_the_last_checkpoint_is_the_newest(tmp_path: Path, newest: int) -> None:
     assert folder.last_checkpoint == files[newest]
     folder.export.mkdir()
     assert folder.finished
-
-
-def test_json_is_whole_or_as_it_was(tmp_path: Path) -> None:
-    file = tmp_path / "folder" / "a.json"
-    write_json(file, {"share": 0.5})
-    for unwritable in (float("nan"), object()):
-        with pytest.raises((ValueError, TypeError)):
-            write_json(file, {"share": unwritable})
-    assert json.loads(file.read_text()) == {"share": 0.5}
-    assert [found.name for found in file.parent.iterdir()] == ["a.json"]

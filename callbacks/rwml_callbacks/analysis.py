@@ -15,6 +15,7 @@ from rich.table import Table
 from typing_extensions import override
 
 from rwml_callbacks.trace_recorder import TraceRecorder
+from rwml_lightning.files import write_json
 from rwml_lightning.modules.base import PolicyModule
 from rwml_lightning.modules.observers import stop_requested
 from rwml_lightning.printable import printable
@@ -127,9 +128,7 @@ class Analysis(L.Callback, ABC):
         result = {"metrics": dict(found.metrics), "details": found.details}
         recorder.writer.write_evaluation(stage, step, result, name=self.name)
         kept = [r for r in self._records(recorder) if r["stage"] != stage or r["step"] < step]
-        partial = self._file(recorder).with_suffix(".partial")
-        partial.write_text(json.dumps([*kept, {"stage": stage, "step": step, **result}], indent=1))
-        partial.replace(self._file(recorder))
+        write_json(self._file(recorder), [*kept, {"stage": stage, "step": step, **result}])
 
     def _file(self, recorder: TraceRecorder) -> Path:
         return recorder.path.with_name(printable(f"{self.name}.json"))

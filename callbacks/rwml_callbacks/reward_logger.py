@@ -11,6 +11,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_only
 
+from rwml_lightning.files import replacing
 from rwml_lightning.modules.base import PolicyModule
 from rwml_lightning.printable import well_formed
 
@@ -89,10 +90,8 @@ class RewardLogger(L.Callback):
             for r in rows
             if r[0] != stage or int(r[1]) < step or (int(r[1]) == step and family not in ("", _family(r[2])))
         ]
-        partial = self.path.with_name(f".{self.path.name}")
-        with partial.open("w", newline="") as file:
+        with replacing(self.path) as partial, partial.open("w", newline="") as file:
             csv.writer(file).writerows([header, *kept])
-        partial.replace(self.path)
 
     def _watch_variance(self, zero_variance: float, question: str) -> None:
         self._recent.append(1 - zero_variance)

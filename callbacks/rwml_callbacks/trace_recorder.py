@@ -14,9 +14,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
 from rwml_lightning import parallel
+from rwml_lightning.files import write_json
 from rwml_lightning.modules.base import PolicyModule
 from rwml_lightning.printable import printable
-from rwml_lightning.run import write_json
 from rwml_lightning.schema import Episode, EpisodeBatch, EpisodeGroup, RolloutBatch
 from rwml_lightning.trace import TraceWriter
 

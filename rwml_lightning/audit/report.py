@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +12,7 @@ from rich.table import Table
 
 from rwml_lightning.audit.candidates import Group
 from rwml_lightning.audit.measure import MAX_NEAR_MISS_REWARD, MIN_BALANCED_ACCURACY, TAUS, Audit, Row, shares
-from rwml_lightning.printable import well_formed
+from rwml_lightning.files import write_json
 from rwml_lightning.terminal import Terminal
 
 _COLUMNS = (0.02, 0.05, 0.1, 0.2, 0.4)
@@ -83,9 +82,7 @@ def write_audit(audit: Audit, file: Path, settings: dict[str, Any]) -> None:
         "verdict": verdict(audit),
         "rows": rows,
     }
-    partial = file.with_name(f".{file.name}")
-    partial.write_text(well_formed(json.dumps(content, indent=1, ensure_ascii=False)) + "\n")
-    partial.replace(file)
+    write_json(file, content)
 
 
 def _render_rows(audit: Audit) -> Table:

@@ -21,11 +21,11 @@ from rwml_lightning.commands.model_evaluator import ModelEvaluator
 from rwml_lightning.data.datamodule import RolloutDataModule
 from rwml_lightning.data.transitions import read_transitions
 from rwml_lightning.evaluation import ModelResult, paired_difference, render_by_kind, render_comparison
+from rwml_lightning.files import write_json
 from rwml_lightning.loggers import log_comparison, name_run
 from rwml_lightning.models import resolve_model
 from rwml_lightning.modules.base import PolicyModule
 from rwml_lightning.prompts.policy import PolicyClient
-from rwml_lightning.run import write_json
 from rwml_lightning.schema import Transition
 from rwml_lightning.terminal import Terminal
 

@@ -19,6 +19,7 @@ from rwml_lightning.episodes.expert import ExpertEpisode, follow_expert
 from rwml_lightning.episodes.games import Game, episode_name
 from rwml_lightning.episodes.loop import Start
 from rwml_lightning.episodes.player import EpisodePlayer
+from rwml_lightning.files import replacing
 from rwml_lightning.prompts.chat_format import ChatFormat, fingerprint
 from rwml_lightning.schema import Label, Sampling
 from rwml_lightning.terminal import Terminal
@@ -171,10 +172,8 @@ def write_labels(path: Path, labels: Iterable[Label], metadata: dict[str, Any]) 
     """Write labels to a Parquet file. The file appears only when it is complete."""
     rows = [asdict(label) for label in labels]
     schema = _SCHEMA.with_metadata({METADATA_KEY: json.dumps(metadata).encode()})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}")
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), partial, compression="zstd")
-    partial.replace(path)
+    with replacing(path) as partial:
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), partial, compression="zstd")
 
 
 def read_labels(path: Path, chat: ChatFormat) -> list[Label]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rapidfuzz import fuzz, process
 
+from rwml_lightning.files import replacing
 from rwml_lightning.schema import Transition, Turn
 
 log = logging.getLogger(__name__)
@@ -55,10 +55,8 @@ def write_transitions(
     """
     rows = [_to_row(transition) for transition in transitions]
     schema = SCHEMA.with_metadata({METADATA_KEY: json.dumps(dict(metadata or {})).encode()})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), partial, compression="zstd")
-    partial.replace(path)
+    with replacing(path) as partial:
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), partial, compression="zstd")
 
 
 def read_transitions(path: Path, on_broken: Literal["raise", "skip"] = "raise") -> list[Transition]:

@@ -85,11 +85,6 @@ class MicroBatch:
         """Number of tokens in the forward pass."""
         return len(self.input_ids)
 
-    @property
-    def num_trained(self) -> int:
-        """Number of trained tokens, duplicates included."""
-        return len(self.edge_index)
-
     def to(self, device: torch.device | str) -> MicroBatch:
         """Return a copy on ``device``."""
         tensors = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "sequences"}

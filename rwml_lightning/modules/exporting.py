@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from rwml_lightning import parallel
+from rwml_lightning.files import replacing
 from rwml_lightning.functional import combine_digests, tensor_digest
 from rwml_lightning.models import load_causal_lm
 from rwml_lightning.modules.scoring import score_text
@@ -75,12 +77,10 @@ def write_export(module: PolicyModule, output: Path, probe_ids: Sequence[int]) -
         output: Folder to write.
         probe_ids: Token ids of a real text, for the comparison of the folder with the policy.
     """
-    partial = output.with_name(f".{output.name}")
 
     def write() -> None:
-        export_policy(module.policy, module.tokenizer, partial, probe_ids[:MAX_PROBE_TOKENS])
-        if parallel.rank() == 0:
-            partial.rename(output)
+        with replacing(output) if parallel.rank() == 0 else nullcontext(output) as folder:
+            export_policy(module.policy, module.tokenizer, folder, probe_ids[:MAX_PROBE_TOKENS])
 
     parallel.together(write)
 

@@ -169,7 +169,7 @@ def test_a_group_shares_its_prompt_and_equal_completions_merge():
     (micro,) = micro_batches(sequences, [10] * 3, max_tokens=100)
     assert micro.num_nodes == 11  # the prompt and 50; nothing is read after 51 and 52
     assert len(micro.edge_targets) == 3  # 50 after the prompt, 51 and 52 after it
-    assert micro.num_trained == 6
+    assert len(micro.token_index) == 6
 
 
 def test_cuts_fall_between_groups():

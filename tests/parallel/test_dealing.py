@@ -64,7 +64,7 @@ def test_a_step_without_samples_has_no_micro_batches() -> None:
 
 def test_a_padding_micro_batch_goes_through_the_model_and_trains_nothing() -> None:
     padding = padding_micro_batch()
-    assert (padding.num_nodes, padding.num_trained, padding.sequences) == (1, 0, ())
+    assert (padding.num_nodes, len(padding.token_index), padding.sequences) == (1, 0, ())
     assert torch.equal(padding.subtree_end, torch.tensor([1]))
     one, none = plan_micro_batches([[1, 2]], [1], 8, 2)
-    assert (one[0].num_trained, none[0].num_trained) == (1, 0)
+    assert (len(one[0].token_index), len(none[0].token_index)) == (1, 0)

@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
+from rwml_lightning.files import replacing
 from rwml_lightning.printable import printable
 from rwml_lightning.trace import GroupDetail, PredictionRecord, TraceReader
 
@@ -129,8 +130,10 @@ def export(database: Path, ids: Iterable[int], output: Path) -> None:
         raise ValueError(f"{output}: unknown file extension; use one of {', '.join(FORMATS)}")
     if output.exists():
         raise ValueError(f"{output} exists; name another file")
-    partial = output.with_name(f".{output.name}")
-    # Characters that cannot be encoded, such as a lone surrogate, are written as escapes.
-    with TraceReader(database) as reader, partial.open("w", errors="backslashreplace", newline="") as file:
+    with (
+        TraceReader(database) as reader,
+        replacing(output) as partial,
+        # Characters that cannot be encoded, such as a lone surrogate, are written as escapes.
+        partial.open("w", errors="backslashreplace", newline="") as file,
+    ):
         write(read_groups(reader, ids), file)
-    partial.rename(output)

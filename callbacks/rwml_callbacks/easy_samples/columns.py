@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rwml_lightning.data.transitions import METADATA_KEY, read_metadata
+from rwml_lightning.files import replacing
 
 MEAN_REWARD, KEPT = "filter_mean_reward", "filter_kept"
 _SETTINGS = "easy_sample_filter"
@@ -61,6 +61,5 @@ def write_filter_columns(
     table = table.append_column(KEPT, pa.array(decisions, pa.bool_()))
     metadata = json.dumps({**read_metadata(path), _SETTINGS: dict(settings)}).encode()
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), METADATA_KEY: metadata})
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    pq.write_table(table, partial, compression="zstd")
-    partial.replace(path)
+    with replacing(path) as partial:
+        pq.write_table(table, partial, compression="zstd")

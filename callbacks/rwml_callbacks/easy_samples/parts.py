@@ -16,6 +16,7 @@ import lightning as L
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from typing_extensions import override
 
+from rwml_lightning.files import write_json
 from rwml_lightning.printable import printable
 from rwml_lightning.schema import Transition
 from rwml_lightning.terminal import Terminal
@@ -148,11 +149,8 @@ class ScoredParts(L.Callback):
 
 def write_part(folder: Path, rewards: dict[str, float], throughput: Throughput) -> None:
     """Write one batch's mean rewards by transition id. The file appears only when it is complete."""
-    folder.mkdir(parents=True, exist_ok=True)
     name = hashlib.sha256(next(iter(rewards)).encode()).hexdigest()[:16]
-    partial = folder / f".{name}"
-    partial.write_text(json.dumps({"mean_rewards": rewards, "throughput": vars(throughput)}))
-    partial.replace(folder / f"{name}.json")
+    write_json(folder / f"{name}.json", {"mean_rewards": rewards, "throughput": vars(throughput)})
 
 
 def read_parts(folder: Path) -> tuple[dict[str, float], Throughput]:

@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from rwml_lightning.files import replacing
+
 GAME_FILE = "game.tw-pddl"
 INDEX_FILE = ".rwml_game_index.json"
 OnBroken = Literal["skip", "raise"]
@@ -213,8 +215,6 @@ def _save_index(root: Path, entries: dict[str, dict[str, Any]]) -> None:
     for path in _index_files(root)[read_only:]:
         # Without an index the next scan is only slower, so an unwritable folder is not an error.
         with contextlib.suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = path.with_name(f"{path.name}.{os.getpid()}")
-            unfinished.write_text(content, encoding="utf-8")
-            os.replace(unfinished, path)
+            with replacing(path) as partial:
+                partial.write_text(content, encoding="utf-8")
             return

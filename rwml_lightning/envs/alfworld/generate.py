@@ -18,6 +18,7 @@ from rwml_lightning.envs.alfworld.difficulty import Difficulty, as_difficulty
 from rwml_lightning.envs.alfworld.extra import import_engine
 from rwml_lightning.envs.alfworld.games import GAME_FILE
 from rwml_lightning.envs.worker import Worker, WorkerError, collect
+from rwml_lightning.files import replacing
 
 TASK_TYPES = (
     "pick_and_place_simple",
@@ -222,9 +223,8 @@ class GameBuilder:
         (folder / "traj_data.json").write_text(
             json.dumps(_trajectory(scene, trial), indent=1), encoding="utf-8"
         )
-        unfinished = folder / f"{GAME_FILE}.part"  # a game file is never incomplete
-        unfinished.write_text(json.dumps(content), encoding="utf-8")
-        os.replace(unfinished, folder / GAME_FILE)
+        with replacing(folder / GAME_FILE) as partial:
+            partial.write_text(json.dumps(content), encoding="utf-8")
         return folder.relative_to(recipe.root).as_posix()
 
     def _solve(self, content: dict[str, Any]) -> list[str]:
