@@ -30,6 +30,7 @@ from rwml_lightning.config_errors import ReadableParser, reason
 from rwml_lightning.credentials import check_config
 from rwml_lightning.data.datamodule import RolloutDataModule
 from rwml_lightning.evaluation import render_episodes, render_results
+from rwml_lightning.interrupts import Interrupted, handled, keep_handlers
 from rwml_lightning.modules.base import PolicyModule
 from rwml_lightning.preflight import check_run, check_stage
 from rwml_lightning.printable import guard_terminal, printable
@@ -168,7 +169,9 @@ class RWMLCLI(LightningCLI):
         given = trainer.get("callbacks") or []
         every = self._get(self.config_init, "checkpoint_every")
         kwargs["callbacks"] = [*given, *default_callbacks(given, self.folder, every)]
-        return super().instantiate_trainer(**kwargs)
+        made = super().instantiate_trainer(**kwargs)
+        keep_handlers(made)
+        return made
 
     @override
     def _run_subcommand(self, subcommand: str) -> None:
@@ -196,9 +199,11 @@ class RWMLCLI(LightningCLI):
         """Make a trainer for several models, without the config's callbacks, which would treat them as one run."""
         callbacks = default_callbacks([], None, None)
         strategy = parallel.find_strategy(self._get(self.config_init, "trainer").get("strategy", "auto"))
-        return super().instantiate_trainer(
+        made = super().instantiate_trainer(
             logger=False, callbacks=callbacks, enable_checkpointing=False, strategy=strategy
         )
+        keep_handlers(made)
+        return made
 
     def _run_config(self) -> str:
         """Return the whole config for every command. ``ckpt_path``, which only ``fit`` takes, becomes a comment."""
@@ -327,7 +332,12 @@ def main(args: list[str] | None = None) -> None:
             raise ValueError(
                 f"the command comes first: python -m rwml_lightning {command} {arguments[0]} ..."
             )
-        RWMLCLI(repeat_option("--models", arguments))
+        with handled():
+            RWMLCLI(repeat_option("--models", arguments))
+    except Interrupted as error:
+        go_on = "; the same command goes on" if arguments[:1] in (["fit"], ["collect"]) else ""
+        print(f"{error}{go_on}", file=sys.stderr)
+        raise
     except (
         ValueError,
         FileNotFoundError,

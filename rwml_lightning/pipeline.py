@@ -11,6 +11,7 @@ import lightning as L
 
 from rwml_lightning import parallel
 from rwml_lightning.data.datamodule import RolloutDataModule
+from rwml_lightning.interrupts import deferred
 from rwml_lightning.loggers import start_logger
 from rwml_lightning.modules.base import PolicyModule
 from rwml_lightning.modules.exporting import write_export
@@ -72,9 +73,8 @@ def run(
             trainer.validate(model, data, verbose=False)
         else:
             log.warning("resuming from %s", resume_from)
-        trainer.fit(model, data, ckpt_path=resume_from or None, weights_only=True)
-        if trainer.interrupted:
-            raise KeyboardInterrupt
+        with deferred():
+            trainer.fit(model, data, ckpt_path=resume_from or None, weights_only=True)
         if stop_requested(trainer):
             trainer.save_checkpoint(folder.checkpoints / f"stopped-{trainer.global_step}.ckpt")
             log.warning("stopped at step %d on request; run the same command to resume", trainer.global_step)

@@ -10,6 +10,7 @@ import lightning as L
 from lightning.pytorch.strategies import ParallelStrategy
 
 from rwml_lightning.data.datamodule import RolloutDataModule
+from rwml_lightning.interrupts import deferred, keep_handlers
 from rwml_lightning.modules.adapters import LoRA
 from rwml_lightning.modules.base import PolicyModule
 from rwml_lightning.modules.exporting import write_export
@@ -79,7 +80,8 @@ def warm_up(
     with data.limited_to(settings.num_transitions, settings.batch_size, settings.num_passes):
         stage_trainer = preliminary_trainer(trainer, callbacks)
         stage_trainer.validate(module, data, verbose=False)
-        stage_trainer.fit(module, data)
+        with deferred():
+            stage_trainer.fit(module, data)
         if stop_requested(stage_trainer):
             return None
         write_export(module, folder.warm_up, data.probe_ids())
@@ -108,7 +110,7 @@ def preliminary_trainer(trainer: L.Trainer, callbacks: list[L.Callback]) -> L.Tr
     strategy = trainer.strategy
     devices = strategy.parallel_devices if isinstance(strategy, ParallelStrategy) else [strategy.root_device]
     indices = [device.index for device in devices or ()]
-    return L.Trainer(
+    made = L.Trainer(
         accelerator=trainer.accelerator,
         devices=len(indices) if None in indices else indices,  # CPUs have no index
         num_nodes=trainer.num_nodes,
@@ -123,3 +125,5 @@ def preliminary_trainer(trainer: L.Trainer, callbacks: list[L.Callback]) -> L.Tr
         enable_model_summary=False,
         callbacks=callbacks,
     )
+    keep_handlers(made)
+    return made

@@ -37,7 +37,7 @@ def run_fit(folder: Path, config: Path, *arguments: str) -> subprocess.Completed
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_in_the_same_run_without_a_secret(tiny_model: Path, tmp_path: Path) -> None:
-    config = write_resumable_config(tmp_path, tiny_model, "r", kill_at=6)  # its last checkpoint is of step 3
+    config = write_resumable_config(tmp_path, tiny_model, "r", step=6)  # its last checkpoint is of step 3
     logger = ("--trainer.logger", "WandbLogger", "--trainer.logger.project", "test")
     assert run_fit(tmp_path, config, *logger).returncode == -9
     again = run_fit(tmp_path, config, *logger)

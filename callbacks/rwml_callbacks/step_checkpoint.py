@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
 from rwml_callbacks.passing import passes_multiple
+from rwml_lightning.interrupts import Interrupted
 from rwml_lightning.modules.base import PolicyModule
+
+log = logging.getLogger(__name__)
 
 
 class StepCheckpoint(ModelCheckpoint):
     """Save a checkpoint after each batch that reaches or passes a multiple of N optimizer steps, and keep the newest.
 
     Lightning's own class saves only when the step count after a batch is a multiple, which is rare if a batch takes
-    several steps.
+    several steps. A run that a signal interrupts in training is saved as ``stopped-<step>.ckpt``.
 
     Args:
         folder: Folder of the file ``step-<step>.ckpt``.
@@ -43,3 +48,14 @@ class StepCheckpoint(ModelCheckpoint):
         assert isinstance(pl_module, PolicyModule)
         if passes_multiple(trainer.global_step, pl_module.steps_per_batch, self.every_n_steps):
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    @override
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        training = trainer.state.fn == TrainerFn.FITTING and trainer.global_step
+        if training and isinstance(exception, Interrupted) and exception.in_order:
+            assert self.dirpath is not None
+            path = Path(self.dirpath) / f"stopped-{trainer.global_step}.ckpt"
+            trainer.save_checkpoint(path)
+            log.warning("saved %s", path)

@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from rwml_lightning import parallel
 from rwml_lightning.files import write_json
+from rwml_lightning.interrupts import Interrupted, pending
 from rwml_lightning.modules.base import PolicyModule
 from rwml_lightning.printable import printable
 from rwml_lightning.schema import Episode, EpisodeBatch, EpisodeGroup, RolloutBatch
@@ -106,7 +107,7 @@ class TraceRecorder(L.Callback):
     @override
     @rank_zero_only
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.writer.set_status("finished")
+        self.writer.set_status("stopped" if self.stop_requested else "finished")
         self._trained = True
 
     @override
@@ -115,7 +116,7 @@ class TraceRecorder(L.Callback):
     ) -> None:
         cause = parallel.first_failure(exception)
         if parallel.rank() == 0:
-            self.writer.set_status("failed", cause)
+            self.writer.set_status("stopped" if isinstance(exception, Interrupted) else "failed", cause)
 
     @override
     @rank_zero_only
@@ -145,7 +146,7 @@ class TraceRecorder(L.Callback):
                 if first:
                     self.writer.acknowledge(command.id, answer)
                     log.warning("command from the dashboard: %s; %s", command.command, answer)
-            if not paused:
+            if not paused or any(parallel.gather(pending())):
                 return
             if first:
                 self.writer.heartbeat()

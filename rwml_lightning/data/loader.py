@@ -77,13 +77,13 @@ class StepLoader(Generic[Item, Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         for step in range(self.first_step, len(self)):
-            self.step = step + 1
-            items = self.select(step)
-            if not self.draw.gathered:
-                yield self.draw.make(step, parallel.share(items))
-                continue
-            batches = parallel.roll_out(items, partial(self.draw.make, step))
-            yield self.draw.complete(merge(batches))
+            items, make = self.select(step), partial(self.draw.make, step)
+            if self.draw.gathered:
+                batch = self.draw.complete(merge(parallel.roll_out(items, make)))
+            else:
+                batch = parallel.roll_out_own(items, make)
+            self.step = step + 1  # not earlier: a run that is interrupted here must make this batch again
+            yield batch
 
     def select(self, step: int) -> list[Item]:
         """Return the items of one step, for all ranks."""

@@ -17,6 +17,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from rwml_lightning.interrupts import Interrupted, interruptible
+
 T = TypeVar("T")
 B = TypeVar("B")
 
@@ -32,10 +34,12 @@ class Failure:
     Args:
         rank: Rank that raised the exception.
         text: Type and message of the exception.
+        signal: Number of the signal that interrupted the rank, if one did.
     """
 
     rank: int
     text: str
+    signal: int | None = None
 
 
 class RankError(RuntimeError):
@@ -75,22 +79,23 @@ def broadcast(value: T) -> T:
 
 
 def together(make: Callable[[], T]) -> list[T]:
-    """Call ``make`` on every rank and return the results of all ranks.
+    """Call ``make`` on every rank and return the results of all ranks. A signal to any rank interrupts the call on all.
 
     Raises:
         RankError: ``make`` failed on another rank. A rank where it failed raises its own exception.
+        Interrupted: A rank has received a signal.
     """
-    if world_size() == 1:
-        return [make()]
     try:
-        value = make()
-    except Exception as error:
-        gather(Failure(rank(), f"{type(error).__name__}: {error}"))
+        with interruptible():
+            value = make()
+    except (Exception, Interrupted) as error:
+        number = error.number if isinstance(error, Interrupted) else None
+        gather(Failure(rank(), f"{type(error).__name__}: {error}", number))
         raise
     results = gather(value)
     for result in results:
         if isinstance(result, Failure):
-            raise RankError(result)
+            raise RankError(result) if result.signal is None else Interrupted(result.signal)
     return results
 
 
@@ -101,7 +106,7 @@ def first_failure(error: BaseException) -> str:
     collective.
     """
     text = f"{type(error).__name__}: {error}".splitlines()[0]
-    if isinstance(error, RankError):
+    if isinstance(error, RankError | Interrupted):
         text = str(error)
     if world_size() == 1:
         return text
@@ -127,6 +132,13 @@ def roll_out(items: Sequence[T], make: Callable[[Sequence[T]], B]) -> list[B]:
     results = together(lambda: make(own) if own else None)
     made = [result for result in results if result is not None]
     return made or [make(items)]
+
+
+def roll_out_own(items: Sequence[T], make: Callable[[Sequence[T]], B]) -> B:
+    """Call ``make`` on each rank's share of a step's items, and return this rank's result alone."""
+    made: list[B] = []
+    together(lambda: made.append(make(share(items))))
+    return made[0]
 
 
 def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from rwml_lightning.schema import Transition
 
-Status = Literal["running", "paused", "finished", "failed"]
+Status = Literal["running", "paused", "finished", "stopped", "failed"]
 CommandName = Literal["checkpoint", "pause", "continue", "stop"]
 
 

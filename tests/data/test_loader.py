@@ -162,7 +162,7 @@ def test_shares_of_ranks_become_the_batch_of_the_step() -> None:
 def test_a_rank_makes_its_share_and_the_whole_is_completed(
     monkeypatch: pytest.MonkeyPatch, gathered: bool
 ) -> None:
-    monkeypatch.setattr(parallel, "share", lambda items: items[:1])
+    monkeypatch.setattr(parallel, "roll_out_own", lambda items, make: make(items[:1]))
     monkeypatch.setattr(parallel, "roll_out", lambda items, make: [make(items[:1]), make(items[1:])])
 
     def make(step: int, items: Sequence[str]) -> EpisodeBatch:

@@ -56,13 +56,15 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 @pytest.mark.heavy
 def test_two_processes_see_the_same(seen: list[dict[str, Any]]) -> None:
     first, other = seen
-    for name in first.keys() - {"shares", "failed"}:
+    for name in first.keys() - {"shares", "failed", "rolled out own"}:
         assert first[name] == other[name], name
     assert first["agreed"] == "made by 0"
     assert first["world_size"] == 2
     assert first["gathered"] == ["rank 0", "rank 1"]
     assert first["broadcast"] == 5
     assert first["rolled out"] == [[[]], [[0]], [[0], [1, 2]]]
+    assert [first["rolled out own"], other["rolled out own"]] == [[[], [], [0]], [[], [0], [1, 2]]]
+    assert first["interrupted"] == "Interrupted: interrupted by SIGTERM"
     assert first["together"] == [0, 2]
     assert first["after"] == [0, 1]
 

@@ -21,17 +21,20 @@ from support.runs import NUM_STEPS, metrics_of, write_resumable_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+SLOW_STEPS = {"class_path": "support.runs.SlowSteps"}
 TIMES = ("time/", "throughput/", "memory/")
 
 
-def write_config(folder: Path, model: Path, name: str, callback: str | None = None, **trainer: Any) -> Path:
+def write_config(
+    folder: Path, model: Path, name: str, callback: dict[str, Any] | None = None, **trainer: Any
+) -> Path:
     """The run of :func:`write_resumable_config` on two processes, at a learning rate at which rounding flips no sample."""
-    file = write_resumable_config(folder, model, name, None)
+    file = write_resumable_config(folder, model, name)
     config = yaml.safe_load(file.read_text())
     config["trainer"] |= {"devices": 2, "strategy": "ddp", **trainer}
     config["model"]["init_args"]["optimizer"]["learning_rate"] = 2e-4
     if callback is not None:
-        config["trainer"]["callbacks"] = [{"class_path": f"support.runs.{callback}"}]
+        config["trainer"]["callbacks"] = [callback]
     file.write_text(yaml.safe_dump(config))
     return file
 
@@ -85,7 +88,7 @@ def test_a_run_of_two_processes_has_the_numbers_of_one(
 
 def test_all_ranks_obey_the_dashboard_and_another_number_goes_on(tiny_model: Path, tmp_path: Path) -> None:
     store = tmp_path / "runs" / "asked" / "trace.db"
-    with started(write_config(tmp_path, tiny_model, "asked", "SlowSteps")) as process:
+    with started(write_config(tmp_path, tiny_model, "asked", SLOW_STEPS)) as process:
         wait_until(lambda: store.exists() and last_step(store) >= 1, process)
         with TraceReader(store) as reader:
             for command in ("pause", "checkpoint", "continue", "stop"):
@@ -96,7 +99,7 @@ def test_all_ranks_obey_the_dashboard_and_another_number_goes_on(tiny_model: Pat
     assert 1 <= step < NUM_STEPS
     folder = store.parent / "checkpoints"
     assert {path.name for path in folder.glob("*-*.ckpt")} >= {f"asked-{step}.ckpt", f"stopped-{step}.ckpt"}
-    fit(write_config(tmp_path, tiny_model, "asked", "SlowSteps"), "--trainer.max_steps", "-1")
+    fit(write_config(tmp_path, tiny_model, "asked", SLOW_STEPS), "--trainer.max_steps", "-1")
     assert last_step(store) == NUM_STEPS
 
 
@@ -104,7 +107,8 @@ def test_an_exception_of_one_rank_ends_all_and_its_message_is_stored(
     tiny_model: Path, tmp_path: Path
 ) -> None:
     store = tmp_path / "runs" / "failing" / "trace.db"
-    with started(write_config(tmp_path, tiny_model, "failing", "FailOnOneRank")) as process:
+    failing = {"class_path": "support.runs.FailOnOneRank"}
+    with started(write_config(tmp_path, tiny_model, "failing", failing)) as process:
         start = time.monotonic()
         output, _ = process.communicate(timeout=120)
     assert process.returncode != 0
@@ -113,6 +117,22 @@ def test_an_exception_of_one_rank_ends_all_and_its_message_is_stored(
         run = reader.run()
     reason = "rank 1 failed: RuntimeError: the disk of rank 1 is full"
     assert (run.status, run.detail) == ("failed", reason), output[-3000:]
+
+
+def test_a_signal_to_one_rank_saves_the_run_on_all(tiny_model: Path, tmp_path: Path) -> None:
+    place = {"step": 3, "rank": 1, "moment": "rollouts", "number": signal.SIGTERM.value}
+    once = {"class_path": "support.runs.SignalOnce", "init_args": {**place, "mark": str(tmp_path / "sent")}}
+    config = write_config(tmp_path, tiny_model, "ended", once)
+    with started(config) as process:
+        output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert output.count("interrupted by SIGTERM; the same command goes on") == 2
+    run = tmp_path / "runs" / "ended"
+    assert (run / "checkpoints" / "stopped-3.ckpt").is_file()
+    with TraceReader(run / "trace.db") as reader:
+        assert (reader.run().status, reader.run().detail) == ("stopped", "interrupted by SIGTERM")
+    fit(config)
+    assert last_step(run / "trace.db") == NUM_STEPS
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])

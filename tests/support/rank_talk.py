@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import torch
 from torch import nn
 
 from rwml_lightning import parallel
+from rwml_lightning.interrupts import Interrupted, deferred, handled
 
 
 def failing(rank: int) -> Any:
@@ -24,16 +27,26 @@ def failing(rank: int) -> Any:
     return make
 
 
+def interrupting(rank: int) -> Any:
+    """Give a function that sends a signal to one rank."""
+
+    def make() -> None:
+        if parallel.rank() == rank:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return make
+
+
 def caught(make: Any) -> str:
     """The exception of a call, as text."""
     try:
         return f"returned {make()}"
-    except Exception as error:
+    except (Exception, Interrupted) as error:
         return f"{type(error).__name__}: {error}"
 
 
 def main(out: str) -> None:
-    agreed = parallel.agree("folder", lambda: f"made by {__import__('os').environ['RANK']}")
+    agreed = parallel.agree("folder", lambda: f"made by {os.environ['RANK']}")
     torch.distributed.init_process_group("gloo")
     own = parallel.rank()
     a, b, c = (nn.Parameter(torch.zeros(2)) for _ in range(3))
@@ -41,6 +54,8 @@ def main(out: str) -> None:
     if own == 0:
         b.grad = torch.tensor([2.0, 3.0])
     parallel.sum_gradients([a, b, c])
+    with handled(), deferred():
+        interrupted = caught(lambda: parallel.together(interrupting(1)))
     seen = {
         "agreed": agreed,
         "world_size": parallel.world_size(),
@@ -48,6 +63,8 @@ def main(out: str) -> None:
         "broadcast": parallel.broadcast(own + 5),
         "shares": [list(parallel.share(range(count))) for count in (0, 1, 2, 5)],
         "rolled out": [parallel.roll_out(list(range(count)), list) for count in (0, 1, 3)],
+        "rolled out own": [parallel.roll_out_own(list(range(count)), list) for count in (0, 1, 3)],
+        "interrupted": interrupted,
         "together": parallel.together(lambda: own * 2),
         "failed": [caught(lambda r=r: parallel.together(failing(r))) for r in (0, 1)],
         "after": parallel.gather(own),  # both are still in step

@@ -8,7 +8,7 @@ import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import yaml
@@ -57,35 +57,69 @@ def make_config(folder: Path, policy: str | Path, **changes: Any) -> Path:
 
 
 @dataclass
-class KillOnce(L.Callback):
-    """Kill the process in the middle of a step as ``kill -9`` does, but only once.
+class SignalOnce(L.Callback):
+    """Send a signal to the process at one moment of training, but only once.
 
     Args:
-        step: Number of the optimizer step; the process is killed after its update and before its recording.
-        mark: File that shows that the process was killed before.
+        step: Number of finished optimizer steps at that moment.
+        mark: File that shows that the signal was sent before.
+        number: Number of the signal.
+        moment: ``update`` is after the rollouts of the next step, ``recording`` after the update of this step and before
+            its recording, ``rollouts`` in the rollouts of the next step, ``validation`` in a validation between two steps.
+        rank: Rank that gets the signal.
     """
 
     step: int
     mark: str
+    number: int = int(signal.SIGKILL)
+    moment: Literal["update", "recording", "rollouts", "validation"] = "recording"
+    rank: int = 0
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        self._send(trainer, "update")
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        if trainer.global_step == self.step and not Path(self.mark).exists():
+        self._send(trainer, "recording")
+        if self.moment == "rollouts":
+            generator = trainer.datamodule.generator  # type: ignore[attr-defined]
+            generate = type(generator).generate
+
+            def interrupted(*arguments: Any) -> Any:
+                self._send(trainer, "rollouts")
+                return generate(generator, *arguments)
+
+            generator.generate = interrupted
+
+    def on_validation_start(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.state.fn == "fit":
+            self._send(trainer, "validation")
+
+    def _send(self, trainer: L.Trainer, moment: str) -> None:
+        here = moment == self.moment and trainer.global_rank == self.rank
+        if here and trainer.global_step == self.step and not Path(self.mark).exists():
             Path(self.mark).touch()
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), self.number)
 
 
 NUM_STEPS = 8
 
 
-def write_resumable_config(folder: Path, model: Path, name: str, kill_at: int | None) -> Path:
-    """Write the config of a short run: two warm-up steps, eight GRPO steps in two passes, a checkpoint every three steps."""
+def write_resumable_config(folder: Path, model: Path, name: str, **signal_once: Any) -> Path:
+    """Write the config of a short run: two warm-up steps, eight GRPO steps in two passes, a checkpoint every three steps.
+
+    Args:
+        folder: Folder of the config, the transitions and the runs.
+        model: Model folder.
+        name: Name of the run.
+        **signal_once: Arguments of :class:`SignalOnce`, if the run gets a signal.
+    """
     transitions = folder / "transitions.parquet"
     if not transitions.exists():
         write_transitions(transitions, make_world())
     callbacks: list[dict[str, Any]] = []
-    if kill_at is not None:
-        arguments = {"step": kill_at, "mark": str(folder / f"{name}.killed")}
-        callbacks = [{"class_path": "support.runs.KillOnce", "init_args": arguments}]
+    if signal_once:
+        arguments = {"mark": str(folder / f"{name}.sent"), **signal_once}
+        callbacks = [{"class_path": "support.runs.SignalOnce", "init_args": arguments}]
     config = {
         "seed_everything": 3,
         "run": {"name": name, "root": str(folder / "runs")},

@@ -23,6 +23,7 @@ from rwml_lightning.data.loader import Draw, StepLoader
 from rwml_lightning.data.predictions import Predictions
 from rwml_lightning.data.rollouts import member_seeds
 from rwml_lightning.generation import Generator, HFGenerator
+from rwml_lightning.interrupts import deferred
 from rwml_lightning.modules.base import PolicyModule
 from rwml_lightning.modules.exporting import write_export
 from rwml_lightning.prompts.chat_format import ChatFormat
@@ -133,7 +134,8 @@ def predict_with_copy(
         torch.manual_seed(data.seed)
         copy = supervised_copy(model, learning_rate, model.init_from, model.lora)
         learning = preliminary_trainer(trainer, [RewardLogger(), RolloutProgressBar()])
-        learning.fit(copy, data)
+        with deferred():
+            learning.fit(copy, data)
         parts.folder.mkdir(parents=True, exist_ok=True)
         write_export(copy, weights, data.probe_ids())
         del copy, learning  # always predict with the exported weights, as a resumed filter does

@@ -11,7 +11,13 @@ from rwml_lightning.trace import Step, TraceReader
 from rwml_tui.replay import Moment
 from rwml_tui.text import age, one_line
 
-STYLES = {"running": "bold green", "paused": "bold yellow", "finished": "bold", "failed": "bold red"}
+STYLES = {
+    "running": "bold green",
+    "paused": "bold yellow",
+    "finished": "bold",
+    "stopped": "bold yellow",
+    "failed": "bold red",
+}
 SHORTEST_NAME = 16
 """Cells of a long name that are always shown, even if the state is cut off for them."""
 
