@@ -68,6 +68,27 @@ def checkpoint_tensors(
         yield from revert_weight_conversion(base, dict(layer)).items()
 
 
+def cast_weights(
+    model: nn.Module, named_tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype
+) -> Iterator[tuple[str, Tensor]]:
+    """Cast parameters to the dtype of a generator's copy, so that half as many bytes travel from float32 to bfloat16.
+
+    Buffers, parameters that the architecture always keeps in float32, and parameters that are not wider stay as they are.
+
+    Args:
+        model: Model of the tensors, plain or wrapped by PEFT.
+        named_tensors: Names and values from :func:`model_tensors`.
+        dtype: Dtype of the copy.
+    """
+    base = base_model(model)
+    parameters = {base_name(name) for name, _ in base.named_parameters()}
+    precise = tuple(getattr(base, "_keep_in_fp32_modules_strict", None) or ())
+    for name, tensor in named_tensors:
+        wide = tensor.is_floating_point() and tensor.element_size() > dtype.itemsize
+        keeps = name not in parameters or any(part in name.split(".") for part in precise)
+        yield name, tensor if keeps or not wide else tensor.to(dtype)
+
+
 def by_layer(named_tensors: Iterable[tuple[str, Tensor]]) -> Iterator[list[tuple[str, Tensor]]]:
     """Group consecutive tensors of the same layer. Consecutive tensors outside the layers form a group, too."""
 

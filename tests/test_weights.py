@@ -26,6 +26,7 @@ from rwml_lightning.weights import (
     base_model,
     base_name,
     by_layer,
+    cast_weights,
     checkpoint_tensors,
     model_tensors,
 )
@@ -233,6 +234,30 @@ def test_shards_are_gathered_and_merged(folder: Path, lora: LoRA | None) -> None
     for name, tensor in ours.items():
         assert not isinstance(tensor, DTensor)
         torch.testing.assert_close(tensor, expected[name])
+
+
+@pytest.mark.parametrize("lora", [None, LoRA(rank=2)])
+def test_parameters_are_cast_and_buffers_are_not(folder: Path, lora: LoRA | None) -> None:
+    policy = load_policy(str(folder), lora=lora)
+    full = dict(model_tensors(policy))
+    cast = dict(cast_weights(policy, full.items(), torch.bfloat16))
+    assert list(cast) == list(full)
+    buffers = {base_name(name) for name, _ in base_model(policy).named_buffers()}
+    for name, tensor in cast.items():
+        assert tensor.dtype == (full[name].dtype if name in buffers else torch.bfloat16), name
+        assert torch.equal(tensor, full[name].to(tensor.dtype))
+
+
+def test_precise_parameters_and_narrow_ones_stay(tiny_model: Path) -> None:
+    model = load_causal_lm(tiny_model)
+    base_model(model)._keep_in_fp32_modules_strict = {"lm_head", "norm"}
+    dtypes = {name: t.dtype for name, t in cast_weights(model, model_tensors(model), torch.bfloat16)}
+    assert {name for name, dtype in dtypes.items() if dtype == torch.float32} == {
+        name for name in dtypes if {"lm_head", "norm"} & set(name.split("."))
+    }
+    half = model.to(torch.bfloat16)
+    same = cast_weights(half, model_tensors(half), torch.float32)
+    assert {tensor.dtype for _, tensor in same} == {torch.bfloat16}  # more bytes would say no more
 
 
 def test_the_outermost_adapted_layer_holds_a_tensor() -> None:

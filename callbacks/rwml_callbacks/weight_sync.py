@@ -9,7 +9,7 @@ import lightning as L
 from typing_extensions import override
 
 from rwml_lightning.data.datamodule import rollout_data
-from rwml_lightning.generation import HFGenerator, WeightCheck
+from rwml_lightning.generation import WeightCheck
 from rwml_lightning.modules.base import PolicyModule
 
 
@@ -41,6 +41,14 @@ class WeightSync(L.Callback):
             self.sync(pl_module)
 
     @override
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        rollout_data(
+            trainer
+        ).generator.sleep()  # the batch is made, and the next one follows the next weights
+
+    @override
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -68,8 +76,6 @@ class WeightSync(L.Callback):
         """Give the generator the module's weights, unless it already has them."""
         data = rollout_data(module.trainer)
         start = time.perf_counter()
-        if isinstance(data.generator, HFGenerator) and module.device_mesh is None:
-            data.generator.attach(module.policy)  # decodes with the trainer's own weights: nothing to copy
         gap = self._check.update(data.generator, module, module.policy_version, data.probe_ids())
         if gap is not None:
             self.gap = gap

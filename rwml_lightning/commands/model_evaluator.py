@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 
 from rwml_lightning.data.datamodule import RolloutDataModule
 from rwml_lightning.evaluation import ModelResult
-from rwml_lightning.generation import Generator, HFGenerator
+from rwml_lightning.generation import Generator
 from rwml_lightning.models import end_token_ids, resolve_model
 from rwml_lightning.modules.loading import Dtype, checkpoint_policy
 from rwml_lightning.modules.wm_sft import WorldModelSFT
@@ -51,8 +51,7 @@ class ModelEvaluator:
         finally:
             # Free memory: the trainer keeps the module until the next model, and an in-process generator keeps its policy.
             del module.policy
-            if isinstance(data.generator, HFGenerator):
-                data.generator.close()
+            data.generator.detach()
         return ModelResult(name, module.held_out.results, module.held_out.floors, module.held_out.measured)
 
     def close(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Protocol, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from rwml_lightning.schema import Completion, Sampling
 
@@ -70,8 +70,30 @@ class Generator(Protocol):
             version: Version of the weights, which is recorded in every later completion.
         """
 
+    def attach(self, policy: nn.Module) -> bool:
+        """Compute with the trainer's own module from now on, if this generator can. Returns whether it does."""
+
+    def detach(self) -> None:
+        """Release the module of :meth:`attach`, if there is one."""
+
+    def sleep(self) -> None:
+        """Free the accelerator's memory until the next :meth:`update_weights`, if this generator can."""
+
     def close(self) -> None:
         """Free the resources of :meth:`start`. This method can be called at any time, and more than once."""
+
+
+class SeparateWeights:
+    """Defaults of a generator that computes with a copy of the weights, and keeps it."""
+
+    def attach(self, policy: nn.Module) -> bool:
+        return False
+
+    def detach(self) -> None:
+        pass
+
+    def sleep(self) -> None:
+        pass
 
 
 def check_prompts(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from rwml_lightning.functional import combine_digests, tensor_digest
-from rwml_lightning.generation.base import check_prompts
+from rwml_lightning.generation.base import SeparateWeights, check_prompts
 from rwml_lightning.models import end_token_ids as model_end_token_ids
 from rwml_lightning.models import load_causal_lm
 from rwml_lightning.schema import Completion, Sampling
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class HFGenerator:
+class HFGenerator(SeparateWeights):
     """Decodes with a Hugging Face causal model in this process; see :mod:`rwml_lightning.generation.group_decoding`.
 
     After :meth:`attach` it uses the trainer's module: there is no second copy of the weights and no transfer. Otherwise
@@ -33,6 +34,7 @@ class HFGenerator:
             model.
         max_num_seqs: Maximum number of completions decoded at the same time; the others wait.
         end_token_ids: Ids of the tokens that end a completion; default: the end tokens of the model.
+        share_weights: Whether to decode with the trainer's module. A sharded module cannot decode.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class HFGenerator:
         max_model_len: int | None = None,
         max_num_seqs: int = 128,
         end_token_ids: Sequence[int] | None = None,
+        share_weights: bool = True,
     ) -> None:
         self.model = model
         self.dtype = dtype
@@ -50,21 +53,25 @@ class HFGenerator:
         self.max_model_len = max_model_len
         self.max_num_seqs = max_num_seqs
         self.end_token_ids = end_token_ids
+        self.share_weights = share_weights
         self.policy_version = 0
         self.weights_digest: str | None = None
         self._module: PreTrainedModel | None = None
         self._attached = False
 
-    def attach(self, module: Any) -> None:
-        """Decode with this module, including its LoRA adapters (PEFT), instead of a loaded copy."""
+    def attach(self, policy: nn.Module) -> bool:
+        """Decode with this module, including its LoRA adapters (PEFT), instead of a loaded copy, unless it is sharded."""
+        if not self.share_weights or any(isinstance(weight, DTensor) for weight in policy.parameters()):
+            return False
         # The base model of a PEFT model contains the adapters; the forward method of PEFT only wraps it.
-        self._module = base_model(module)
+        self._module = base_model(policy)
         self._attached = True
         self.weights_digest = None  # the module's weights change without an update
+        return True
 
-    def decodes_with(self, module: Any) -> bool:
-        """Return whether this module is attached, so that no weights need to be transferred."""
-        return self._attached and self._module is base_model(module)
+    def detach(self) -> None:
+        if self._attached:
+            self.close()
 
     @property
     def weights_dtype(self) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rwml_lightning import parallel
 from rwml_lightning.functional.context import rope_limit, rope_settings
-from rwml_lightning.generation.base import check_prompts
+from rwml_lightning.generation.base import SeparateWeights, check_prompts
 from rwml_lightning.generation.engine_process import EngineProcess
 from rwml_lightning.generation.weight_files import write_weight_files
 from rwml_lightning.models import causal_config, resolve_model
@@ -95,7 +95,7 @@ def check_positions(config: PreTrainedConfig, max_model_len: int | None) -> None
         )
 
 
-class VLLMGenerator:
+class VLLMGenerator(SeparateWeights):
     """Samples with vLLM. Weight updates replace the weights in place.
 
     The constructor does not start the engine; :meth:`start` or the first use does. A script that uses this class must
@@ -119,6 +119,8 @@ class VLLMGenerator:
         request_timeout_s: Time limit in seconds for one call of ``generate``, ``score`` or ``update_weights``.
         seed: Seed of the engine. Each sample has a separate seed.
         end_token_ids: Ids of the tokens that end a completion; default: the end tokens of the model.
+        enable_sleep_mode: Whether the engine leaves the GPU's memory to the trainer during an update. It starts again with
+            the next weights. On a CPU there is no such mode.
     """
 
     def __init__(
@@ -136,6 +138,7 @@ class VLLMGenerator:
         request_timeout_s: float = 1800.0,
         seed: int = 0,
         end_token_ids: Sequence[int] | None = None,
+        enable_sleep_mode: bool = False,
     ) -> None:
         self.model = model
         self.tensor_parallel_size = tensor_parallel_size
@@ -150,6 +153,8 @@ class VLLMGenerator:
         self.request_timeout_s = request_timeout_s
         self.seed = seed
         self.end_token_ids = end_token_ids
+        self.enable_sleep_mode = enable_sleep_mode
+        self.asleep = False
         self.policy_version = 0
         self.weights_digest: str | None = None
         self._llm: LLM | None = None
@@ -208,6 +213,10 @@ class VLLMGenerator:
         self.start()
         self.weights_digest = None
         try:
+            if (
+                self.asleep
+            ):  # the cache wakes after the weights, since files and weights are in memory together
+                self._call("wake_up", lambda llm: llm.wake_up(tags=["weights"]))
             with ExitStack() as files:
                 paths = write_weight_files(named_tensors, files)
                 folder = str(resolve_model(self._model_name()))
@@ -218,12 +227,22 @@ class VLLMGenerator:
         except BaseException:
             self.close()  # the engine may have a mixture of new and old weights
             raise
+        if self.asleep:
+            self._call("wake_up", lambda llm: llm.wake_up(tags=["kv_cache"]))
+            self.asleep = False
         if len(set(digests)) != 1:
             self.close()
             raise RuntimeError("vLLM's workers did not all take the same weights; the engine was ended")
         self.reset_prefix_cache()
         self.weights_digest = digests[0]
         self.policy_version = version
+
+    def sleep(self) -> None:
+        """Discard weights and cache, and free the GPU's memory, if ``enable_sleep_mode`` is set."""
+        can = self._llm is not None and self._llm.model_config.enable_sleep_mode
+        if can and not self.asleep:
+            self._call("sleep", lambda llm: llm.sleep(level=2))
+            self.asleep, self.weights_digest = True, None
 
     def reset_prefix_cache(self) -> None:
         """Drop the cached prefixes; after a weight update they are keys and values of the old weights."""
@@ -236,6 +255,7 @@ class VLLMGenerator:
             llm = self._llm
             self._process.end(None if llm is None else lambda: llm.llm_engine.engine_core.shutdown())
         self._llm = self._process = None
+        self.asleep = False
         self.weights_digest = None
 
     def _load(self, folder: Path) -> LLM:
@@ -262,6 +282,7 @@ class VLLMGenerator:
             enforce_eager=self.enforce_eager,
             seed=self.seed,
             enable_prefix_caching=True,
+            enable_sleep_mode=self.enable_sleep_mode and not on_cpu,
             logprobs_mode="processed_logprobs",
             worker_extension_cls="rwml_lightning.generation.vllm_worker.WorkerExtension",
             use_tqdm_on_load=False,

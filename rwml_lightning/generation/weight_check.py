@@ -6,11 +6,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from rwml_lightning.functional import combine_digests, digesting, tensor_digest
 from rwml_lightning.generation.base import Generator
-from rwml_lightning.generation.hf import HFGenerator
+from rwml_lightning.weights import cast_weights
 
 
 class WeightSyncError(RuntimeError):
@@ -94,11 +95,10 @@ class WeightCheck:
         Raises:
             WeightSyncError: The generator has other weights, or computes other log-probabilities with them.
         """
-        shared = isinstance(generator, HFGenerator) and generator.decodes_with(module.policy)
-        if shared:
+        if generator.attach(module.policy):
             generator.update_weights((), version)
         elif generator.policy_version == version and generator.weights_digest == _digest(
-            module.generator_tensors()
+            _tensors(generator, module)
         ):
             return None
         else:
@@ -132,7 +132,7 @@ class WeightCheck:
 
 def _send_weights(generator: Generator, module: Policy, version: int) -> None:
     digests: list[int] = []
-    tensors = digesting(module.generator_tensors(), digests)
+    tensors = digesting(_tensors(generator, module), digests)
     generator.update_weights(tensors, version)
     for _ in tensors:
         pass  # add the tensors that the generator has not read to the digest
@@ -141,6 +141,11 @@ def _send_weights(generator: Generator, module: Policy, version: int) -> None:
             f"the weight update at step {version} did not arrive: the digest of the tensors that {type(generator).__name__} "
             "took differs from the digest of the trainer's tensors, so training would use samples of another policy"
         )
+
+
+def _tensors(generator: Generator, module: Policy) -> Iterator[tuple[str, Tensor]]:
+    dtype = getattr(torch, generator.weights_dtype)
+    return cast_weights(module.policy, module.generator_tensors(), dtype)
 
 
 def _digest(named_tensors: Iterable[tuple[str, Tensor]]) -> str:

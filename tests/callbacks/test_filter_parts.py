@@ -445,7 +445,7 @@ def test_all_ranks_export_the_copy_and_wait(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(parallel, "gather", barriers)
     main: Any = SimpleNamespace(is_global_zero=False)
     model: Any = SimpleNamespace(init_from=None, lora=None)
-    data: Any = SimpleNamespace(seed=31, generator="another generator", probe_ids=lambda: [1, 2])
+    data: Any = SimpleNamespace(seed=31, generator=HFGenerator("name"), probe_ids=lambda: [1, 2])
     state = torch.get_rng_state()
     predict_with_copy(main, model, data, 0.5, ScoredParts(tmp_path / "w", lambda _: {}, 1, lambda: None))
     assert torch.initial_seed() == 31  # of the copy's adapters

@@ -50,7 +50,6 @@ def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     loads, generator = Loads(monkeypatch, gpu=False), HFGenerator("name")
     assert (generator.max_num_seqs, generator.max_model_len) == (128, None)
     assert (generator.policy_version, generator.weights_digest) == (0, None)
-    assert not generator.decodes_with(SimpleNamespace())
     generator.start()
     assert loads.calls == [("name", "float32"), "cpu"]
     with pytest.raises(ValueError, match=r"HFGenerator has no model: set model, or attach"):
@@ -192,13 +191,22 @@ def test_attaching_forgets_what_a_copy_was_told(tiny_model: Path) -> None:
     generator = HFGenerator(str(tiny_model), device="cpu")
     generator.update_weights(generator._started().state_dict().items(), version=1)
     assert generator.weights_digest is not None
-    module, other = hf_module.load_causal_lm(tiny_model), hf_module.load_causal_lm(tiny_model)
-    assert not generator.decodes_with(module)
-    generator.attach(module)
+    generator.detach()  # nothing is attached, so the copy stays
+    assert generator.weights_digest is not None
+    module = hf_module.load_causal_lm(tiny_model)
+    assert generator.attach(module)
     assert generator.weights_digest is None
-    assert (generator.decodes_with(module), generator.decodes_with(other)) == (True, False)
-    generator.close()
-    assert not generator.decodes_with(module)
+    assert generator._module is module
+    generator.detach()
+    assert generator._module is None
+
+
+def test_a_generator_can_keep_its_own_weights(tiny_model: Path) -> None:
+    generator = HFGenerator(str(tiny_model), device="cpu", share_weights=False)
+    generator.start()
+    own = generator._module
+    assert not generator.attach(hf_module.load_causal_lm(tiny_model))
+    assert generator._module is own
 
 
 def test_many_steps_outgrow_the_first_cache() -> None:

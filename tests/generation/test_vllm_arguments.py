@@ -52,6 +52,7 @@ DEFAULTS = {
     "max_num_seqs": 128,
     "block_size": None,
     "enforce_eager": False,
+    "enable_sleep_mode": False,
     "seed": 0,
 }
 OTHERS = {
@@ -61,6 +62,7 @@ OTHERS = {
     "max_num_seqs": 9,
     "block_size": 32,
     "enforce_eager": True,
+    "enable_sleep_mode": True,
     "seed": 5,
 }
 GIB = 2**30
@@ -89,7 +91,8 @@ def test_settings_reach_the_engine(
     own = {name: value for name, value in settings.items() if value != DEFAULTS[name]}
     VLLMGenerator(str(tiny_model), **own, **given).start()
     expected = {"model": str(tiny_model), **settings, **handed_on, **FIXED}
-    assert vllm.llm.arguments == expected | ({"enable_chunked_prefill": False} if on_cpu else {})
+    on_cpu_only = {"enable_chunked_prefill": False, "enable_sleep_mode": False} if on_cpu else {}
+    assert vllm.llm.arguments == expected | on_cpu_only
     module, _, name = WORKER.rpartition(".")
     assert hasattr(getattr(importlib.import_module(module), name), "load_weight_files")
 
@@ -228,6 +231,33 @@ def test_new_weights_reach_the_workers_and_old_prefixes_go(
     assert not any(file.exists() for file in vllm.llm.files)
     assert started.weights_digest == combine_digests(tensor_digest(*named) for named in TENSORS.items())
     assert started.policy_version == 3
+
+
+@pytest.mark.parametrize(("on_cpu", "enabled"), [(False, True), (False, False), (True, True)])
+def test_the_engine_sleeps_until_the_next_weights(
+    vllm: FakeVLLM, tiny_model: Path, on_cpu: bool, enabled: bool
+) -> None:
+    vllm.on_cpu = on_cpu
+    generator = VLLMGenerator(str(tiny_model), enable_sleep_mode=enabled)
+    generator.sleep()  # an engine that has not started has no memory to free
+    assert not vllm.llms
+    generator.update_weights(TENSORS.items(), version=1)
+    sleeps = enabled and not on_cpu
+    assert vllm.llm.arguments["enable_sleep_mode"] == sleeps
+    vllm.llm.calls.clear()
+    generator.sleep()
+    generator.sleep()
+    assert vllm.llm.calls == ([("sleep", 2)] if sleeps else [])
+    assert (generator.weights_digest is None) == sleeps  # so that they are sent again
+    vllm.llm.calls.clear()
+    generator.update_weights(TENSORS.items(), version=2)
+    names = [call[:2] if call[0] == "wake_up" else call[:1] for call in vllm.llm.calls]
+    awake = [("wake_up", "weights"), ("load_weight_files",), ("wake_up", "kv_cache"), ("reset_prefix_cache",)]
+    assert names == (awake if sleeps else awake[1::2])
+    generator.sleep()
+    generator.close()
+    generator.start()
+    assert not generator.asleep
 
 
 def fail(vllm: FakeVLLM, how: str) -> None:

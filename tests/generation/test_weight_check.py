@@ -64,7 +64,7 @@ class Lazy(HFGenerator):
     def update_weights(self, named_tensors: Named, version: int) -> None:
         super().update_weights(named_tensors, version)
         if self.old is None:
-            self.old = HFGenerator(self.model, self.dtype, device="cpu")
+            self.old = HFGenerator(self.model, self.dtype, device="cpu", share_weights=False)
             self.old.update_weights(self._started().state_dict().items(), version)
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
@@ -78,7 +78,7 @@ def test_old_weights_are_found_out_at_the_learning_rate_in_use(
     tiny_model: Path, dtype: str, kind: Callable[..., HFGenerator]
 ) -> None:
     module = make_module(tiny_model)
-    generator, check = kind(str(tiny_model), dtype, device="cpu"), WeightCheck()
+    generator, check = kind(str(tiny_model), dtype, device="cpu", share_weights=False), WeightCheck()
     check.update(generator, module, 0, PROBE)
     for _ in range(12):
         step(module)
@@ -91,7 +91,10 @@ def test_old_weights_are_found_out_at_the_learning_rate_in_use(
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_results_that_do_not_move_are_found_out(tiny_model: Path, dtype: str) -> None:
     module = make_module(tiny_model)
-    generator, check = Lazy(str(tiny_model), dtype, device="cpu"), WeightCheck(tolerance=100.0)
+    generator, check = (
+        Lazy(str(tiny_model), dtype, device="cpu", share_weights=False),
+        WeightCheck(tolerance=100.0),
+    )
     check.update(generator, module, 0, PROBE)
     size = 1e-6 if dtype == "float32" else 1e-4
     step(module, size)
@@ -107,7 +110,7 @@ def test_results_that_do_not_move_are_found_out(tiny_model: Path, dtype: str) ->
 @pytest.mark.parametrize("lora", [None, LoRA(4, 8)])
 def test_weights_that_arrive_pass_for_many_steps(tiny_model: Path, dtype: str, lora: LoRA | None) -> None:
     module = make_module(tiny_model, lora=lora)
-    generator, check = HFGenerator(str(tiny_model), dtype, device="cpu"), WeightCheck()
+    generator, check = HFGenerator(str(tiny_model), dtype, device="cpu", share_weights=False), WeightCheck()
     for version in range(5):
         gap = check.update(generator, module, version, PROBE)
         assert gap is not None
@@ -119,9 +122,8 @@ def test_weights_that_arrive_pass_for_many_steps(tiny_model: Path, dtype: str, l
 @pytest.mark.parametrize("attached", [True, False])
 def test_other_weights_of_the_same_version_are_brought(tiny_model: Path, attached: bool) -> None:
     module = make_module(tiny_model)
-    generator, check = HFGenerator(str(tiny_model), device="cpu"), WeightCheck()
-    if attached:
-        generator.attach(module.policy)
+    generator = HFGenerator(str(tiny_model), device="cpu", share_weights=attached)
+    check = WeightCheck()
     check.update(generator, module, 0, PROBE)
     step(module, 1e-2)
     check.update(generator, module, 0, PROBE)
@@ -132,7 +134,7 @@ def test_other_weights_of_the_same_version_are_brought(tiny_model: Path, attache
 def test_a_generator_that_was_closed_gets_them_again(tiny_model: Path) -> None:
     module = make_module(tiny_model)
     step(module, 1e-2)
-    generator, check = HFGenerator(str(tiny_model), device="cpu"), WeightCheck()
+    generator, check = HFGenerator(str(tiny_model), device="cpu", share_weights=False), WeightCheck()
     check.update(generator, module, 0, PROBE)
     generator.close()
     check.update(generator, module, 0, PROBE)
@@ -142,7 +144,7 @@ def test_a_generator_that_was_closed_gets_them_again(tiny_model: Path) -> None:
 @pytest.mark.parametrize("side", ["trainer", "generator"])
 def test_nan_on_either_side_does_not_pass(tiny_model: Path, monkeypatch: Any, side: str) -> None:
     module = make_module(tiny_model)
-    generator = HFGenerator(str(tiny_model), device="cpu")
+    generator = HFGenerator(str(tiny_model), device="cpu", share_weights=False)
     broken = [float("nan")] * (len(PROBE) - 1)
     if side == "trainer":
         monkeypatch.setattr(module, "score", lambda ids: broken)
@@ -154,7 +156,7 @@ def test_nan_on_either_side_does_not_pass(tiny_model: Path, monkeypatch: Any, si
 
 def test_another_model_of_the_same_tensors_is_found_out(tiny_model: Path, monkeypatch: Any) -> None:
     module = make_module(tiny_model)
-    generator = HFGenerator(str(tiny_model), device="cpu")
+    generator = HFGenerator(str(tiny_model), device="cpu", share_weights=False)
     generator._started().config.rms_norm_eps = 1.0
     for layer in generator._started().modules():
         if hasattr(layer, "variance_epsilon"):
@@ -174,7 +176,7 @@ def test_the_dtype_that_counts_is_the_one_computed_in(tiny_model: Path, tmp_path
 def test_an_empty_iterator_counts_as_nothing_taken(tiny_model: Path, monkeypatch: Any) -> None:
     module = make_module(tiny_model)
     nothing: Iterator[tuple[str, Tensor]] = iter(())
-    generator = HFGenerator(str(tiny_model), device="cpu")
+    generator = HFGenerator(str(tiny_model), device="cpu", share_weights=False)
     with pytest.raises(ValueError, match=r"weight update: \d+ tensors are missing"):
         generator.update_weights(nothing, 1)
     assert generator.weights_digest is None
@@ -197,7 +199,7 @@ def test_the_tolerance_is_a_mean_in_nats(
     tiny_model: Path, monkeypatch: Any, dtype: str, tolerance: float | None, off: float, passes: bool
 ) -> None:
     module = make_module(tiny_model)
-    generator = HFGenerator(str(tiny_model), dtype, device="cpu")
+    generator = HFGenerator(str(tiny_model), dtype, device="cpu", share_weights=False)
     asked: list[int] = []
 
     def score(sequences: Sequence[Sequence[int]]) -> list[list[float]]:

@@ -30,7 +30,11 @@ class FakeLLM:
 
     def __init__(self, **arguments: Any) -> None:
         self.arguments = arguments
-        self.model_config = SimpleNamespace(dtype=torch.bfloat16, max_model_len=64)
+        self.model_config = SimpleNamespace(
+            dtype=torch.bfloat16,
+            max_model_len=64,
+            enable_sleep_mode=arguments.get("enable_sleep_mode", False),
+        )
         self.llm_engine = SimpleNamespace(engine_core=SimpleNamespace(shutdown=self.shutdown))
         self.calls: list[tuple[Any, ...]] = []
         self.params: list[Any] = []
@@ -72,6 +76,12 @@ class FakeLLM:
             self.weights |= load_file(file)
         took = combine_digests(tensor_digest(name, tensor) for name, tensor in self.weights.items())
         return self.digests or [took, took]
+
+    def sleep(self, level: int) -> None:
+        self.calls.append(("sleep", level))
+
+    def wake_up(self, tags: list[str]) -> None:
+        self.calls.append(("wake_up", *tags))
 
     def reset_prefix_cache(self) -> bool:
         self.calls.append(("reset_prefix_cache",))

@@ -22,7 +22,7 @@ from rwml_lightning.data.labels import label_transitions
 from rwml_lightning.data.loader import Draw, StepLoader
 from rwml_lightning.data.predictions import Predictions
 from rwml_lightning.data.rollouts import member_seeds
-from rwml_lightning.generation import Generator, HFGenerator
+from rwml_lightning.generation import Generator
 from rwml_lightning.interrupts import deferred
 from rwml_lightning.modules.base import PolicyModule
 from rwml_lightning.modules.exporting import write_export
@@ -142,5 +142,4 @@ def predict_with_copy(
     predicting = preliminary_trainer(trainer, [WeightSync(), RolloutProgressBar(), parts])
     predicting.predict(supervised_copy(model, learning_rate, str(weights)), data, return_predictions=False)
     parallel.gather(None)  # all wait until the last part is written
-    if isinstance(data.generator, HFGenerator):
-        data.generator.close()  # releases the copy, which it decoded with
+    data.generator.detach()  # releases the copy, if it decoded with it
