@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from rwml_lightning.trace import TraceReader
-from support.runs import NUM_STEPS, metrics_of, write_resumable_config
+from support.runs import NUM_STEPS, make_config, metrics_of, write_resumable_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -133,6 +133,35 @@ def test_a_signal_to_one_rank_saves_the_run_on_all(tiny_model: Path, tmp_path: P
         assert (reader.run().status, reader.run().detail) == ("stopped", "interrupted by SIGTERM")
     fit(config)
     assert last_step(run / "trace.db") == NUM_STEPS
+
+
+def test_ranks_stay_together_when_rollouts_fail_at_random(tiny_model: Path, tmp_path: Path) -> None:
+    num_steps = int(os.environ.get("RWML_TEST_STEPS", "20"))
+    rooms = {
+        "games": {"train": ["a", "b", "c", "d"], "validation": ["v"]},
+        "folder": str(tmp_path),
+        "length": 3,
+    }
+    episodes = {
+        "prompt": {"layout": "window", "history_turns": 0, "system": "", "user": "{observation}", "answer": "{action}"},
+        "sampling": {"max_tokens": 4}, "games_per_step": 4, "group_size": 2, "max_turns": 3, "num_passes": num_steps,
+        "num_workers": 1, "max_dropped_share": 0.5, "validation": {"episodes_per_game": 1, "max_turns": 2},
+    }  # fmt: skip
+    environment = {"id": "support.environments.UnreliableRoomsEnv", "kwargs": rooms}
+    policy = {"class_path": "rwml_lightning.modules.PolicyGRPO", "init_args": {"model": str(tiny_model)}}
+    config = make_config(
+        tmp_path,
+        tiny_model,
+        model=policy,
+        trainer={"devices": 2, "strategy": "ddp", "max_steps": -1},
+        data={"environment": environment, "predictions": None, "episodes": episodes},
+    )
+    with started(config) as process:
+        output, _ = process.communicate(timeout=60 + 5 * num_steps)
+    assert process.returncode == 0, output[-4000:]
+    assert len(list(tmp_path.glob("error-*"))) > num_steps / 4
+    with TraceReader(tmp_path / "runs" / "r" / "trace.db") as reader:
+        assert [step.step for step in reader.steps("policy_grpo")] == list(range(1, num_steps + 1))
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import time
 import warnings
 from pathlib import Path
@@ -76,6 +77,16 @@ class RoomsEnv(gymnasium.Env[str, str]):
 
     def _info(self, kind: str) -> dict[str, Any]:
         return {"task": f"cross {self.game}", "admissible_actions": self._actions(), "kind": kind}
+
+
+class UnreliableRoomsEnv(RoomsEnv):
+    """Raises an error in one of twenty steps, at random and not by the seed, and leaves a file for each error."""
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        if secrets.randbelow(20) == 0:
+            (self.folder / f"error-{secrets.token_hex(8)}").touch()
+            raise RuntimeError("the connection was lost")
+        return super().step(action)
 
 
 class AnsweringEnv(gymnasium.Env[Any, str]):
