@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
+from pydoc import locate
 from typing import Any
 
 import lightning as L
 import torch
 from jsonargparse import Namespace
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
@@ -19,6 +22,8 @@ from rwml_lightning.models import load_skeleton, resolve_model
 from rwml_lightning.modules.adapters import LoRA, wrap
 from rwml_lightning.modules.base import PolicyModule
 from rwml_lightning.modules.loading import check_same_lora, checkpoint_policy
+
+log = logging.getLogger(__name__)
 
 
 def check_run(command: str, config: Namespace, model: PolicyModule, data: RolloutDataModule) -> None:
@@ -42,7 +47,8 @@ def check_run(command: str, config: Namespace, model: PolicyModule, data: Rollou
         if predictions.collection.behaviour != "model":
             return
     if command == "fit":
-        check_devices(model, config.trainer)
+        check_strategy(config.trainer.strategy)
+        check_ranks(check_devices(model, config.trainer), model, data)
     if command in ("fit", "validate", "test", "collect"):
         _check_model("model.init_args.model", model.model)
         if (generator_model := getattr(data.generator, "model", None)) is not None:
@@ -78,11 +84,42 @@ def check_stage(command: str, model: PolicyModule, data: RolloutDataModule) -> N
         )
 
 
-def check_devices(model: PolicyModule, trainer: Namespace) -> None:
+def check_strategy(given: str | Namespace) -> None:
+    """Check that the strategy leaves the sum of gradients over the ranks to the module, and shards what the module shards."""
+    if isinstance(given, Namespace):
+        name, kind = given.class_path, locate(given.class_path)
+        known = kind in (DDPStrategy, parallel.Replicated, parallel.Sharded)
+    else:
+        name, known = given, given in ("auto", "ddp", "fsdp")
+    if not known:
+        raise ValueError(
+            f"trainer.strategy is {name!r}, but takes auto, ddp or fsdp: others would not train on the whole step"
+        )
+
+
+def check_ranks(num_ranks: int, model: PolicyModule, data: RolloutDataModule) -> None:
+    """Check that every rank can have a generator, and warn if a step has fewer items than ranks."""
+    if num_ranks > 1 and getattr(data.generator, "tensor_parallel_size", 1) > 1:
+        raise ValueError(
+            f"data.generator.init_args.tensor_parallel_size is {data.generator.tensor_parallel_size}, "  # type: ignore[attr-defined]
+            f"but each of the {num_ranks} ranks starts an engine on its own card: set 1, or use VLLMServerGenerator"
+        )
+    items = {"predictions": "prompts_per_step", "episodes": "games_per_step"}[model.reads]
+    size = getattr(getattr(data, model.reads), items, num_ranks)
+    if model.on_policy and size < num_ranks:
+        log.warning(
+            "data.%s.%s is %d, so that some of %d ranks roll out nothing", model.reads, items, size, num_ranks
+        )
+
+
+def check_devices(model: PolicyModule, trainer: Namespace) -> int:
     """Check that the trainer's devices exist and that the model can train in their precision.
 
     A temporary trainer is made from these settings alone. A strategy that the config gives as a class is left out, since
     the object would be bound to the temporary trainer.
+
+    Returns:
+        Number of processes of the run.
     """
     keys = ("accelerator", "devices", "num_nodes", "strategy", "precision")
     given = {key: trainer[key] for key in keys if not isinstance(trainer[key], Namespace)}
@@ -96,6 +133,7 @@ def check_devices(model: PolicyModule, trainer: Namespace) -> None:
             f"trainer.accelerator is {trainer.accelerator!r} and trainer.devices is {trainer.devices!r}: {error}"
         ) from error
     model.check_precision(found.precision)
+    return found.world_size
 
 
 def embedders(part: Any, path: str) -> Iterator[tuple[str, str]]:

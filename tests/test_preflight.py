@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,13 @@ from jsonargparse import Namespace
 
 from rwml_lightning.modules import LoRA, WorldModelSFT
 from rwml_lightning.modules.loading import load_policy
-from rwml_lightning.preflight import check_checkpoint, check_starting_weights, embedders
+from rwml_lightning.preflight import (
+    check_checkpoint,
+    check_ranks,
+    check_starting_weights,
+    check_strategy,
+    embedders,
+)
 from support.command_line import error_of
 from support.runs import make_config, write_config
 
@@ -153,7 +160,7 @@ def test_commands_without_the_configs_model_look_for_its_embedder(
     ("trainer", "message"),
     [({"accelerator": "gpu"}, "trainer.accelerator is 'gpu' and trainer.devices is 'auto': No supported gpu backend found!"),
      ({"accelerator": "cuda", "devices": 8}, "trainer.accelerator is 'cuda' and trainer.devices is 8: "),
-     ({"accelerator": "cuda", "strategy": {"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"}},
+     ({"accelerator": "cuda", "strategy": {"class_path": "lightning.pytorch.strategies.DDPStrategy"}},
       "trainer.accelerator is 'cuda' and trainer.devices is 'auto': "),
      ({"precision": "bf16-true"}, "trainer.precision is bf16-true, which rounds trained weights too coarsely")],
 )  # fmt: skip
@@ -166,6 +173,43 @@ def test_devices_that_are_not_there(
 ) -> None:
     config = write_config(tmp_path, tiny_model, trainer=trainer)
     assert refused("fit", config, capsys).startswith(message)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    "strategy",
+    ["deepspeed", "ddp_spawn", {"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"}],
+)
+def test_other_strategies_are_refused(
+    strategy: Any, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = strategy if isinstance(strategy, str) else strategy["class_path"]
+    message = refused("fit", write_config(tmp_path, tiny_model, trainer={"strategy": strategy}), capsys)
+    assert message.startswith(f"trainer.strategy is '{name}', but takes auto, ddp or fsdp")
+
+
+@pytest.mark.parametrize(
+    "strategy", ["rwml_lightning.parallel.Replicated", "rwml_lightning.parallel.Sharded"]
+)
+def test_own_strategies_can_have_options(strategy: str) -> None:
+    check_strategy(Namespace(class_path=strategy))
+
+
+def test_every_rank_needs_a_card_for_its_engine(tiny_model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    module: Any = SimpleNamespace(reads="predictions", on_policy=True)
+    data: Any = SimpleNamespace(
+        generator=SimpleNamespace(tensor_parallel_size=2), predictions=SimpleNamespace(prompts_per_step=3)
+    )
+    check_ranks(1, module, data)
+    with pytest.raises(ValueError, match="each of the 4 ranks starts an engine on its own card"):
+        check_ranks(4, module, data)
+    data.generator.tensor_parallel_size = 1
+    check_ranks(3, module, data)
+    assert not caplog.messages
+    check_ranks(4, module, data)
+    assert caplog.messages == [
+        "data.predictions.prompts_per_step is 3, so that some of 4 ranks roll out nothing"
+    ]
 
 
 @pytest.mark.heavy
