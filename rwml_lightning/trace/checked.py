@@ -20,7 +20,7 @@ class DamagedRow(ValueError):
 
 
 def to_record(kind: type[Record], row: Mapping[str, Any]) -> Record:
-    """Build a frozen record from a row.
+    """Build a frozen record from a row. An integer in a field of type ``bool`` becomes a bool, which SQLite does not have.
 
     Args:
         kind: Class of the record.
@@ -29,10 +29,13 @@ def to_record(kind: type[Record], row: Mapping[str, Any]) -> Record:
     Raises:
         DamagedRow: A value does not have the type of its field.
     """
+    values = dict(row)
     for name, allowed in _field_types(kind).items():  # type: ignore[arg-type]
-        if name in row and not isinstance(row[name], allowed):
-            raise DamagedRow(f"{name} of a {kind.__name__} holds {row[name]!r:.60}")
-    return kind(**row)
+        if bool in allowed and isinstance(values.get(name), int):
+            values[name] = bool(values[name])
+        if name in values and not isinstance(values[name], allowed):
+            raise DamagedRow(f"{name} of a {kind.__name__} holds {values[name]!r:.60}")
+    return kind(**values)
 
 
 def parse_json(text: Any, what: str) -> Any:

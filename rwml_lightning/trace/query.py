@@ -4,41 +4,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from difflib import get_close_matches
-from typing import Literal
+from typing import Literal, get_args
 
 from rwml_lightning.printable import well_formed
+from rwml_lightning.trace.records import TRANSITION_COLUMNS, GroupSummary
 
 Operator = Literal["=", "!=", "<", "<=", ">", ">=", "contains"]
 
 JOIN_TRANSITIONS = "LEFT JOIN transitions ON transitions.id = groups.transition_key"
 JOIN_TASK = "LEFT JOIN texts AS task ON task.id = transitions.task"
+_EXPRESSIONS = {"task": "task.body"} | {name: f"transitions.{name}" for name in TRANSITION_COLUMNS}
 COLUMNS: Mapping[str, str] = {
-    "id": "groups.id",
-    "stage": "groups.stage",
-    "step": "groups.step",
-    "source": "groups.source",
-    "position": "groups.position",
-    "policy_version": "groups.policy_version",
-    "mean_reward": "groups.mean_reward",
-    "mean_similarity": "groups.mean_similarity",
-    "best_similarity": "groups.best_similarity",
-    "mean_tokens": "groups.mean_tokens",
-    "well_formed": "groups.well_formed",
-    "zero_variance": "groups.zero_variance",
-    "prompt_tokens": "groups.prompt_tokens",
-    "transition_id": "transitions.transition_id",
-    "environment": "transitions.environment",
-    "game": "transitions.game",
-    "kind": "transitions.kind",
-    "split": "transitions.split",
-    "valid": "transitions.valid",
-    "knowable": "transitions.knowable",
-    "action": "transitions.action",
-    "task": "task.body",
+    field.name: _EXPRESSIONS.get(field.name, f"groups.{field.name}")
+    for field in fields(GroupSummary)
+    if field.name != "rewards"
 }
-OPERATORS = ("=", "!=", "<", "<=", ">", ">=", "contains")
+"""SQL expression of each field of a :class:`GroupSummary` by which groups can be filtered and sorted."""
+OPERATORS = get_args(Operator)
 
 
 def column(name: str) -> str:

@@ -9,6 +9,7 @@ import time
 from array import array
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args
@@ -24,8 +25,9 @@ from rwml_lightning.trace.checked import (
     to_floats_by_name,
     to_record,
 )
-from rwml_lightning.trace.query import JOIN_TASK, JOIN_TRANSITIONS, GroupQuery
+from rwml_lightning.trace.query import COLUMNS, JOIN_TASK, JOIN_TRANSITIONS, GroupQuery
 from rwml_lightning.trace.records import (
+    TRANSITION_COLUMNS,
     Command,
     CommandName,
     EpisodeSummary,
@@ -39,18 +41,13 @@ from rwml_lightning.trace.records import (
 )
 from rwml_lightning.trace.tables import TraceError, as_text, check_version, named_errors, parameters, row_dict
 
-_SUMMARY = """
-groups.id, stage, step, source, position, transition_id, environment, game, kind, split, valid, knowable, action,
-policy_version, rewards, mean_reward, mean_similarity, best_similarity, mean_tokens, well_formed, zero_variance,
-prompt_tokens, task.body AS task
-"""
-_EPISODE = "id, stage, step, source, position, episode_id, environment, game, kind, success, truncated, num_turns, episode_return"
+_SUMMARY = ", ".join(["rewards", *(f"{expression} AS {name}" for name, expression in COLUMNS.items())])
+_EPISODE = ", ".join(field.name for field in fields(EpisodeSummary))
 
 
 def _summary(row: dict[str, Any]) -> GroupSummary:
-    flags = {name: bool(row[name]) for name in ("valid", "knowable", "zero_variance")}
     rewards = to_floats(parse_json(row["rewards"], "rewards"), "rewards")
-    return to_record(GroupSummary, {**row, **flags, "rewards": rewards})
+    return to_record(GroupSummary, {**row, "rewards": rewards})
 
 
 class TraceReader:
@@ -190,13 +187,11 @@ class TraceReader:
         where, values = query.where()
         return self._rows(f"SELECT count(*) AS num_groups {where}", values)[0]["num_groups"]
 
-    def group_ids(self, query: GroupQuery = GroupQuery(), limit: int = -1, offset: int = 0) -> array[int]:  # noqa: B008
+    def group_ids(self, query: GroupQuery = GroupQuery(), limit: int = -1) -> array[int]:  # noqa: B008
         """Return the ids of a query's groups in its order. An id takes eight bytes, so any list fits in memory."""
         where, values = query.where()
-        statement = f"SELECT groups.id {where} {query.order()} LIMIT ? OFFSET ?"
-        return array(
-            "q", (group_id for (group_id,) in self._numbers(statement, [*values, limit, offset], int))
-        )
+        statement = f"SELECT groups.id {where} {query.order()} LIMIT ?"
+        return array("q", (group_id for (group_id,) in self._numbers(statement, [*values, limit], int)))
 
     def groups_by_id(self, ids: Iterable[int]) -> list[GroupSummary]:
         """Return the groups with these ids in this order, except groups that were replaced meanwhile."""
@@ -209,14 +204,9 @@ class TraceReader:
             found = {row["id"]: _summary(row) for row in rows}
         return [found[key] for key in wanted if key in found]
 
-    def groups(
-        self,
-        query: GroupQuery = GroupQuery(),  # noqa: B008
-        limit: int = 100,
-        offset: int = 0,
-    ) -> list[GroupSummary]:
-        """Return one page of the list of groups."""
-        return self.groups_by_id(self.group_ids(query, limit, offset))
+    def groups(self, query: GroupQuery = GroupQuery(), limit: int = 100) -> list[GroupSummary]:  # noqa: B008
+        """Return the first groups that match a query."""
+        return self.groups_by_id(self.group_ids(query, limit))
 
     def group(self, group_id: int) -> GroupDetail | None:
         """Return one group with its texts, or ``None`` if a repeated step has replaced it."""
@@ -234,10 +224,9 @@ class TraceReader:
         if not rows or not summaries:
             return None
         (row,), (summary,) = rows, summaries
-        shared = ("transition_id", "environment", "game", "action", "kind", "valid", "knowable", "split")
         values = {name: row[name] for name in ("task", "observation", "next_state")}
+        values |= {name: getattr(summary, name) for name in TRANSITION_COLUMNS}
         with named_errors(self.path):
-            values |= {name: getattr(summary, name) for name in shared}
             transition = to_record(Transition, values | {"history": parse_history(row["history"])})
             return to_record(
                 GroupDetail, {"summary": summary, "transition": transition, "prompt": row["prompt"]}
@@ -248,7 +237,6 @@ class TraceReader:
         rows = self._rows("SELECT * FROM predictions WHERE group_id = ? ORDER BY member", (group_id,))
         with named_errors(self.path):
             for row in rows:
-                row["well_formed"] = bool(row["well_formed"])
                 row["parts"] = to_floats_by_name(parse_json(row["parts"], "parts"), "parts")
                 row["reward"], row["advantage"] = float_or_nan(row["reward"]), float_or_nan(row["advantage"])
         return self._records(PredictionRecord, rows)
@@ -277,8 +265,6 @@ class TraceReader:
             (json.dumps(wanted),),
         )
         for row in rows:
-            row["success"] = None if row["success"] is None else bool(row["success"])
-            row["truncated"] = bool(row["truncated"])
             row["episode_return"] = float_or_nan(row["episode_return"])
         found = {episode.id: episode for episode in self._records(EpisodeSummary, rows)}
         return [found[key] for key in wanted if key in found]
@@ -312,11 +298,8 @@ class TraceReader:
             (key,),
         )
         for turn in turns:
-            turn["valid"], turn["reward"] = bool(turn["valid"]), float_or_nan(turn["reward"])
-        (row,) = rows
-        row["success"] = None if row["success"] is None else bool(row["success"])
-        row["truncated"] = bool(row["truncated"])
-        (episode,) = self._records(Episode, [{**row, "turns": tuple(self._records(Turn, turns))}])
+            turn["reward"] = float_or_nan(turn["reward"])
+        (episode,) = self._records(Episode, [{**rows[0], "turns": tuple(self._records(Turn, turns))}])
         return episode
 
     def evaluations(self, stage: str | None = None) -> list[Evaluation]:

@@ -10,6 +10,8 @@ from rwml_lightning.schema import Transition
 
 Status = Literal["running", "paused", "finished", "stopped", "failed"]
 CommandName = Literal["checkpoint", "pause", "continue", "stop"]
+TRANSITION_COLUMNS = ("transition_id", "environment", "game", "kind", "split", "valid", "knowable", "action")
+"""Fields of a transition that the run store holds as they are; its texts are stored once, in another table."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 from rwml_lightning.printable import well_formed
 from rwml_lightning.schema import Episode, Group, Prediction, Transition
-from rwml_lightning.trace.records import Command, Status
+from rwml_lightning.trace.records import TRANSITION_COLUMNS, Command, Status
 from rwml_lightning.trace.tables import (
     TraceError,
     check_version,
@@ -34,6 +34,11 @@ def insert(db: sqlite3.Connection, table: str, row: Mapping[str, Any], or_replac
     cursor = db.execute(statement, parameters(row.values()))
     assert cursor.lastrowid is not None
     return cursor.lastrowid
+
+
+def _attributes(record: object, *names: str) -> dict[str, Any]:
+    """Return attributes of a record by name, for columns that are called like them."""
+    return {name: getattr(record, name) for name in names}
 
 
 def _mean(values: Iterable[float]) -> float | None:
@@ -142,10 +147,7 @@ class TraceWriter:
                 # The delete reads all curves of the stage, which are sorted by name, so only a repeated step runs it.
                 self._db.execute("DELETE FROM metrics WHERE stage = ? AND step = ?", place)
             self._db.execute("INSERT OR REPLACE INTO steps VALUES (?, ?, ?)", [*place, now])
-            self._db.executemany(
-                "INSERT INTO metrics VALUES (?, ?, ?, ?)",
-                [parameters((stage, name, step, float(value))) for name, value in metrics.items()],
-            )
+            self._write_metrics(stage, step, metrics)
             self._replace_groups(stage, step, "train", groups)
 
     def write_evaluation(
@@ -171,10 +173,7 @@ class TraceWriter:
         with self._transaction() as now:
             row = {"stage": stage, "step": step, "name": name, "time": now, "result": json.dumps(result)}
             insert(self._db, "evaluations", row, or_replace=True)
-            self._db.executemany(
-                "INSERT OR REPLACE INTO metrics VALUES (?, ?, ?, ?)",
-                [parameters((stage, name, step, float(value))) for name, value in (metrics or {}).items()],
-            )
+            self._write_metrics(stage, step, metrics or {})
             self._replace_groups(stage, step, name, groups)
 
     def write_episodes(
@@ -228,15 +227,8 @@ class TraceWriter:
 
     def _transition(self, transition: Transition) -> int:
         """Return the id of a transition, which is stored once however often it is predicted."""
-        row: dict[str, Any] = {
-            "transition_id": transition.transition_id,
-            "environment": transition.environment,
-            "game": transition.game,
-            "kind": transition.kind,
-            "split": transition.split,
-            "valid": transition.valid,
-            "knowable": transition.knowable,
-            "action": transition.action,
+        row = {
+            **_attributes(transition, *TRANSITION_COLUMNS),
             "task": self._text(transition.task),
             "history": self._text(json.dumps([astuple(turn) for turn in transition.history])),
             "observation": self._text(transition.observation),
@@ -245,6 +237,12 @@ class TraceWriter:
         digest = hashlib.blake2b(json.dumps(row).encode(), digest_size=16).digest()
         known = self._db.execute("SELECT id FROM transitions WHERE digest = ?", (digest,)).fetchone()
         return known[0] if known else insert(self._db, "transitions", {"digest": digest, **row})
+
+    def _write_metrics(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+        self._db.executemany(
+            "INSERT OR REPLACE INTO metrics VALUES (?, ?, ?, ?)",
+            [parameters((stage, name, step, float(value))) for name, value in metrics.items()],
+        )
 
     def _replace_groups(self, stage: str, step: int, source: str, groups: Iterable[Group]) -> None:
         self._db.execute(
@@ -285,33 +283,20 @@ class TraceWriter:
     def _write_prediction(self, group_id: int, prediction: Prediction) -> None:
         row = {
             "group_id": group_id,
-            "member": prediction.member,
-            "reward": prediction.score.reward,
-            "similarity": prediction.score.similarity,
-            "advantage": prediction.advantage,
-            "well_formed": prediction.score.well_formed,
+            **_attributes(prediction, "member", "advantage", "next_state", "thinking", "text"),
+            **_attributes(prediction.score, "reward", "similarity", "well_formed"),
+            **_attributes(prediction.completion, "finish_reason", "policy_version"),
             "tokens": len(prediction.completion.token_ids),
-            "finish_reason": prediction.completion.finish_reason,
-            "policy_version": prediction.completion.policy_version,
             "parts": json.dumps(dict(prediction.score.parts)),
-            "next_state": prediction.next_state,
-            "thinking": prediction.thinking,
-            "text": prediction.text,
         }
         insert(self._db, "predictions", row)
 
     def _write_episode(self, place: Mapping[str, Any], episode: Episode) -> None:
         row = {
             **place,
-            "episode_id": episode.episode_id,
-            "environment": episode.environment,
-            "game": episode.game,
-            "kind": episode.kind,
-            "seed": episode.seed,
-            "success": episode.success,
-            "truncated": episode.truncated,
+            **_attributes(episode, "episode_id", "environment", "game", "kind", "seed"),
+            **_attributes(episode, "success", "truncated", "episode_return"),
             "num_turns": len(episode.turns),
-            "episode_return": episode.episode_return,
             "task": self._text(episode.task),
             "final_observation": self._text(episode.final_observation),
         }
@@ -320,10 +305,7 @@ class TraceWriter:
             turn_row = {
                 "episode": key,
                 "position": position,
-                "valid": turn.valid,
-                "reward": turn.reward,
-                "action": turn.action,
+                **_attributes(turn, "valid", "reward", "action", "thinking"),
                 "observation": self._text(turn.observation),
-                "thinking": turn.thinking,
             }
             insert(self._db, "turns", turn_row)

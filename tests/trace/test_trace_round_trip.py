@@ -114,8 +114,8 @@ def test_lists_are_sorted_filtered_and_paged(
     assert names(filters=(Filter("action", "contains", "%"),)) == []
     assert names(filters=(Filter("zero_variance", "=", 0), Filter("task", "contains", "mug"))) == ["half"]
     assert names(stage="wm_sft") == []
-    paged = GroupQuery(order_by="mean_reward")
-    assert [row.transition_id for row in reader.groups(paged, limit=2, offset=1)] == ["nine", "half"]
+    best_first = GroupQuery(order_by="mean_reward")
+    assert [row.transition_id for row in reader.groups(best_first, limit=2)] == ["ten", "nine"]
     assert reader.count_groups(GroupQuery(filters=(Filter("kind", "=", "navigation"),))) == 3
 
 
