@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import islice, zip_longest
+from itertools import islice
 from typing import Any
 
 import lightning as L
 from typing_extensions import override
 
-from rwml_callbacks.wandb_table import GrowingTable, clip, wandb_logger
+from rwml_callbacks.wandb_table import GrowingTable, by_member, clip, wandb_logger
 from rwml_lightning.modules.base import PolicyModule
 from rwml_lightning.schema import EpisodeBatch, EpisodeGroup, Playthrough
 
@@ -46,7 +46,8 @@ class EpisodeTable(GrowingTable):
         if wandb_logger(trainer) is None:
             return
         place = (trainer.global_step, module.stage, split)
-        for number, member in islice(by_member(groups), self.episodes_per_step):
+        members = by_member(enumerate(group.members) for group in groups)
+        for number, member in islice(members, self.episodes_per_step):
             episode = member.episode
             which = (episode.game, episode.kind, number, episode.solved)
             self.add_rows(
@@ -57,9 +58,3 @@ class EpisodeTable(GrowingTable):
         for turn, sample in zip(member.episode.turns, member.samples, strict=True):
             texts = (clip(text, self.max_chars) for text in (turn.observation, turn.thinking, turn.action))
             yield *texts, turn.valid, sample.reward, sample.advantage if split == "train" else None
-
-
-def by_member(groups: Iterable[EpisodeGroup]) -> Iterable[tuple[int, Playthrough]]:
-    """Yield (index in the group, episode): the first of every group, then the second of every group, and so on."""
-    for number, members in enumerate(zip_longest(*(group.members for group in groups))):
-        yield from ((number, member) for member in members if member is not None)

@@ -17,9 +17,9 @@ class InstructionCheck:
     passes: Callable[[str], bool]
 
 
-def is_one_word(answer: str) -> bool:
-    """Return whether the answer is a single word, with or without a full stop."""
-    return re.fullmatch(r"[A-Za-z]+\.?", answer) is not None
+def matches(pattern: str) -> Callable[[str], bool]:
+    """Return a check for an answer that matches a pattern from its first to its last character."""
+    return lambda answer: re.fullmatch(pattern, answer) is not None
 
 
 def is_yes_or_no(answer: str) -> bool:
@@ -41,23 +41,13 @@ def is_json_with(*keys: str) -> Callable[[str], bool]:
     return passes
 
 
-def has_bullets(count: int) -> Callable[[str], bool]:
-    """Return a check for ``count`` bullet points and no other line."""
+def has_lines(*markers: str) -> Callable[[str], bool]:
+    """Return a check for a list with one line for each marker, a pattern that the line begins with, and no other line."""
 
     def passes(answer: str) -> bool:
         lines = [line.strip() for line in answer.splitlines() if line.strip()]
-        return len(lines) == count and all(re.match(r"[-*•]\s+\S", line) for line in lines)
-
-    return passes
-
-
-def has_numbers(count: int) -> Callable[[str], bool]:
-    """Return a check for a numbered list of ``count`` lines and no other line."""
-
-    def passes(answer: str) -> bool:
-        lines = [line.strip() for line in answer.splitlines() if line.strip()]
-        return len(lines) == count and all(
-            re.match(rf"{number}[.)]\s+\S", line) for number, line in enumerate(lines, start=1)
+        return len(lines) == len(markers) and all(
+            re.match(rf"{marker}\s+\S", line) for marker, line in zip(markers, lines, strict=True)
         )
 
     return passes
@@ -78,31 +68,13 @@ def has_items(count: int) -> Callable[[str], bool]:
     return passes
 
 
-def is_upper(answer: str) -> bool:
-    """Return whether the answer has letters and all of them are upper case."""
-    return answer.isupper()
-
-
-def is_lower(answer: str) -> bool:
-    """Return whether the answer has letters and all of them are lower case."""
-    return answer.islower()
-
-
-def is_number(answer: str) -> bool:
-    """Return whether the answer consists of digits only."""
-    return re.fullmatch(r"\d+", answer) is not None
-
-
 def ends_with(words: str) -> Callable[[str], bool]:
     """Return a check for an answer that ends with exactly these words and has other text before them."""
     return lambda answer: answer.endswith(words) and answer != words
 
 
-def is_quoted(answer: str) -> bool:
-    """Return whether the answer is enclosed in double quotes."""
-    return re.fullmatch(r'"[^"]+"', answer) is not None
-
-
+is_one_word = matches(r"[A-Za-z]+\.?")  # with or without a full stop
+BULLET = "[-*•]"
 CHECKS = (
     InstructionCheck("one_word", "Which color does the sky have at noon? Answer with one word.", is_one_word),
     InstructionCheck("yes_no", "Is ice colder than steam? Answer only yes or no.", is_yes_or_no),
@@ -114,21 +86,25 @@ CHECKS = (
     InstructionCheck(
         "bullets",
         "List three animals as three bullet points that begin with -. Write nothing else.",
-        has_bullets(3),
+        has_lines(BULLET, BULLET, BULLET),
     ),
-    InstructionCheck("numbers", "List three fruits as a numbered list. Write nothing else.", has_numbers(3)),
+    InstructionCheck(
+        "numbers",
+        "List three fruits as a numbered list. Write nothing else.",
+        has_lines("1[.)]", "2[.)]", "3[.)]"),
+    ),
     InstructionCheck("sentence", "What is a river? Answer in one sentence.", is_one_sentence),
     InstructionCheck("items", "Name four days of the week on one line, separated by commas.", has_items(4)),
-    InstructionCheck("capitals", "Say hello. Write in capital letters only.", is_upper),
-    InstructionCheck("lower_case", "What is a river? Write in lower case letters only.", is_lower),
-    InstructionCheck("number", "How many legs do two dogs have? Answer with digits only.", is_number),
+    InstructionCheck("capitals", "Say hello. Write in capital letters only.", str.isupper),
+    InstructionCheck("lower_case", "What is a river? Write in lower case letters only.", str.islower),
+    InstructionCheck("number", "How many legs do two dogs have? Answer with digits only.", matches(r"\d+")),
     InstructionCheck(
         "ending",
         "Describe bread in one sentence. End your answer with the words THE END",
         ends_with("THE END"),
     ),
     InstructionCheck(
-        "quotes", "Write a short greeting. Put double quotes around your whole answer.", is_quoted
+        "quotes", "Write a short greeting. Put double quotes around your whole answer.", matches(r'"[^"]+"')
     ),
 )
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import islice, zip_longest
+from itertools import islice
 from typing import Any
 
 import lightning as L
 from typing_extensions import override
 
-from rwml_callbacks.wandb_table import GrowingTable, clip, wandb_logger
+from rwml_callbacks.wandb_table import GrowingTable, by_member, clip, wandb_logger
 from rwml_lightning.modules.base import PolicyModule
 from rwml_lightning.schema import Group, Prediction, RolloutBatch, Transition
 
@@ -48,12 +48,8 @@ class PredictionTable(GrowingTable):
         if logger is None or not groups:
             return
         place = [trainer.global_step, module.stage, split]
-        self.add_rows(
-            [
-                (*place, *self._cells(transition, prediction, split))
-                for transition, prediction in islice(by_member(groups), self.rows_per_step)
-            ]
-        )
+        pairs = by_member([(group.transition, p) for p in group.predictions] for group in groups)
+        self.add_rows([(*place, *self._cells(*pair, split)) for pair in islice(pairs, self.rows_per_step)])
         prefix = "wm" if split == "train" else "val"
         histograms: dict[str, Any] = {
             f"{prefix}/{name}": wandb.Histogram(values) for name, values in distributions(groups).items()
@@ -70,12 +66,6 @@ class PredictionTable(GrowingTable):
             *(clip(text, self.max_chars) for text in texts),
             score.similarity, score.reward, advantage, score.well_formed, version,
         ]  # fmt: skip
-
-
-def by_member(groups: Iterable[Group]) -> Iterable[tuple[Transition, Prediction]]:
-    """Yield the first prediction of every group, then the second of every group, and so on."""
-    for member in zip_longest(*([(group.transition, p) for p in group.predictions] for group in groups)):
-        yield from (pair for pair in member if pair is not None)
 
 
 def distributions(groups: Iterable[Group]) -> dict[str, list[float]]:

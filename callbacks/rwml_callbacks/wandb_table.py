@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import zip_longest
+from typing import Any, ClassVar, Literal, TypeVar
 
 import lightning as L
 from lightning.pytorch.loggers import WandbLogger
@@ -15,6 +16,7 @@ from typing_extensions import override
 from rwml_callbacks.passing import passes_multiple
 from rwml_lightning.modules.base import PolicyModule
 
+Member = TypeVar("Member")
 _INCREMENTS = 90  # W&B shows the last 100 of a table; evaluations and the end of training add a few
 
 
@@ -125,6 +127,12 @@ class GrowingTable(L.Callback, ABC):
             self._table.add_data(*row)
         self._num_logged = len(self._rows)
         logger.log_metrics({self.name: self._table}, step=trainer.global_step)
+
+
+def by_member(groups: Iterable[Iterable[Member]]) -> Iterator[Member]:
+    """Yield the first member of every group, then the second of every group, and so on."""
+    for members in zip_longest(*groups):
+        yield from (member for member in members if member is not None)
 
 
 def clip(text: str, max_chars: int) -> str:

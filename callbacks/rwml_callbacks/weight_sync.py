@@ -62,15 +62,7 @@ class WeightSync(L.Callback):
         assert isinstance(pl_module, PolicyModule)
         self.sync(pl_module)
 
-    @override
-    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, PolicyModule)
-        self.sync(pl_module)
-
-    @override
-    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, PolicyModule)
-        self.sync(pl_module)
+    on_test_start = on_predict_start = on_validation_start
 
     def sync(self, module: PolicyModule) -> None:
         """Give the generator the module's weights, unless it already has them."""

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rwml_callbacks.instruction_checks import (
+    BULLET,
     CHECKS,
     ends_with,
-    has_bullets,
     has_items,
-    has_numbers,
+    has_lines,
     is_json_with,
     is_one_sentence,
     is_yes_or_no,
@@ -87,7 +87,7 @@ def test_an_object_with_two_keys(answer: str, passes: bool) -> None:
     ],
 )
 def test_two_bullets(answer: str, passes: bool) -> None:
-    assert has_bullets(2)(answer) is passes
+    assert has_lines(BULLET, BULLET)(answer) is passes
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_two_bullets(answer: str, passes: bool) -> None:
     ],
 )
 def test_two_numbers(answer: str, passes: bool) -> None:
-    assert has_numbers(2)(answer) is passes
+    assert has_lines("1[.)]", "2[.)]")(answer) is passes
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ import pytest
 import wandb
 from lightning.pytorch.loggers import WandbLogger
 from rwml_callbacks import PredictionTable, WeightSync
-from rwml_callbacks.prediction_table import by_member, distributions
-from rwml_callbacks.wandb_table import clip
+from rwml_callbacks.prediction_table import distributions
+from rwml_callbacks.wandb_table import by_member, clip
 
 from rwml_lightning.modules import WorldModelGRPO
 from support.callback_runs import fit, make_batch
@@ -121,10 +121,10 @@ def test_a_resumed_run_has_every_row_once(resumed: bool, monkeypatch: pytest.Mon
 
 def test_order_and_lengths_by_hand() -> None:
     groups = make_batch().groups
-    lengths = [len(p.completion.token_ids) for _, p in by_member(groups)]
+    lengths = [len(p.completion.token_ids) for p in by_member(g.predictions for g in groups)]
     assert lengths == [2, 6, 4, 8]
     uneven = (groups[0], replace(groups[1], predictions=groups[1].predictions[:1]))
-    assert [len(p.completion.token_ids) for _, p in by_member(uneven)] == [2, 6, 4]
+    assert [len(p.completion.token_ids) for p in by_member(g.predictions for g in uneven)] == [2, 6, 4]
     assert distributions(groups) == {
         "rewards": [1.0, 0.0, 0.0, 0.0], "completion_lengths": [2, 4, 6, 8], "similarities": [0.9, 0.5, 0.1],
     }  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -31,6 +32,7 @@ from rwml_lightning.schema import LabelledBatch, Transition
 from rwml_lightning.stages import preliminary_trainer, supervised_copy
 
 
+@dataclass(eq=False, repr=False)
 class CopyData(L.LightningDataModule):
     """Load labels for the copy's training, and answers for the transitions that it judges.
 
@@ -45,26 +47,17 @@ class CopyData(L.LightningDataModule):
         seed: Seed of the order of training and of the samples.
     """
 
-    def __init__(
-        self,
-        data: RolloutDataModule,
-        taught: Sequence[Transition],
-        judged: Sequence[Transition],
-        batch_size: int,
-        num_passes: int,
-        num_samples: int,
-        prompts_per_batch: int,
-        seed: int,
-    ) -> None:
+    data: RolloutDataModule
+    taught: Sequence[Transition]
+    judged: Sequence[Transition]
+    batch_size: int
+    num_passes: int
+    num_samples: int
+    prompts_per_batch: int
+    seed: int
+
+    def __post_init__(self) -> None:
         super().__init__()
-        self.data = data
-        self.taught = taught
-        self.judged = judged
-        self.batch_size = batch_size
-        self.num_passes = num_passes
-        self.num_samples = num_samples
-        self.prompts_per_batch = prompts_per_batch
-        self.seed = seed
 
     @property
     def generator(self) -> Generator:

@@ -155,18 +155,15 @@ def check_marks(marks: Marks, num_judged: int, calibrated: bool) -> None:
     """Raise a ValueError that names the setting to change if every or no transition is easy."""
     if 0 < len(marks.easy) < num_judged:
         return
-    what = "every" if marks.easy else "no"
-    advice = {
-        (
-            True,
-            True,
-        ): "all predictions earn the same reward: lower EasySampleFilter's tau_d, or train the copy less "
-        "(num_passes, learning_rate)",
-        (True, False): "raise EasySampleFilter's tau_easy, or leave it out and set target_share",
-        (
-            False,
-            True,
-        ): "the copy predicts nothing correctly: raise EasySampleFilter's learning_rate, num_passes or tau_d",
-        (False, False): "lower EasySampleFilter's tau_easy, or leave it out and set target_share",
-    }[bool(marks.easy), calibrated]
+    what, direction = ("every", "raise") if marks.easy else ("no", "lower")
+    advice = f"{direction} EasySampleFilter's tau_easy, or leave it out and set target_share"
+    if calibrated and marks.easy:
+        advice = (
+            "all predictions earn the same reward: lower EasySampleFilter's tau_d, or train the copy less "
+            "(num_passes, learning_rate)"
+        )
+    elif calibrated:
+        advice = (
+            "the copy predicts nothing correctly: raise EasySampleFilter's learning_rate, num_passes or tau_d"
+        )
     raise ValueError(f"{what} one of {num_judged:,} training transitions is easy: {advice}")
