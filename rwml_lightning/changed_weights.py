@@ -15,6 +15,7 @@ from torch import Tensor
 from rwml_lightning.functional import count_changed
 from rwml_lightning.models import resolve_model
 from rwml_lightning.modules.loading import checkpoint_skeleton
+from rwml_lightning.terminal import make_table
 from rwml_lightning.weights import checkpoint_tensors, model_tensors
 
 _LAYER = re.compile(r"\.(\d+)\.")
@@ -132,10 +133,7 @@ def change_shares(changes: Sequence[Change]) -> dict[str, float]:
 def render_changes(changes: Sequence[Change]) -> Table:
     """Render the per cent of changed scalars as a table with one row per layer and one column per module."""
     shares = change_shares(changes)
-    table = Table(title="Changed weights, per cent of scalars", title_justify="left")
-    table.add_column("layer")
-    for module in shares:
-        table.add_column(module, justify="right")
+    table = make_table("Changed weights, per cent of scalars", ["layer", *shares])
     layers = list(dict.fromkeys(change.layer for change in changes))
     for layer in layers:
         of_layer = [change for change in changes if change.layer == layer]

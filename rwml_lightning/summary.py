@@ -9,7 +9,7 @@ from rich.text import Text
 
 from rwml_lightning.evaluation import EpisodeResult, Result, render_by_kind, render_episodes, render_results
 from rwml_lightning.run import RunFolder
-from rwml_lightning.terminal import Terminal
+from rwml_lightning.terminal import Terminal, make_table
 from rwml_lightning.trace import Evaluation, Filter, GroupQuery, TraceReader
 
 
@@ -76,9 +76,8 @@ def _rows(evaluation: Evaluation, key: str) -> list[Result]:
 
 
 def _samples(reader: TraceReader, evaluation: Evaluation, count: int) -> Table:
-    table = Table(title="Sample predictions at the end", title_justify="left", show_lines=True)
-    for column in ("action", "predicted next state", "real next state", "similarity"):
-        table.add_column(column, justify="right" if column == "similarity" else "left", overflow="fold")
+    columns = ("action", "predicted next state", "real next state", "similarity")
+    table = make_table("Sample predictions at the end", columns, num_texts=3, show_lines=True)
     query = GroupQuery(
         stage=evaluation.stage,
         source=evaluation.name,

@@ -19,7 +19,7 @@ from rwml_lightning.files import write_json
 from rwml_lightning.modules.base import PolicyModule
 from rwml_lightning.modules.observers import stop_requested
 from rwml_lightning.printable import printable
-from rwml_lightning.terminal import Terminal
+from rwml_lightning.terminal import Terminal, make_table
 
 _Callback = TypeVar("_Callback", bound=L.Callback)
 
@@ -65,9 +65,7 @@ class Analysis(L.Callback, ABC):
 
     def render(self, last: Measurement) -> Table:
         """Return a table of the metrics before and after training."""
-        table = Table(title=f"{self.name}: before and after training", title_justify="left")
-        for column in ("", "before", "after", "change"):
-            table.add_column(column, justify="right" if column else "left")
+        table = make_table(f"{self.name}: before and after training", ("", "before", "after", "change"))
         for name, after in last.metrics.items():
             before = self.first.get(name)
             cells = ("", "") if before is None else (f"{before:.3f}", f"{after - before:+.3f}")

@@ -13,7 +13,7 @@ from rich.table import Table
 from rwml_lightning.audit.candidates import Group
 from rwml_lightning.audit.measure import MAX_NEAR_MISS_REWARD, MIN_BALANCED_ACCURACY, TAUS, Audit, Row, shares
 from rwml_lightning.files import write_json
-from rwml_lightning.terminal import Terminal
+from rwml_lightning.terminal import Terminal, make_table
 
 _COLUMNS = (0.02, 0.05, 0.1, 0.2, 0.4)
 GROUPS: dict[Group, str] = {
@@ -67,13 +67,14 @@ def write_audit(audit: Audit, file: Path, settings: dict[str, Any]) -> None:
         file: Output file; an existing file is replaced atomically.
         settings: Settings of the audit, written to the same file.
     """
-    rows = []
-    for row in audit.rows:
-        shown = asdict(row) | {
+    rows = [
+        asdict(row)
+        | {
             "distances": _quantiles(row),
             "accepted": dict(zip(map(str, TAUS), row.accepted, strict=False)),
         }
-        rows.append(shown)
+        for row in audit.rows
+    ]
     content = {
         **settings,
         "num_transitions": audit.num_transitions,
@@ -88,42 +89,28 @@ def write_audit(audit: Audit, file: Path, settings: dict[str, Any]) -> None:
 def _render_rows(audit: Audit) -> Table:
     embeds = any(row.distances for row in audit.rows)
     title = f"Reward on texts made from {audit.num_transitions} real next states"
-    table = Table(title=title, title_justify="left")
-    table.add_column("", no_wrap=True)
-    table.add_column("n", justify="right")
-    if embeds:
-        table.add_column("distance", justify="right")
-        for tau in _COLUMNS:
-            table.add_column(f"< {tau:g}", justify="right")
-    table.add_column("reward", justify="right")
+    distances = ["distance", *(f"< {tau:g}" for tau in _COLUMNS)] if embeds else []
+    table = make_table(title, ["", "n", *distances, "reward"])
+    table.columns[0].no_wrap = True
     for group in GROUPS:
         rows = audit.group(group)
         if not rows:
             continue
         mean = audit.mean_reward(group)
-        accepted = _at_columns(shares(rows, group)) if embeds else []
+        accepted = ["", *_at_columns(shares(rows, group))] if embeds else []
         count = str(sum(row.count for row in rows))
-        cells = [GROUPS[group], count, *([""] if embeds else []), *accepted, f"{mean:.2f}"]
-        table.add_row(*cells, style="bold")
-        for number, row in enumerate(rows, 1):
-            median = [_median(row)] if embeds else []
-            cells = [
-                f"  {row.kind}",
-                str(row.count),
-                *median,
-                *(_at_columns(row.accepted) if embeds else []),
-                f"{row.reward:.2f}",
-            ]
-            table.add_row(*cells, end_section=number == len(rows))
+        table.add_row(GROUPS[group], count, *accepted, f"{mean:.2f}", style="bold")
+        for row in rows:
+            accepted = [_median(row), *_at_columns(row.accepted)] if embeds else []
+            cells = [f"  {row.kind}", str(row.count), *accepted, f"{row.reward:.2f}"]
+            table.add_row(*cells, end_section=row is rows[-1])
     return table
 
 
 def _render_examples(audit: Audit) -> Table:
-    table = Table(title="Near miss with the highest reward, by kind", title_justify="left", show_lines=True)
-    for column in ("kind", "real next state", "text", "distance", "reward"):
-        table.add_column(
-            column, justify="right" if column in ("distance", "reward") else "left", overflow="fold"
-        )
+    columns = ("kind", "real next state", "text", "distance", "reward")
+    title = "Near miss with the highest reward, by kind"
+    table = make_table(title, columns, num_texts=3, show_lines=True)
     for row in audit.group("near miss"):
         example = row.example
         distance = "" if example.distance is None else f"{example.distance:.3f}"

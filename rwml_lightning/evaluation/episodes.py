@@ -13,7 +13,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from rwml_lightning.evaluation.bootstrap import bootstrap_intervals
+from rwml_lightning.evaluation.tables import value_cell
 from rwml_lightning.schema import EpisodeGroup, Playthrough
+from rwml_lightning.terminal import make_table
 
 EPISODE_MEASURES: Mapping[str, str] = {
     "success": "success",
@@ -172,29 +174,18 @@ def _largest(measures: Iterable[str], prefix: str) -> list[str]:
 
 
 def _table(title: str, rows: Mapping[str, EpisodeResult], measures: Sequence[str]) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     names = (EPISODE_MEASURES.get(measure, measure.replace("_", "\n")) for measure in measures)
-    for number, column in enumerate(["", "games", "n", *names]):
-        table.add_column(column, justify="right" if number else "left", overflow="fold")
+    columns = ["", "games", "n", *names]
+    table = make_table(title, columns, box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     for name, result in rows.items():
-        cells = [
-            _cell(
-                result.values.get(measure),
-                result.intervals.get(measure),
-                measure not in _SHARES and not measure.startswith("pass"),
-            )
-            for measure in measures
-        ]
+        cells = [_cell(result, measure) for measure in measures]
         table.add_row(name, str(result.num_games), str(result.count), *cells, end_section=name == "all")
     return table
 
 
-def _cell(value: float | None, interval: Sequence[float] | None, is_count: bool) -> str:
-    if value is None:
-        return ""
-    if is_count:
-        return f"{value:.1f}"
-    if interval is None:
-        return f"{value:.2f}"
-    low, high = interval
-    return f"{value:.2f} ±{f'{(high - low) / 2:.2f}'.removeprefix('0')}"
+def _cell(result: EpisodeResult, measure: str) -> str:
+    value = result.values.get(measure)
+    is_share = measure in _SHARES or measure.startswith("pass")
+    if value is None or is_share:
+        return value_cell(value, result.intervals.get(measure))
+    return f"{value:.1f}"

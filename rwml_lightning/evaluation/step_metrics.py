@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from statistics import fmean
+from statistics import fmean, pstdev
 
 from rwml_lightning.evaluation.episodes import measure_game
 from rwml_lightning.schema import EpisodeBatch, RolloutBatch
@@ -15,29 +14,24 @@ def rollout_metrics(batch: RolloutBatch) -> dict[str, float]:
     Means are over predictions. Means of the similarity and of parts of the reward are over predictions that have a value.
     """
     predictions = [p for group in batch.groups for p in group.predictions]
-    metrics = {f"time/{phase}": seconds for phase, seconds in batch.seconds.items()}
-    metrics["wm/dropped_groups"] = float(len(batch.dropped))
+    lengths = [len(p.completion.token_ids) for p in predictions]
+    metrics = _batch_metrics("wm", batch, sum(lengths))
     if not predictions:
         return metrics
-    rewards = [p.score.reward for p in predictions]
-    similarities = [p.score.similarity for p in predictions if p.score.similarity is not None]
-    lengths = [len(p.completion.token_ids) for p in predictions]
-    mean = sum(rewards) / len(rewards)
     for name in sorted({name for p in predictions for name in p.score.parts}):
-        values = [p.score.parts[name] for p in predictions if name in p.score.parts]
-        metrics[f"wm/{name}"] = sum(values) / len(values)
+        metrics[f"wm/{name}"] = fmean(p.score.parts[name] for p in predictions if name in p.score.parts)
+    rewards = [p.score.reward for p in predictions]
     metrics |= {
-        "wm/reward": mean,
-        "wm/reward_std": math.sqrt(sum((r - mean) ** 2 for r in rewards) / len(rewards)),
-        "wm/format": sum(p.score.well_formed for p in predictions) / len(predictions),
-        "wm/zero_variance_groups": sum(group.zero_variance for group in batch.groups) / len(batch.groups),
-        "wm/completion_tokens": sum(lengths) / len(lengths),
-        "wm/cut_off": sum(p.completion.finish_reason == "length" for p in predictions) / len(predictions),
+        "wm/reward": fmean(rewards),
+        "wm/reward_std": pstdev(rewards),
+        "wm/format": fmean(p.score.well_formed for p in predictions),
+        "wm/zero_variance_groups": fmean(group.zero_variance for group in batch.groups),
+        "wm/completion_tokens": fmean(lengths),
+        "wm/cut_off": fmean(p.completion.finish_reason == "length" for p in predictions),
     }
+    similarities = [p.score.similarity for p in predictions if p.score.similarity is not None]
     if similarities:
-        metrics["wm/similarity"] = sum(similarities) / len(similarities)
-    if batch.seconds.get("generate"):
-        metrics["throughput/generated_tokens_per_s"] = sum(lengths) / batch.seconds["generate"]
+        metrics["wm/similarity"] = fmean(similarities)
     return metrics
 
 
@@ -47,18 +41,23 @@ def episode_metrics(batch: EpisodeBatch) -> dict[str, float]:
     Means are over games, so that each game has the same weight; see :func:`rwml_lightning.evaluation.measure_game`.
     ``policy/return`` is the return of an episode, including the penalty for invalid actions.
     """
-    metrics = {f"time/{phase}": seconds for phase, seconds in batch.seconds.items()}
-    metrics["policy/dropped_groups"] = float(len(batch.dropped))
+    members = [member for group in batch.groups for member in group.members]
+    num_tokens = sum(len(s.completion.token_ids) for member in members for s in member.samples)
+    metrics = _batch_metrics("policy", batch, num_tokens)
     if not batch.groups:
         return metrics
     games = [measure_game(group) for group in batch.groups]
     for name in dict.fromkeys(name for game in games for name in game):
         if not name.startswith("pass@"):
             metrics[f"policy/{name}"] = fmean(game[name] for game in games if name in game)
-    members = [member for group in batch.groups for member in group.members]
     metrics["policy/return"] = fmean(member.total_reward for member in members)
     metrics["policy/zero_variance_groups"] = fmean(group.zero_variance for group in batch.groups)
-    if batch.seconds.get("generate"):
-        tokens = sum(len(s.completion.token_ids) for member in members for s in member.samples)
-        metrics["throughput/generated_tokens_per_s"] = tokens / batch.seconds["generate"]
+    return metrics
+
+
+def _batch_metrics(prefix: str, batch: RolloutBatch | EpisodeBatch, num_tokens: int) -> dict[str, float]:
+    metrics = {f"time/{phase}": seconds for phase, seconds in batch.seconds.items()}
+    metrics[f"{prefix}/dropped_groups"] = float(len(batch.dropped))
+    if batch.groups and batch.seconds.get("generate"):
+        metrics["throughput/generated_tokens_per_s"] = num_tokens / batch.seconds["generate"]
     return metrics

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from rwml_lightning.evaluation.measures import MEASURES
 from rwml_lightning.evaluation.results import Difference, Result
+from rwml_lightning.terminal import make_table
 
 _SECTION_ENDS = ("all", "not knowable")
 
@@ -15,7 +16,7 @@ _SECTION_ENDS = ("all", "not knowable")
 def render_results(title: str, results: Sequence[Result]) -> Table:
     """Render one row per result, for example a kind of step or a floor, and one column per measure."""
     measures = _measures(results)
-    table = _table(title, ["", "n", *(MEASURES[name] for name in measures)])
+    table = make_table(title, ["", "n", *(MEASURES[name] for name in measures)])
     for result in results:
         _add_result(table, result.name, result, measures, end_section=result.name in _SECTION_ENDS)
     return table
@@ -29,13 +30,14 @@ def render_comparison(
 ) -> Table:
     """Render one row per model, with its paired difference to the first model below it, and the floors at the end."""
     measures = _measures([*results.values(), *floors])
-    table = _table(title, ["", "n", *(MEASURES[name] for name in measures)])
+    table = make_table(title, ["", "n", *(MEASURES[name] for name in measures)])
     for name, result in results.items():
         difference = differences.get(name)
         _add_result(table, name, result, measures, end_section=difference is None)
         if difference is not None:
             cells = [
-                _cell(difference.values.get(m), difference.intervals.get(m), signed=True) for m in measures
+                value_cell(difference.values.get(m), difference.intervals.get(m), signed=True)
+                for m in measures
             ]
             table.add_row("  to the first", str(difference.num_transitions), *cells, end_section=True)
     for floor in floors:
@@ -45,20 +47,13 @@ def render_comparison(
 
 def render_by_kind(title: str, columns: Mapping[str, Sequence[Result]], measure: str = "accuracy") -> Table:
     """Render one measure by kind of step, with one row per kind and one column per evaluation."""
-    table = _table(title, ["", "n", *columns])
+    table = make_table(title, ["", "n", *columns])
     by_name = {column: {result.name: result for result in results} for column, results in columns.items()}
     for name in dict.fromkeys(result.name for results in columns.values() for result in results):
         found = [results.get(name) for results in by_name.values()]
         count = next(result.num_transitions for result in found if result is not None)
         cells = ["" if result is None else _result_cell(result, measure) for result in found]
         table.add_row(name, str(count), *cells, end_section=name in _SECTION_ENDS)
-    return table
-
-
-def _table(title: str, columns: Sequence[str]) -> Table:
-    table = Table(title=title, title_justify="left")
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", overflow="fold")
     return table
 
 
@@ -75,10 +70,10 @@ def _measures(results: Sequence[Result]) -> list[str]:
 
 
 def _result_cell(result: Result, measure: str) -> str:
-    return _cell(getattr(result, measure), result.intervals.get(measure))
+    return value_cell(getattr(result, measure), result.intervals.get(measure))
 
 
-def _cell(value: float | None, interval: Sequence[float] | None, signed: bool = False) -> str:
+def value_cell(value: float | None, interval: Sequence[float] | None, signed: bool = False) -> str:
     """Format a value as ``0.52 ±.06``, or a difference as ``+.12 ±.06``."""
     if value is None:
         return ""
