@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from rwml_lightning.envs.chat import Message, as_messages, as_text
+from rwml_lightning.envs.chat import Message, as_text
 from rwml_lightning.printable import well_formed
 
 log = logging.getLogger(__name__)
@@ -48,13 +48,15 @@ class Observation:
 
     @property
     def messages(self) -> tuple[Message, ...]:
-        """The observation as chat messages; an empty tuple if the observation is empty."""
-        return as_messages(self.obs) if self.obs else ()
+        """The observation as chat messages. A text becomes one message of the role ``user``, an empty one no message."""
+        if isinstance(self.obs, str):
+            return ({"role": "user", "content": self.obs},) if self.obs else ()
+        return self.obs
 
     @property
     def text(self) -> str:
         """The observation as one text."""
-        return as_text(self.messages) if self.messages else ""
+        return as_text(self.messages)
 
 
 def read_reset(answer: Any) -> Observation:

@@ -1,19 +1,11 @@
-"""Conversion of observations between text and chat messages."""
+"""Conversion of chat messages to text."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 Message = Mapping[str, str]
 """A chat message with the keys ``role`` and ``content``."""
-
-
-def as_messages(obs: Any) -> tuple[Message, ...]:
-    """Return an observation as chat messages. A text becomes one message of the role ``user``."""
-    if isinstance(obs, str):
-        return ({"role": "user", "content": obs},)
-    return tuple(obs)
 
 
 def as_text(messages: Sequence[Message]) -> str:

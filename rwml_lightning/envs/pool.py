@@ -112,7 +112,8 @@ class EnvironmentPool:
         """
         requested = {slot: (seed, task) for slot, seed, task in episodes}
         for slot in requested:
-            self._forget_episode(slot)
+            self._worker_of.pop(slot, None)
+        self._close_idle_workers()
         for slot in requested:
             worker = self._worker_for(slot)
             self._worker_of[slot] = worker
@@ -171,11 +172,6 @@ class EnvironmentPool:
         self._close_idle_workers()
         return self._workers[index]
 
-    def _forget_episode(self, slot: int) -> None:
-        """Remove the episode of a slot."""
-        self._worker_of.pop(slot, None)
-        self._close_idle_workers()
-
     def _close_idle_workers(self) -> None:
         """Close the retiring workers that have no running episode."""
         for worker in self._retiring - set(self._worker_of.values()):
@@ -202,13 +198,10 @@ class EnvironmentPool:
                 self._tainted.add(self._worker_of.pop(slot))
                 answer = Failure(answer.reason, f"slot {slot}: {answer.message}")
             results[slot] = answer
-        self._forget_dead_workers()
-        return {slot: results[slot] for slot in requests}
-
-    def _forget_dead_workers(self) -> None:
-        """Remove the episodes of dead workers. Their slots give failures until they are reset."""
+        # The slots of dead workers give failures until they are reset.
         self._worker_of = {slot: worker for slot, worker in self._worker_of.items() if worker.alive}
         self._close_idle_workers()
+        return {slot: results[slot] for slot in requests}
 
 
 class EnvironmentServer:

@@ -26,10 +26,8 @@ from typing import Any, Literal
 from rwml_lightning.printable import guard_terminal
 
 _PARENT_CHECK_S = 1.0
-_ENVIRONMENT_VARIABLES = {
-    "OMP_NUM_THREADS": "1",
-    "PYTHONHASHSEED": "0",
-}  # one thread per worker, so that workers do not compete for cores; the same order of sets in every worker
+# One thread per worker, so that workers do not compete for cores; the same order of sets in every worker.
+_ENVIRONMENT_VARIABLES = {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,9 +227,8 @@ def main(file_descriptor: int, parent: int) -> None:
         file_descriptor: File descriptor of the child's end of the pipe.
         parent: Process id of the parent.
     """
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # the parent handles Ctrl-C; this process ends with its parent
+    # The parent handles Ctrl-C; this process ends with its parent.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, args=(parent,), daemon=True).start()
     os.dup2(2, 1)  # prints of an environment go to stderr, not into the parent's output
     guard_terminal()

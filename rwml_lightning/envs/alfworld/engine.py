@@ -63,12 +63,10 @@ def _read_logic(domain: str, grammar: str) -> logic.GameLogic:
 
 
 class FastPddlEnv(PddlEnv):
-    """Drop-in replacement of TextWorld's ``PddlEnv`` inside ALFWorld's own wrappers."""
+    """Replacement of TextWorld's ``PddlEnv`` inside ALFWorld's own wrappers, with the infos that :func:`make_engine` requests."""
 
     downward_lib: Any
     state: Any
-    prev_state: Any
-    _last_action: Any
     _game_data: Any
 
     def __init__(self, infos: textworld.EnvInfos | None = None) -> None:
@@ -82,7 +80,6 @@ class FastPddlEnv(PddlEnv):
         if isinstance(filename_or_data, str):
             with open(filename_or_data, encoding="utf-8") as file:
                 self._game_data = json.load(file)
-        self.walkthrough = self._game_data.get("walkthrough")
         self._logic = _read_logic(self._game_data["pddl_domain"], self._game_data["grammar"])
         problem = self._game_data["pddl_problem"]
         game = translate(self._logic.domain, problem)
@@ -97,30 +94,20 @@ class FastPddlEnv(PddlEnv):
     def reset(self) -> GameState:
         """Start the loaded game."""
         self._pddl_state.restart()
-        self.prev_state = None
-        self._moves = 0
-        self._last_action = None
         self.state = GameState(feedback=self._expand("#intro#", {}, {}))
         self._gather_infos()
-        if "walkthrough" in self.request_infos.extras:
-            self.state["extra.walkthrough"] = self.walkthrough or self._pddl_state.replan(self._entity_infos)
         return self.state
 
     def step(self, command: str) -> tuple[GameState, int, bool]:
         """Execute a command. A command that is not applicable changes nothing."""
         command = command.strip()
-        self.prev_state = self.state
-        self._last_action = self._applicable.get(command)
+        operation = self._applicable.get(command)
         feedback = "Nothing happens."
-        if self._last_action is not None:
-            operation = self._last_action
+        if operation is not None:
             self._apply(operation)
             feedback = self._expand(operation.feedback_rule, operation.mapping, operation.variables)
-            self._moves += 1
         self.state = GameState(feedback=feedback, last_command=command)
         self._gather_infos()
-        if "walkthrough" in self.request_infos.extras:
-            self.state["extra.walkthrough"] = self.prev_state["extra.walkthrough"]
         self.state["score"] = 1 if self.state["won"] else 0
         self.state["done"] = self.state["won"]
         return self.state, self.state["score"], self.state["done"]
@@ -137,10 +124,6 @@ class FastPddlEnv(PddlEnv):
         self.state.update(raw=self.state["feedback"], won=self._pddl_state.check_goal(), lost=False)
         self._applicable = self._list_applicable()
         self.state["admissible_commands"] = sorted(self._applicable)
-        if self.request_infos.facts:
-            self.state["facts"] = [self._get_human_readable_fact(fact) for fact in self._pddl_state.facts]
-        if self.request_infos.moves:
-            self.state["moves"] = self._moves
         if self.request_infos.policy_commands:
             self.state["policy_commands"] = self._pddl_state.replan(self._entity_infos)
 

@@ -146,7 +146,8 @@ def _generate_missing(
         while missing:
             workers = [worker for worker in workers if worker.alive]
             jobs = list(missing.items())[: num_workers * _JOBS_AT_ONCE]
-            workers += [_start_worker(recipe) for _ in range(min(num_workers, len(jobs)) - len(workers))]
+            num_lacking = min(num_workers, len(jobs)) - len(workers)
+            workers += [Worker(f"{__name__}:GameBuilder", recipe) for _ in range(num_lacking)]
             for place, worker in enumerate(workers):
                 worker.submit({job[0]: job for job in jobs[place :: len(workers)]}, timeout_s)
             for key, answer in collect(workers):
@@ -172,10 +173,6 @@ def _next_draw(answer: WorkerError | None, draw: int, game: str) -> int:
     if draw + 1 >= _MAX_ATTEMPTS:
         raise RuntimeError(f"{game}: no playable game in {_MAX_ATTEMPTS} draws; last problem: {problem}")
     return draw + 1
-
-
-def _start_worker(recipe: Recipe) -> Worker:
-    return Worker(f"{__name__}:GameBuilder", recipe)
 
 
 class GameBuilder:

@@ -15,21 +15,13 @@ import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache, reduce
 from operator import itemgetter
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from textworld.envs.pddl import textgen
 from textworld.generator.game import EntityInfo
 from textworld.logic import Placeholder, Rule, Variable
 
-
-class FactSource(Protocol):
-    """Protocol of a game state, as far as the grammar uses it."""
-
-    def assignments(
-        self, rule: Rule, mapping: Mapping[Placeholder, Variable]
-    ) -> Iterator[dict[Placeholder, Variable]]:
-        """Yield all extensions of ``mapping`` under which the preconditions of ``rule`` hold."""
-        ...
+from rwml_lightning.envs.alfworld.state import FastState
 
 
 class Context(NamedTuple):
@@ -42,7 +34,7 @@ class Context(NamedTuple):
         entities: Entity by id.
     """
 
-    state: FactSource
+    state: FastState
     mapping: Mapping[Placeholder, Variable]
     variables: Mapping[str, Any]
     entities: Mapping[str, Any]
@@ -163,10 +155,8 @@ class TemplateGrammar(textgen.ContextSensitiveGrammar):
             value = _read_expression(symbol.expression)
             return lambda context: [value(context.variables)]
         if isinstance(symbol, textgen.ConditionalSymbol):
-            inner, query = (
-                self._expander(symbol.expression),
-                parse_query(symbol.given) if symbol.given else None,
-            )
+            inner = self._expander(symbol.expression)
+            query = parse_query(symbol.given) if symbol.given else None
             return lambda context: ["".join(inner(case)) for case in _matching_contexts(query, context)]
         if isinstance(symbol, textgen.ListSymbol):
             items = self._expander(symbol.symbol)

@@ -7,7 +7,7 @@ time of a reset, and a hash of it most of the time of the reward.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from copy import deepcopy
 from typing import Any, TypeVar
 
@@ -61,12 +61,7 @@ class CopyOnAccess(dict[str, Any]):
 
     def changes(self) -> Changes:
         """Return the records that differ from ``base``, with None for a deleted record."""
-        changed: Changes = {}
-        for key in self._own & self.keys():
-            now = canonical(super().__getitem__(key))
-            if key not in self.base or now != canonical(self.base[key]):
-                changed[key] = now
-        return changed | dict.fromkeys(self.base.keys() - self.keys())
+        return _changed_records(self, self.base, self._own & self.keys())
 
 
 def isolate(base: Database) -> Database:
@@ -90,20 +85,21 @@ def changes(database: BaseModel | None, base: BaseModel | None) -> Changes:
         before = getattr(base, name)
         if isinstance(value, CopyOnAccess) and value.base is before:
             now: Any = value.changes()
-            if now:
-                changed[name] = now
         elif isinstance(value, dict) and isinstance(before, dict):
             # When the engine updates a database, it replaces the tables by plain dicts.
-            table = {key: canonical(record) for key, record in value.items()}
-            table = {
-                key: now for key, now in table.items() if key not in before or now != canonical(before[key])
-            }
-            table |= dict.fromkeys(before.keys() - value.keys())
-            if table:
-                changed[name] = table
-        elif (now := canonical(value)) != canonical(before):
+            now = _changed_records(value, before, value.keys())
+        else:
+            now = None if canonical(value) == canonical(before) else canonical(value)
+        if now:
             changed[name] = now
     return changed
+
+
+def _changed_records(table: Mapping[str, Any], base: Mapping[str, Any], keys: Iterable[str]) -> Changes:
+    """Return the differences between two tables among the records ``keys``, and the records that only ``base`` has."""
+    now = {key: canonical(table[key]) for key in keys}
+    changed = {key: text for key, text in now.items() if key not in base or text != canonical(base[key])}
+    return changed | dict.fromkeys(base.keys() - table.keys())
 
 
 def canonical(value: Any) -> str:

@@ -240,7 +240,7 @@ class Tau2Env(gymnasium.Env[Messages, str]):
             {"role": one["role"], "content": shorten(self._engine.predictable(one), self.max_reply_chars)}
             for one in reply.messages
         ]
-        return as_text(shown) if shown else ""
+        return as_text(shown)
 
     def _info(self, reward: float = 0.0) -> dict[str, Any]:
         conversation = self._conversation

@@ -7,7 +7,7 @@ from typing import Any
 
 from genson import SchemaBuilder
 from genson.schema.node import SchemaNode
-from genson.schema.strategies import SchemaStrategy
+from genson.schema.strategies import Object, SchemaStrategy
 
 
 class _Records(SchemaStrategy):
@@ -35,12 +35,21 @@ class _Records(SchemaStrategy):
         return {"type": "object", "additionalProperties": self._values.to_schema()}
 
 
+class _Properties(Object):
+    """Strategy for all other objects, without ``required``."""
+
+    def to_schema(self) -> dict[str, Any]:
+        schema = super().to_schema()
+        schema.pop("required", None)
+        return schema
+
+
 def _is_identifier(key: str) -> bool:
     return any(character.isdigit() for character in key)
 
 
 class _Builder(SchemaBuilder):
-    EXTRA_STRATEGIES = (_Records,)
+    EXTRA_STRATEGIES = (_Records, _Properties)
 
 
 def reply_schema(reply: str) -> str:
@@ -57,18 +66,4 @@ def reply_schema(reply: str) -> str:
         return reply
     builder = _Builder(schema_uri=None)
     builder.add_object(value)
-    return json.dumps(_without_required(builder.to_schema()), separators=(",", ":"))
-
-
-def _without_required(schema: dict[str, Any]) -> dict[str, Any]:
-    kept: dict[str, Any] = {}
-    for name, part in schema.items():
-        if name == "properties":
-            kept[name] = {key: _without_required(value) for key, value in part.items()}
-        elif name == "anyOf":
-            kept[name] = [_without_required(one) for one in part]
-        elif name in ("items", "additionalProperties") and isinstance(part, dict):
-            kept[name] = _without_required(part)
-        elif name != "required":
-            kept[name] = part
-    return kept
+    return json.dumps(builder.to_schema(), separators=(",", ":"))
