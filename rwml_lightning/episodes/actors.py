@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from rwml_lightning.episodes.loop import Act
 from rwml_lightning.episodes.state import EpisodeState
@@ -61,6 +62,7 @@ class RandomActor:
         return rng.choice(sorted(state.admissible))
 
 
+@dataclass
 class ModelActor:
     """Plays actions that the policy writes; :meth:`ActionPrompt.parse` reads them from its completions.
 
@@ -75,19 +77,11 @@ class ModelActor:
     """
 
     needs_walkthrough = False
-
-    def __init__(
-        self,
-        policy: PolicyClient,
-        prompt: ActionPrompt,
-        sampling: Sampling,
-        seed_of: Callable[[str, int], int],
-    ) -> None:
-        self.policy = policy
-        self.prompt = prompt
-        self.sampling = sampling
-        self.seed_of = seed_of
-        self._so_far: dict[str, tuple[int, ...]] = {}
+    policy: PolicyClient
+    prompt: ActionPrompt
+    sampling: Sampling
+    seed_of: Callable[[str, int], int]
+    _so_far: dict[str, tuple[int, ...]] = field(default_factory=dict, init=False)
 
     def act(self, states: Sequence[EpisodeState]) -> list[Act | None]:
         # Drop the tokens of finished episodes. An episode that starts, or starts again, has no tokens yet.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from rwml_lightning.envs import EnvironmentPool, Failure
 from rwml_lightning.episodes.actors import ModelActor
@@ -14,6 +15,7 @@ from rwml_lightning.schema import ActionSample, EpisodeBatch, EpisodeGroup, Play
 from rwml_lightning.seeds import derive_seed
 
 
+@dataclass
 class EpisodePlayer:
     """Plays several games at once with the policy, each game several times. The same turn of all episodes is one batch.
 
@@ -28,21 +30,12 @@ class EpisodePlayer:
         invalid_penalty: Amount subtracted from the reward of a turn if the environment does not accept its action.
     """
 
-    def __init__(
-        self,
-        pool: EnvironmentPool,
-        policy: PolicyClient,
-        prompt: ActionPrompt,
-        seed: int,
-        success_reward: float = 1.0,
-        invalid_penalty: float = 0.0,
-    ) -> None:
-        self.pool = pool
-        self.policy = policy
-        self.prompt = prompt
-        self.seed = seed
-        self.success_reward = success_reward
-        self.invalid_penalty = invalid_penalty
+    pool: EnvironmentPool
+    policy: PolicyClient
+    prompt: ActionPrompt
+    seed: int
+    success_reward: float = 1.0
+    invalid_penalty: float = 0.0
 
     def collect(
         self,

@@ -8,6 +8,10 @@ from typing import Protocol, runtime_checkable
 
 from rwml_lightning.schema import Score, Transition
 
+PredictedTexts = Sequence[str | None]
+"""Predicted next states; ``None`` for a completion without a prediction."""
+Scores = list[Score | None]
+"""Scores of predictions; ``None`` for one that must not be trained on, since the judge or the embedder gave no result."""
 NO_PREDICTION = Score(reward=0.0, similarity=None, well_formed=False)
 """Score of a completion without a prediction."""
 
@@ -21,9 +25,7 @@ class NextStateReward(Protocol):
 
     success_similarity: float
 
-    def score(
-        self, transitions: Sequence[Transition], predictions: Sequence[str | None]
-    ) -> list[Score | None]:
+    def score(self, transitions: Sequence[Transition], predictions: PredictedTexts) -> Scores:
         """Score all predictions of a step in one call.
 
         Args:
@@ -44,8 +46,8 @@ def success_similarity(reward: NextStateReward, transition: Transition) -> float
 
 
 def score_checked(
-    reward: NextStateReward, transitions: Sequence[Transition], predictions: Sequence[str | None]
-) -> list[Score | None]:
+    reward: NextStateReward, transitions: Sequence[Transition], predictions: PredictedTexts
+) -> Scores:
     """Call ``reward.score`` and check that all numbers are finite, so that no NaN is trained on or averaged.
 
     Raises:
@@ -70,8 +72,8 @@ def score_checked(
 
 
 def score_each(
-    transitions: Sequence[Transition], predictions: Sequence[str | None], score: Callable[[str, str], Score]
-) -> list[Score | None]:
+    transitions: Sequence[Transition], predictions: PredictedTexts, score: Callable[[str, str], Score]
+) -> Scores:
     """Score each prediction with ``score(prediction, next_state)``."""
     return [
         NO_PREDICTION if prediction is None else score(prediction, transition.next_state)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rwml_lightning.rewards.base import NextStateReward
+from rwml_lightning.rewards.base import NextStateReward, PredictedTexts, Scores
 from rwml_lightning.schema import Score, Transition
 
 
@@ -27,11 +27,9 @@ class RewardByKind:
         self.rewards = rewards
         self.success_similarity = next(iter(rewards.values())).success_similarity
 
-    def score(
-        self, transitions: Sequence[Transition], predictions: Sequence[str | None]
-    ) -> list[Score | None]:
+    def score(self, transitions: Sequence[Transition], predictions: PredictedTexts) -> Scores:
         """See :class:`NextStateReward`; the similarity comes from the reward of the kind."""
-        scores: list[Score | None] = [None] * len(transitions)
+        scores: Scores = [None] * len(transitions)
         places: dict[str, list[int]] = {}
         for place, transition in enumerate(transitions):
             self.reward_for(transition)

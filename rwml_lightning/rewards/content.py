@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from rwml_lightning.rewards.base import NextStateReward
+from rwml_lightning.rewards.base import NextStateReward, PredictedTexts, Scores
 from rwml_lightning.rewards.vocabulary import Vocabulary, learn_vocabulary, plain_things
 from rwml_lightning.schema import Score, Transition
 
@@ -61,9 +61,7 @@ class ContentReward:
         self.min_agreement = min_agreement
         self.success_similarity = reward.success_similarity
 
-    def score(
-        self, transitions: Sequence[Transition], predictions: Sequence[str | None]
-    ) -> list[Score | None]:
+    def score(self, transitions: Sequence[Transition], predictions: PredictedTexts) -> Scores:
         """See :class:`NextStateReward`; the parts hold those of the inner reward, ``inner_reward`` and ``agreement``."""
         scores = self.inner.score(transitions, predictions)
         vocabularies = {t: learn_vocabulary([t]) for t in dict.fromkeys(transitions)}

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from rwml_lightning.rewards.base import PredictedTexts, Scores
 from rwml_lightning.rewards.embedding import EmbeddingReward
 from rwml_lightning.rewards.near_misses import near_misses
 from rwml_lightning.rewards.vocabulary import learn_vocabulary
-from rwml_lightning.schema import Score, Transition
+from rwml_lightning.schema import Transition
 
 
 class ContrastiveReward(EmbeddingReward):
@@ -46,9 +47,7 @@ class ContrastiveReward(EmbeddingReward):
         self.margin = margin
         self.per_kind = per_kind
 
-    def score(
-        self, transitions: Sequence[Transition], predictions: Sequence[str | None]
-    ) -> list[Score | None]:
+    def score(self, transitions: Sequence[Transition], predictions: PredictedTexts) -> Scores:
         """See :class:`NextStateReward`; the parts hold ``distance`` and ``preference``."""
         scores = super().score(transitions, predictions)
         answered = {

@@ -10,7 +10,7 @@ import numpy as np
 
 from rwml_lightning.models import resolve_model
 from rwml_lightning.printable import well_formed
-from rwml_lightning.rewards.base import NO_PREDICTION
+from rwml_lightning.rewards.base import NO_PREDICTION, PredictedTexts, Scores
 from rwml_lightning.rewards.embedding_server import EmbeddingServer
 from rwml_lightning.rewards.sentence_embedder import Embedding, LongTexts, SentenceEmbedder
 from rwml_lightning.rewards.server import RefusedError, Server
@@ -104,16 +104,14 @@ class EmbeddingReward:
             self._cache.update(zip(missing, self._encode(missing), strict=True))
         return [self._cache[text] for text in texts]
 
-    def score(
-        self, transitions: Sequence[Transition], predictions: Sequence[str | None]
-    ) -> list[Score | None]:
+    def score(self, transitions: Sequence[Transition], predictions: PredictedTexts) -> Scores:
         """See :class:`NextStateReward`; the parts hold ``distance`` and ``truncated_texts``.
 
         ``truncated_texts`` counts how many of the two texts (prediction and real next state) were too long for the embedder.
         It is missing with a server, which does not report truncation.
         """
         answered = [i for i, prediction in enumerate(predictions) if prediction is not None]
-        scores: list[Score | None] = [NO_PREDICTION] * len(predictions)
+        scores: Scores = [NO_PREDICTION] * len(predictions)
         texts = [str(predictions[i]) for i in answered] + [transitions[i].next_state for i in answered]
         found = self._embeddings(texts)
         for i, predicted, real in zip(answered, found[: len(answered)], found[len(answered) :], strict=True):

@@ -27,22 +27,20 @@ class EmbeddingServer:
         self._client = ServerClient(server)
         self._width: int | None = None
 
-    def encode(self, texts: Sequence[str]) -> list[np.ndarray | None]:
+    def encode(self, texts: Sequence[str], batch_size: int | None = None) -> list[np.ndarray | None]:
         """Compute unit vectors of the texts; ``None`` for a text that the server refuses.
 
         Raises:
             ServerError: If the server is down for too long, or gives no usable response after all retries.
         """
-        return self._encode(texts, self.batch_size)
-
-    def _encode(self, texts: Sequence[str], batch_size: int) -> list[np.ndarray | None]:
+        batch_size = batch_size or self.batch_size
         batches = [texts[start : start + batch_size] for start in range(0, len(texts), batch_size)]
         requests = [Request(partial(_body, batch), partial(self._read, len(batch))) for batch in batches]
         vectors: list[np.ndarray | None] = []
         for batch, answer in zip(batches, self._client.ask("embeddings", requests), strict=True):
             match answer:
                 case RefusedError() if len(batch) > 1:  # probably because of one text: send each alone
-                    vectors += self._encode(batch, 1)
+                    vectors += self.encode(batch, 1)
                 case RefusedError():
                     log.warning("%s; the text begins with %r", answer, batch[0][:80])
                     vectors.append(None)

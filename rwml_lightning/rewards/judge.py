@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from rwml_lightning.answers import read_reply
-from rwml_lightning.rewards.base import NO_PREDICTION
+from rwml_lightning.rewards.base import NO_PREDICTION, PredictedTexts, Scores
 from rwml_lightning.rewards.server import NoAnswerError, Request, Server, ServerClient
 from rwml_lightning.schema import Score, Transition
 
@@ -67,9 +67,7 @@ class JudgeReward:
         self.success_similarity = success_similarity
         self._client = ServerClient(server)
 
-    def score(
-        self, transitions: Sequence[Transition], predictions: Sequence[str | None]
-    ) -> list[Score | None]:
+    def score(self, transitions: Sequence[Transition], predictions: PredictedTexts) -> Scores:
         """See :class:`NextStateReward`; the similarity is the verdict."""
         pairs = [(t.action, t.next_state, p) for t, p in zip(transitions, predictions, strict=True)]
         distinct = list(dict.fromkeys(pair for pair in pairs if pair[2] is not None))
@@ -88,9 +86,8 @@ class JudgeReward:
         ]
 
         def body(failures: int) -> dict[str, Any]:
-            temperature = (
-                _RETRY_TEMPERATURE if failures else 0.0
-            )  # greedy decoding would repeat the same reply
+            # Greedy decoding would repeat the same reply.
+            temperature = _RETRY_TEMPERATURE if failures else 0.0
             return {"messages": messages, "max_tokens": self.max_tokens, "temperature": temperature}
 
         return Request(body, lambda answer: read_verdict(answer, self.scale))

@@ -144,7 +144,6 @@ def _max_tokens(model: SentenceTransformer) -> int | None:
     from transformers import PreTrainedTokenizerBase
 
     limit = model.max_seq_length
-    limited = (
-        limit is not None and limit < 10**9
-    )  # the limit is 1e30 for tokenizers without a limit and infinity for static embedders
+    # The limit is 1e30 for tokenizers without a limit and infinity for static embedders.
+    limited = limit is not None and limit < 10**9
     return limit if limited and isinstance(model.tokenizer, PreTrainedTokenizerBase) else None

@@ -148,12 +148,9 @@ class ServerClient:
                 return refused
             except (TimeoutError, httpx.ReadTimeout, httpx.DecodingError, ValueError) as error:
                 failures, down_since = failures + 1, None
-                late = isinstance(error, TimeoutError | httpx.ReadTimeout)
-                why = (
-                    f"no response within {server.timeout_s:g} s ({self.setting}.timeout_s)"
-                    if late
-                    else str(error)
-                )
+                why = str(error)
+                if isinstance(error, TimeoutError | httpx.ReadTimeout):
+                    why = f"no response within {server.timeout_s:g} s ({self.setting}.timeout_s)"
                 if failures > server.retries:
                     return NoAnswerError(
                         f"{url} gave no usable response in {failures} attempts; last error: {why}"

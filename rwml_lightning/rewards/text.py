@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rwml_lightning.rewards.base import score_each
+from rwml_lightning.rewards.base import PredictedTexts, Scores, score_each
 from rwml_lightning.rewards.rouge import RougeVariant, rouge
 from rwml_lightning.schema import Score, Transition
 
@@ -39,9 +39,7 @@ class RougeReward:
         self.round_to = round_to
         self.success_similarity = success_similarity
 
-    def score(
-        self, transitions: Sequence[Transition], predictions: Sequence[str | None]
-    ) -> list[Score | None]:
+    def score(self, transitions: Sequence[Transition], predictions: PredictedTexts) -> Scores:
         """See :class:`NextStateReward`; the similarity is the F-measure before rounding."""
         return score_each(transitions, predictions, self._score)
 
@@ -59,9 +57,7 @@ class ExactMatchReward:
 
     success_similarity = 0.5
 
-    def score(
-        self, transitions: Sequence[Transition], predictions: Sequence[str | None]
-    ) -> list[Score | None]:
+    def score(self, transitions: Sequence[Transition], predictions: PredictedTexts) -> Scores:
         """See :class:`NextStateReward`; the similarity is the reward."""
         return score_each(transitions, predictions, self._score)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from rwml_lightning.rewards.base import NO_PREDICTION, NextStateReward
+from rwml_lightning.rewards.base import NO_PREDICTION, NextStateReward, PredictedTexts, Scores
 from rwml_lightning.schema import Score, Transition
 
 
@@ -38,9 +38,7 @@ class WeightedReward:
         self.weights = weights
         self.success_similarity = next(iter(rewards.values())).success_similarity
 
-    def score(
-        self, transitions: Sequence[Transition], predictions: Sequence[str | None]
-    ) -> list[Score | None]:
+    def score(self, transitions: Sequence[Transition], predictions: PredictedTexts) -> Scores:
         """See :class:`NextStateReward`."""
         columns = [reward.score(transitions, predictions) for reward in self.rewards.values()]
         return [self._combine(row) for row in zip(*columns, strict=True)]
