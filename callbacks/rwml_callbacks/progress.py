@@ -76,11 +76,8 @@ class RolloutProgressBar(ProgressBar):
             self._progress.advance(self._held_out)
         elif self._enabled and trainer.is_global_zero:
             number = int(sum(trainer.num_val_batches[:dataloader_idx])) + batch_idx + 1
-            print(
-                printable(f"held-out {number}/{int(sum(trainer.num_val_batches))}"),
-                file=sys.stderr,
-                flush=True,
-            )
+            line = f"held-out {number}/{int(sum(trainer.num_val_batches))}"
+            print(printable(line), file=sys.stderr, flush=True)
 
     @override
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -63,23 +63,17 @@ def make_candidates(
     for transition in transitions:
         for variant in rewordings(transition, vocabulary, audit_seed):
             found.append(Candidate("rewording", variant.kind, transition, variant.text))
-        wrong: list[tuple[Group, str, str]] = [
-            ("near miss", variant.kind, variant.text)
+        wrong = [
+            Candidate("near miss", variant.kind, transition, variant.text)
             for variant in near_misses(transition, vocabulary, audit_seed)
         ]
         rng = random.Random(derive_seed(audit_seed, "other", transition.transition_id))
         same_kind = by_kind.get(transition.kind, everything)
         wrong += [
-            ("other state", kind, rng.choice(texts))
+            Candidate("other state", kind, transition, rng.choice(texts))
             for kind, texts in zip(OTHER_STATES, (same_kind, everything), strict=True)
         ]
-        wrong += [("floor", name, predict(transition)) for name, predict in floors.items()]
-        found += [Candidate(group, kind, transition, text) for group, kind, text in _wrong(wrong, transition)]
+        wrong += [Candidate("floor", name, transition, floor(transition)) for name, floor in floors.items()]
+        real = transition.next_state.split()
+        found += [candidate for candidate in wrong if candidate.text.split() != real]
     return found
-
-
-def _wrong(
-    texts: Sequence[tuple[Group, str, str]], transition: Transition
-) -> Iterator[tuple[Group, str, str]]:
-    real = transition.next_state.split()
-    return (item for item in texts if item[2].split() != real)

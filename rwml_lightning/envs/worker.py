@@ -148,12 +148,9 @@ class Worker:
         return self._fail_pending("timeout", f"no {verb} within {limit:g} s")
 
     def _fail_pending(self, reason: Any, message: str, blame_all: bool = False) -> list[tuple[Hashable, Any]]:
-        lost = (
-            WorkerError(reason, message)
-            if blame_all
-            else WorkerError("lost", f"another request ended the worker process: {message}")
-        )
-        errors = [WorkerError(reason, message), *[lost] * (len(self._pending) - 1)]
+        blamed = WorkerError(reason, message)
+        lost = WorkerError("lost", f"another request ended the worker process: {message}")
+        errors = [blamed, *[blamed if blame_all else lost] * (len(self._pending) - 1)]
         failed = list(zip(self._pending, errors, strict=False))
         self._pending = []
         return failed

@@ -86,8 +86,6 @@ def follow_expert(
         else:
             steps = tuple(ExpertStep(turn.transition, turn.view) for turn in found.turns)
             solved.append((start, ExpertEpisode(found.episode, steps)))
-    if not num_alternatives:
-        return [episode for _, episode in solved], unsolved
     branches = [
         branch for start, episode in solved for branch in _branches(start, episode, num_alternatives, seed)
     ]

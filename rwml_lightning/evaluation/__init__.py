@@ -18,7 +18,6 @@ from rwml_lightning.evaluation.measures import (
     measure_groups,
 )
 from rwml_lightning.evaluation.results import (
-    Difference,
     ModelResult,
     Result,
     as_metrics,
@@ -31,7 +30,6 @@ from rwml_lightning.evaluation.tables import render_by_kind, render_comparison, 
 
 __all__ = [
     "MEASURES",
-    "Difference",
     "EpisodeResult",
     "HeldOutBatch",
     "HeldOutPredictions",

@@ -89,7 +89,8 @@ class Difference:
 def summarise(name: str, measured: Sequence[Measured]) -> Result:
     """Compute the mean and interval of each measure over ``measured``, which must not be empty."""
     assert measured, f"no predictions in {name}"
-    measures, values = _matrix(measured)
+    measures = _common_measures(measured)
+    values = _matrix(measured, measures)
     return Result(
         name=name,
         count=sum(item.count for item in measured),
@@ -122,13 +123,9 @@ def paired_difference(measured: Sequence[Measured], base: Sequence[Measured]) ->
     common = [item for item in measured if item.transition_id in of_base]
     if not common:
         raise ValueError("the two models have no transition in common")
-    names, values = _matrix(common)
-    base_names, base_values = _matrix([of_base[item.transition_id] for item in common])
-    measures = [name for name in names if name in base_names]
-    differences = (
-        values[:, [names.index(m) for m in measures]]
-        - base_values[:, [base_names.index(m) for m in measures]]
-    )
+    bases = [of_base[item.transition_id] for item in common]
+    measures = _common_measures([*common, *bases])
+    differences = _matrix(common, measures) - _matrix(bases, measures)
     means = dict(zip(measures, differences.mean(axis=0).tolist(), strict=True))
     return Difference(len(common), means, _intervals(measures, differences))
 
@@ -146,10 +143,15 @@ def as_metrics(results: Iterable[Result], prefix: str) -> dict[str, float]:
     return metrics
 
 
-def _matrix(measured: Sequence[Measured]) -> tuple[list[str], Float[np.ndarray, "transitions measures"]]:
-    """Return the measures that every transition has, and their values."""
-    measures = [name for name in MEASURES if all(name in item.values for item in measured)]
-    return measures, np.array([[item.values[name] for name in measures] for item in measured])
+def _common_measures(measured: Sequence[Measured]) -> list[str]:
+    """Return the measures that every transition has."""
+    return [name for name in MEASURES if all(name in item.values for item in measured)]
+
+
+def _matrix(
+    measured: Sequence[Measured], measures: Sequence[str]
+) -> Float[np.ndarray, "transitions measures"]:
+    return np.array([[item.values[name] for name in measures] for item in measured])
 
 
 def _intervals(

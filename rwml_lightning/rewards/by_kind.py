@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from rwml_lightning.rewards.base import NextStateReward, PredictedTexts, Scores
-from rwml_lightning.schema import Score, Transition
+from rwml_lightning.schema import Transition
 
 
 class RewardByKind:
@@ -39,7 +40,8 @@ class RewardByKind:
                 [transitions[i] for i in indices], [predictions[i] for i in indices]
             )
             for place, score in zip(indices, kind_scores, strict=True):
-                scores[place] = score if score is None else _with_kind(score, kind)
+                if score is not None:
+                    scores[place] = replace(score, parts={kind: score.reward, **score.parts})
         return scores
 
     def reward_for(self, transition: Transition) -> NextStateReward:
@@ -51,7 +53,3 @@ class RewardByKind:
                 f"it has {', '.join(self.rewards)}"
             )
         return reward
-
-
-def _with_kind(score: Score, kind: str) -> Score:
-    return Score(score.reward, score.similarity, score.well_formed, {kind: score.reward, **score.parts})

@@ -11,9 +11,6 @@ from rwml_lightning.trace.records import (
     GroupDetail,
     GroupSummary,
     PredictionRecord,
-    RunInfo,
-    StageInfo,
-    Status,
     Step,
 )
 from rwml_lightning.trace.tables import TraceError
@@ -30,9 +27,6 @@ __all__ = [
     "GroupQuery",
     "GroupSummary",
     "PredictionRecord",
-    "RunInfo",
-    "StageInfo",
-    "Status",
     "Step",
     "TraceError",
     "TraceReader",

@@ -162,23 +162,20 @@ class TraceReader:
         )
         return [row["name"] for row in rows]
 
-    def metrics(
-        self, stage: str, names: Iterable[str] | None = None, since_step: int = 0
-    ) -> dict[str, list[tuple[int, float]]]:
+    def metrics(self, stage: str, names: Iterable[str] | None = None) -> dict[str, list[tuple[int, float]]]:
         """Return the curves of a stage's metrics.
 
         Args:
             stage: Name of the stage.
             names: Names of the metrics; ``None`` selects all. A metric that was never recorded has an empty curve.
-            since_step: First step of the curves.
 
         Returns:
             (step, value) pairs of each metric by its name, in order of the step.
         """
-        statement = "SELECT step, value FROM metrics WHERE stage = ? AND name = ? AND step >= ? ORDER BY step"
+        statement = "SELECT step, value FROM metrics WHERE stage = ? AND name = ? ORDER BY step"
         curves = {}
         for name in self.metric_names(stage) if names is None else names:
-            rows = self._numbers(statement, (stage, name, since_step), int, int | float | None)
+            rows = self._numbers(statement, (stage, name), int, int | float | None)
             curves[name] = [(step, float_or_nan(value)) for step, value in rows]
         return curves
 

@@ -64,19 +64,14 @@ def fill_template(action: str, observation: str = "") -> str:
         place = "loc 1" if re.search(r"\bloc \d+", observation) else receptacle
         return f"You arrive at {place}. {_appearance(receptacle)}"
     if verb == "examine" and thing:
-        return (
-            _appearance(thing)
-            if thing.split()[0] in _RECEPTACLES
-            else f"There's nothing special about {thing}."
-        )
+        if thing.split()[0] in _RECEPTACLES:
+            return _appearance(thing)
+        return f"There's nothing special about {thing}."
     if action == "look":
         places = [place for place in _PLACE.findall(observation) if not place.startswith("loc ")]
-        place = (
-            f"facing the {places[-1]}. Next to it"
-            if places
-            else "in the middle of a room. Looking quickly around you"
-        )
-        return f"You are {place}, you see nothing."
+        if places:
+            return f"You are facing the {places[-1]}. Next to it, you see nothing."
+        return "You are in the middle of a room. Looking quickly around you, you see nothing."
     return NOTHING_HAPPENS
 
 

@@ -131,11 +131,9 @@ def scan_games(data: str | os.PathLike[str] | None = None, on_broken: OnBroken =
             f"{len(broken)} of {len(entries)} game files in {str(root)!r} cannot be read: {shown}"
         )
     if not by_status["playable"]:
-        seen = (
-            f"{len(entries)} game files, {len(broken)} of them broken ({shown})"
-            if entries
-            else f"no {GAME_FILE} file"
-        )
+        seen = f"no {GAME_FILE} file"
+        if entries:
+            seen = f"{len(entries)} game files, {len(broken)} of them broken ({shown})"
         raise ValueError(f"data: no playable game in {str(root)!r}: {seen}")
     games = tuple(Game(**entries[folder]["game"]) for folder in by_status["playable"])
     return GameIndex(root, games, broken, len(by_status["unsolvable"]), len(by_status["unsupported"]))

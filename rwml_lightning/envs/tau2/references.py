@@ -45,11 +45,9 @@ def background(domain: str, task: Task, solo: bool) -> str:
     if solo:
         return f"{domain}. {(task.ticket or '').strip()}"
     instructions = task.user_scenario.instructions
-    known = (
-        (instructions.known_info or "").strip()
-        if isinstance(instructions, StructuredUserInstructions)
-        else ""
-    )
+    known = ""
+    if isinstance(instructions, StructuredUserInstructions):
+        known = (instructions.known_info or "").strip()
     return f"{domain}. The user was told: {known}" if known else domain
 
 
