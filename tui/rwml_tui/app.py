@@ -70,11 +70,9 @@ class Dashboard(App[None]):
         self._seen: int | None = None
         self._bar = RunBar(name)
         self._model = WhatIfProcess(self.reader.path.parent)
-        self._predictions, self._curves, self._episodes = (
-            Predictions(readers),
-            Curves(readers),
-            Episodes(self.reader),
-        )
+        self._predictions = Predictions(readers)
+        self._curves = Curves(readers)
+        self._episodes = Episodes(self.reader)
 
     def compose(self) -> ComposeResult:
         """Yield the run bar, the tabs and the footer."""

@@ -40,8 +40,9 @@ def write_jsonl(groups: Iterable[Found], file: TextIO) -> None:
             "group": asdict(detail.summary),
             "transition": asdict(detail.transition),
             "prompt": detail.prompt,
+            "predictions": [asdict(one) for one in predictions],
         }
-        file.write(json.dumps(row | {"predictions": [asdict(one) for one in predictions]}) + "\n")
+        file.write(json.dumps(row) + "\n")
 
 
 def write_csv(groups: Iterable[Found], file: TextIO) -> None:
@@ -49,13 +50,11 @@ def write_csv(groups: Iterable[Found], file: TextIO) -> None:
     writer = csv.DictWriter(file, CSV_COLUMNS)
     writer.writeheader()
     for detail, predictions in groups:
-        summary = detail.summary
-        shared = {name: getattr(summary, name) for name in CSV_COLUMNS[:7]} | {
-            "real": detail.transition.next_state
-        }
+        row: dict[str, Any] = {name: getattr(detail.summary, name) for name in CSV_COLUMNS[:7]}
+        row["real"] = detail.transition.next_state
         for one in predictions:
-            row: dict[str, Any] = {name: getattr(one, name) for name in CSV_COLUMNS[10:]}
-            row |= shared | {"member": one.member, "predicted": one.next_state}
+            row |= {name: getattr(one, name) for name in CSV_COLUMNS[10:]}
+            row |= {"member": one.member, "predicted": one.next_state}
             writer.writerow({name: _cell(value) for name, value in row.items()})
 
 

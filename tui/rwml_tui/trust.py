@@ -21,9 +21,8 @@ def named_in(config: Path) -> list[tuple[str, str]]:
 
 
 def _walk(value: Any, key: str, seen: set[int]) -> Iterator[tuple[str, str]]:
-    if (
-        not isinstance(value, dict | list) or id(value) in seen
-    ):  # an object that YAML aliases repeat is walked once
+    # An object that YAML aliases repeat is walked once.
+    if not isinstance(value, dict | list) or id(value) in seen:
         return
     seen.add(id(value))
     for name, part in value.items() if isinstance(value, dict) else enumerate(value):

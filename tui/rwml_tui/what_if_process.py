@@ -162,9 +162,8 @@ class WhatIfProcess:
             await self.close()
             raise WhatIfError(f"no answer in {seconds:.0f} s; the process was ended") from None
         if not line:
-            drain = self._drain
-            if drain is not None:
-                await asyncio.wait([drain], timeout=5)
+            if self._drain is not None:
+                await asyncio.wait([self._drain], timeout=5)
             await self.close()
             raise WhatIfError(self._errors[-1] if self._errors else "the process with the model ended")
         return json.loads(line)

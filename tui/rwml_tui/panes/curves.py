@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Mapping, Sequence
+from itertools import compress
 from pathlib import Path
 from statistics import fmean
 from typing import ClassVar
@@ -137,12 +138,9 @@ class Curves(VerticalScroll):
         self._nothing.display = not self._plots
         for title, plot in self._plots.items():
             plot.draw({name: self._prepared(curve) for name, curve in found.get(title, {}).items()})
-        self.border_subtitle = "  ".join(
-            [
-                *(["log10"] if self._logarithmic else []),
-                *([f"smoothed {SMOOTHING[self._smoothing]}"] if self._smoothing else []),
-            ]
-        )
+        scale = "log10" if self._logarithmic else ""
+        smoothing = f"smoothed {SMOOTHING[self._smoothing]}" if self._smoothing else ""
+        self.border_subtitle = "  ".join(filter(None, (scale, smoothing)))
 
     def _prepared(self, curve: Curve) -> list[tuple[int, float]]:
         prepared = smoothed(curve, SMOOTHING[self._smoothing])
@@ -191,7 +189,4 @@ def labelled(series: Mapping[tuple[str, str, str], Curve]) -> dict[str, Curve]:
     """Name curves by the parts of (run, stage, metric) in which they differ, or by the metric if they differ in none."""
     differ = [len({key[place] for key in series}) > 1 for place in range(3)]
     differ[2] |= not any(differ)
-    return {
-        " ".join(part for part, shown in zip(key, differ, strict=True) if shown): c
-        for key, c in series.items()
-    }
+    return {" ".join(compress(key, differ)): curve for key, curve in series.items()}

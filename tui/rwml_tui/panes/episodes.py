@@ -12,8 +12,8 @@ from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 
 from rwml_lightning.schema import Episode, Turn
-from rwml_lightning.trace import EpisodeSummary, TraceError, TraceReader
-from rwml_tui.messages import AskWhatIf, Problem, reported
+from rwml_lightning.trace import EpisodeSummary, TraceReader
+from rwml_tui.messages import AskWhatIf, reported
 from rwml_tui.screens.over_training import best
 from rwml_tui.text import one_line, visible
 from rwml_tui.widgets.group_view import thinking_text
@@ -87,15 +87,11 @@ class Episodes(Vertical):
     @work(thread=True, exclusive=True, group="episodes")
     def reload(self) -> None:
         """Read the list again."""
-        try:
-            with TraceReader(self.reader.path) as reader:
-                ids = reader.episode_ids()
-        except TraceError as error:
-            self.app.call_from_thread(self.post_message, Problem(str(error)))
-            return
-        if self.until is not None:
-            ids = array("q", (one for one in ids if one <= self.until))
-        self.app.call_from_thread(self._show, ids)
+        with reported(self), TraceReader(self.reader.path) as reader:
+            ids = reader.episode_ids()
+            if self.until is not None:
+                ids = array("q", (one for one in ids if one <= self.until))
+            self.app.call_from_thread(self._show, ids)
 
     def _show(self, ids: array[int]) -> None:
         self.table.border_title = f"{len(ids):,} episodes" if len(ids) else "no episodes in this run yet"

@@ -77,17 +77,17 @@ class OverTraining(ModalScreen[int | None]):
         """Show the best prediction of the group under the cursor."""
         if self._table.selected is None:
             return
-        detail, prediction = None, self._best[self._table.selected]
+        prediction = self._best[self._table.selected]
         with reported(self):
             detail = self.reader.group(self._table.selected)
-        if detail is None:
-            return
-        real = detail.transition.next_state
-        predicted, marked = (
-            mark_differences(prediction.next_state or "", real) if prediction else (Text(), visible(real))
-        )
-        self._predicted.show(predicted)
-        self._real.show(marked)
+            if detail is None:
+                return
+            real = detail.transition.next_state
+            texts = Text(), visible(real)
+            if prediction is not None:
+                texts = mark_differences(prediction.next_state or "", real)
+            self._predicted.show(texts[0])
+            self._real.show(texts[1])
 
     def action_choose(self) -> None:
         """Return the chosen group."""

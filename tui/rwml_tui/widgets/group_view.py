@@ -15,18 +15,18 @@ from rwml_tui.text import one_line, visible
 from rwml_tui.widgets.text_pane import TextPane
 
 
+def action_text(action: str, style: str) -> Text:
+    """Format an action after a prompt sign."""
+    return Text("> ", style).append_text(visible(action, style))
+
+
 def context_text(transition: Transition) -> Text:
     """Format task, earlier turns, current state and the action whose next state is predicted."""
     parts = [visible(transition.task, "italic")]
     for turn in transition.history:
-        parts += [
-            visible(turn.observation, "dim"),
-            Text("> ", "dim").append_text(visible(turn.action, "dim")),
-        ]
-    parts += [
-        visible(transition.observation),
-        Text("> ", "bold").append_text(visible(transition.action, "bold")) if transition.action else Text(),
-    ]
+        parts += [visible(turn.observation, "dim"), action_text(turn.action, "dim")]
+    parts += [visible(transition.observation)]
+    parts += [action_text(transition.action, "bold")] if transition.action else []
     return Text("\n").join(part for part in parts if part)
 
 

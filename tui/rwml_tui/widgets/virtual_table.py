@@ -69,26 +69,27 @@ class VirtualTable(ScrollView, Generic[Row], can_focus=True):
     cursor: reactive[int] = reactive(0, init=False)
 
     @dataclass
-    class Highlighted(Message):
-        """Posted when the cursor moves to another row; ``row_id`` is ``None`` if the table is empty."""
+    class TableMessage(Message):
+        """A message of a table."""
 
         table: VirtualTable[Any]
-        row_id: int | None
 
         @property
         def control(self) -> VirtualTable[Any]:
+            """Table, for selectors of handlers."""
             return self.table
 
     @dataclass
-    class HeaderClicked(Message):
+    class Highlighted(TableMessage):
+        """Posted when the cursor moves to another row; ``row_id`` is ``None`` if the table is empty."""
+
+        row_id: int | None
+
+    @dataclass
+    class HeaderClicked(TableMessage):
         """Posted when a heading is clicked."""
 
-        table: VirtualTable[Any]
         column: str
-
-        @property
-        def control(self) -> VirtualTable[Any]:
-            return self.table
 
     def __init__(
         self,
@@ -145,11 +146,6 @@ class VirtualTable(ScrollView, Generic[Row], can_focus=True):
         """Put the cursor on a row, if it is in the list."""
         if row_id in self.ids:
             self.cursor = self.ids.index(row_id)
-
-    def forget(self) -> None:
-        """Discard the rows, so that they are read again."""
-        self._rows.clear()
-        self.refresh()
 
     def watch_cursor(self) -> None:
         """Scroll to the cursor and post :class:`Highlighted`."""
