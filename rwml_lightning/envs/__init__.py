@@ -9,7 +9,8 @@ import gymnasium
 from rwml_lightning.envs.boundary import Observation, read_tasks
 from rwml_lightning.envs.chat import Message
 from rwml_lightning.envs.make import EnvironmentSpec
-from rwml_lightning.envs.pool import EnvironmentPool, Failure
+from rwml_lightning.envs.pool import EnvironmentPool
+from rwml_lightning.envs.worker import Failure
 
 if "rwml/ALFWorld-v0" not in gymnasium.registry:
     gymnasium.register("rwml/ALFWorld-v0", entry_point="rwml_lightning.envs.alfworld.env:ALFWorldEnv")

@@ -7,37 +7,15 @@ and replaces the worker.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import gymnasium
 
 from rwml_lightning.envs.boundary import Observation, read_reset, read_step, read_walkthrough
 from rwml_lightning.envs.make import EnvironmentSpec
-from rwml_lightning.envs.worker import Worker, WorkerError, collect
+from rwml_lightning.envs.worker import Failure, Worker, collect
 
 Answer = TypeVar("Answer")
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """A lost episode of a slot. The slot must be reset, and the episode must not be scored.
-
-    Args:
-        reason: ``raised`` (also an answer of a wrong type), ``timeout`` or ``died``: this environment failed. ``lost``: another
-            environment in the same process failed, so this one can safely be tried again.
-        error: Error text for people; the first line names the problem.
-    """
-
-    reason: Literal["raised", "timeout", "died", "lost"]
-    error: str
-
-    @property
-    def line(self) -> str:
-        """First line of the error text."""
-        return self.error.splitlines()[0]
-
-
 Result = Observation | Failure
 
 
@@ -194,9 +172,9 @@ class EnvironmentPool:
             worker.submit(batch, timeout_s)
         for key, answer in collect(list(batches)):
             slot = int(str(key))
-            if isinstance(answer, WorkerError):
+            if isinstance(answer, Failure):
                 self._tainted.add(self._worker_of.pop(slot))
-                answer = Failure(answer.reason, f"slot {slot}: {answer.message}")
+                answer = Failure(answer.reason, f"slot {slot}: {answer.error}")
             results[slot] = answer
         # The slots of dead workers give failures until they are reset.
         self._worker_of = {slot: worker for slot, worker in self._worker_of.items() if worker.alive}

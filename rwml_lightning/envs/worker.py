@@ -31,17 +31,22 @@ _ENVIRONMENT_VARIABLES = {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
 
 
 @dataclass(frozen=True, slots=True)
-class WorkerError:
-    """Reason why a request has no answer.
+class Failure:
+    """Reason why a request has no answer. In a pool, the slot must then be reset, and its episode must not be scored.
 
     Args:
-        reason: ``raised`` (the handler raised), ``timeout``, ``died`` (the process ended) or ``lost`` (the process ended because
-            of another request).
-        message: Error text for people.
+        reason: ``raised`` (the handler raised, or an environment gave an answer of a wrong type), ``timeout`` or ``died`` (the process
+            ended): this request failed. ``lost``: another request ended the process, so this one can safely be tried again.
+        error: Error text for people; the first line names the problem.
     """
 
     reason: Literal["raised", "timeout", "died", "lost"]
-    message: str
+    error: str
+
+    @property
+    def line(self) -> str:
+        """First line of the error text."""
+        return self.error.splitlines()[0]
 
 
 class Worker:
@@ -131,9 +136,9 @@ class Worker:
         except Exception as error:  # this process cannot unpickle the answer
             self.kill()
             return self._fail_pending("raised", f"answer cannot be read: {error!r}")
-        if self._starting and isinstance(answer, WorkerError):
+        if self._starting and isinstance(answer, Failure):
             self.kill()
-            return self._fail_pending(answer.reason, answer.message, blame_all=True)
+            return self._fail_pending(answer.reason, answer.error, blame_all=True)
         if self._starting:
             self._starting = False
             self._deadline = time.monotonic() + self._timeout_s
@@ -148,8 +153,8 @@ class Worker:
         return self._fail_pending("timeout", f"no {verb} within {limit:g} s")
 
     def _fail_pending(self, reason: Any, message: str, blame_all: bool = False) -> list[tuple[Hashable, Any]]:
-        blamed = WorkerError(reason, message)
-        lost = WorkerError("lost", f"another request ended the worker process: {message}")
+        blamed = Failure(reason, message)
+        lost = Failure("lost", f"another request ended the worker process: {message}")
         errors = [blamed, *[blamed if blame_all else lost] * (len(self._pending) - 1)]
         failed = list(zip(self._pending, errors, strict=False))
         self._pending = []
@@ -159,7 +164,7 @@ class Worker:
 def collect(workers: Sequence[Worker]) -> Iterator[tuple[Hashable, Any]]:
     """Yield the key and the answer of each submitted request, in the order of arrival.
 
-    A request without an answer gives a ``WorkerError``. A worker that dies or exceeds its time limit is killed and is then no longer
+    A request without an answer gives a ``Failure``. A worker that dies or exceeds its time limit is killed and is then no longer
     ``alive``, so the wait always ends.
     """
     busy = {worker._connection: worker for worker in workers if worker._pending}
@@ -191,7 +196,7 @@ def _answer(function: Callable[[Any], Any], request: Any) -> bytes:
         return pickle.dumps(function(request))
     except Exception as error:
         details = traceback.format_exc(limit=-4).strip()
-        return pickle.dumps(WorkerError("raised", f"{type(error).__name__}: {error}\n{details}"))
+        return pickle.dumps(Failure("raised", f"{type(error).__name__}: {error}\n{details}"))
 
 
 def _load_handler(message: tuple[str, tuple[Any, ...]]) -> Callable[[Any], Any]:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from rwml_lightning.envs.alfworld.difficulty import Difficulty, as_difficulty
 from rwml_lightning.envs.alfworld.extra import import_engine
 from rwml_lightning.envs.alfworld.games import GAME_FILE
-from rwml_lightning.envs.worker import Worker, WorkerError, collect
+from rwml_lightning.envs.worker import Failure, Worker, collect
 from rwml_lightning.files import replacing
 
 TASK_TYPES = (
@@ -156,7 +156,7 @@ def _generate_missing(
                     made[index] = answer
                     del missing[index]
                     report(len(made), num_games)
-                elif not (isinstance(answer, WorkerError) and answer.reason == "lost"):
+                elif not (isinstance(answer, Failure) and answer.reason == "lost"):
                     missing[index] = _next_draw(
                         answer, missing[index], f"game {index} ({recipe.task_type(index)})"
                     )
@@ -165,10 +165,10 @@ def _generate_missing(
             worker.kill()
 
 
-def _next_draw(answer: WorkerError | None, draw: int, game: str) -> int:
+def _next_draw(answer: Failure | None, draw: int, game: str) -> int:
     """Return the number of the next draw, after a draw without a solution or a planner that crashed or exceeded its time limit."""
-    problem = "the planner found no solution" if answer is None else answer.message
-    if isinstance(answer, WorkerError) and answer.reason == "raised":
+    problem = "the planner found no solution" if answer is None else answer.error
+    if isinstance(answer, Failure) and answer.reason == "raised":
         raise RuntimeError(f"{game} cannot be generated: {problem}")
     if draw + 1 >= _MAX_ATTEMPTS:
         raise RuntimeError(f"{game}: no playable game in {_MAX_ATTEMPTS} draws; last problem: {problem}")
