@@ -118,8 +118,9 @@ def test_the_list_is_exported_from_the_screen(run: Path, tmp_path: Path) -> None
         assert isinstance(app.screen, Export)
         field = app.screen.query_one("#file", Input)
         field.focus()
-        field.value = str(tmp_path / "no" / "x.csv")
-        assert "No such file" in " ".join((await press(app, pilot, "enter")).split())
+        (tmp_path / "file").touch()
+        field.value = str(tmp_path / "file" / "x.csv")
+        assert "File exists" in " ".join((await press(app, pilot, "enter")).split())
         field.value = str(tmp_path / "x.csv")
         await press(app, pilot, "enter")
         assert len((tmp_path / "x.csv").read_text().splitlines()) == 1 + 5 * 2
