@@ -134,14 +134,55 @@ def micro_batches(
     Raises:
         ValueError: If a sequence has no trained token, or the arguments do not match.
     """
-    check_sequences(sequences, trained_from)
-    if max_tokens < 1:
-        raise ValueError(f"max_tokens must be at least 1, not {max_tokens}")
-    arrays = _arrays(sequences)
-    order, shared = _sort([array[:-1] for array in arrays])
-    lengths = np.array([len(arrays[b]) - 1 for b in order])
-    bounds = _cuts(lengths, np.array(shared), max_tokens)
-    return [_micro_batch(arrays, trained_from, sorted(order[start:end])) for start, end in pairwise(bounds)]
+    packer = Packer(sequences, trained_from)
+    return [packer.pack(part) for part in packer.split(max_tokens)]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Sequences that share a micro-batch.
+
+    Args:
+        sequences: Indices of the sequences, ascending.
+        num_nodes: Number of nodes of their prefix tree.
+    """
+
+    sequences: list[int]
+    num_nodes: int
+
+
+class Packer:
+    """Sequences of a step in sorted order. They can be split in several ways, and only the parts that are used are packed.
+
+    Args:
+        sequences: Token ids of prompt and completion.
+        trained_from: Index of the first trained token of each sequence, at least 1, because nothing predicts the first token.
+
+    Raises:
+        ValueError: If a sequence has no trained token, or the arguments do not match.
+    """
+
+    def __init__(self, sequences: Sequence[TokenIds], trained_from: Sequence[int]) -> None:
+        check_sequences(sequences, trained_from)
+        self.arrays = _arrays(sequences)
+        self.trained_from = trained_from
+        self.order, shared = _sort([array[:-1] for array in self.arrays])
+        self.lengths = np.array([len(self.arrays[b]) - 1 for b in self.order])
+        self.shared = np.array(shared)
+
+    def split(self, max_tokens: int) -> list[Part]:
+        """Split the sequences as :func:`micro_batches` does, without making tensors."""
+        if max_tokens < 1:
+            raise ValueError(f"max_tokens must be at least 1, not {max_tokens}")
+        new = self.lengths - self.shared
+        return [
+            Part(sorted(self.order[start:end]), int(new[start:end].sum() + self.shared[start]))
+            for start, end in pairwise(_cuts(self.lengths, self.shared, max_tokens))
+        ]
+
+    def pack(self, part: Part) -> MicroBatch:
+        """Make the tensors of a part."""
+        return _micro_batch(self.arrays, self.trained_from, part.sequences)
 
 
 def padding_micro_batch() -> MicroBatch:

@@ -259,10 +259,14 @@ class PolicyModule(EvaluatedModule):
         """Pack the prompts and answers of the whole step, and return the micro-batches of this rank, on its device."""
         sequences = [one.prompt_ids + answer for one, answer in zip(prompted, answers, strict=True)]
         trained_from = [len(one.prompt_ids) for one in prompted]
-        hands = parallel.plan_micro_batches(
-            sequences, trained_from, self.max_tokens_per_micro_batch, parallel.world_size()
+        own = parallel.own_micro_batches(
+            sequences,
+            trained_from,
+            self.max_tokens_per_micro_batch,
+            parallel.world_size(),
+            parallel.rank(),
         )
-        return [micro.to(self.device) for micro in hands[parallel.rank()]]
+        return [micro.to(self.device) for micro in own]
 
     def logprobs(self, policy: nn.Module, micro: MicroBatch, temperature: float = 1.0) -> TokenLogprobs:
         """Compute log-probability and entropy of every trained token of a micro-batch with :func:`packed_logprobs`."""

@@ -3,7 +3,7 @@
 No other package calls torch.distributed.
 """
 
-from rwml_lightning.parallel.dealing import deal, plan_micro_batches
+from rwml_lightning.parallel.dealing import deal, own_micro_batches
 from rwml_lightning.parallel.launch import agree, own_card, without_launcher
 from rwml_lightning.parallel.ranks import (
     RankError,
@@ -32,7 +32,7 @@ __all__ = [
     "first_failure",
     "gather",
     "own_card",
-    "plan_micro_batches",
+    "own_micro_batches",
     "rank",
     "roll_out",
     "roll_out_own",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rwml_lightning.functional import MicroBatch, micro_batches, padding_micro_batch
-from rwml_lightning.functional.prefix_tree import TokenIds
+from rwml_lightning.functional import MicroBatch, padding_micro_batch
+from rwml_lightning.functional.prefix_tree import Packer, Part, TokenIds
 
 # Cost of a pass besides its tokens, in tokens: kernel launches and, with FSDP, the gathering of weights.
 _TOKENS_OF_A_PASS = 64
@@ -33,10 +33,10 @@ def deal(costs: Sequence[int], num_ranks: int) -> list[list[int]]:
     return [sorted(hand) for hand in hands]
 
 
-def plan_micro_batches(
-    sequences: Sequence[TokenIds], trained_from: Sequence[int], max_tokens: int, num_ranks: int
-) -> list[list[MicroBatch]]:
-    """Cut a step's sequences into micro-batches and deal them to ranks.
+def own_micro_batches(
+    sequences: Sequence[TokenIds], trained_from: Sequence[int], max_tokens: int, num_ranks: int, rank: int
+) -> list[MicroBatch]:
+    """Split a step's sequences into micro-batches, deal them to the ranks, and make those of one rank.
 
     Micro-batches are smaller than ``max_tokens`` if that balances the work better: with a single micro-batch, all other ranks
     would be idle. A rank with fewer micro-batches gets empty ones, so that all ranks enter every collective equally often.
@@ -46,30 +46,21 @@ def plan_micro_batches(
         trained_from: First trained token of each sequence.
         max_tokens: Largest number of tokens in a micro-batch.
         num_ranks: Number of ranks.
-
-    Returns:
-        Micro-batches of each rank, the same number for all ranks.
+        rank: Rank whose micro-batches are made. All ranks compute the same split and have equally many.
     """
     if not sequences:
-        return [[] for _ in range(num_ranks)]
-    best: tuple[int, list[list[MicroBatch]]] | None = None
-    for budget in _budgets(sequences, trained_from, max_tokens, num_ranks):
-        micros = micro_batches(sequences, trained_from, budget)
-        costs = [micro.num_nodes + _TOKENS_OF_A_PASS for micro in micros]
-        hands = deal(costs, num_ranks)
-        slowest = max(sum(costs[i] for i in hand) for hand in hands)
-        if best is None or slowest < best[0]:
-            best = slowest, [[micros[i] for i in hand] for hand in hands]
-    assert best is not None
-    most = max(len(hand) for hand in best[1])
-    return [hand + [padding_micro_batch()] * (most - len(hand)) for hand in best[1]]
+        return []
+    packer = Packer(sequences, trained_from)
+    whole = packer.split(max_tokens)
+    total = sum(part.num_nodes for part in whole)
+    finer = [-(-total * 11 // (10 * parts * num_ranks)) for parts in (1, 2)] if num_ranks > 1 else []
+    splits = [whole, *(packer.split(budget) for budget in finer if budget < max_tokens)]
+    dealt = [(split, deal([_cost(part) for part in split], num_ranks)) for split in splits]
+    split, hands = min(dealt, key=lambda one: max(sum(_cost(one[0][i]) for i in hand) for hand in one[1]))
+    most = max(map(len, hands))
+    own = [packer.pack(split[i]) for i in hands[rank]]
+    return own + [padding_micro_batch()] * (most - len(own))
 
 
-def _budgets(
-    sequences: Sequence[TokenIds], trained_from: Sequence[int], max_tokens: int, num_ranks: int
-) -> list[int]:
-    if num_ranks == 1:
-        return [max_tokens]
-    total = sum(micro.num_nodes for micro in micro_batches(sequences, trained_from, max_tokens))
-    finer = (-(-total * 11 // (10 * parts * num_ranks)) for parts in (1, 2))
-    return [max_tokens, *(budget for budget in finer if budget < max_tokens)]
+def _cost(part: Part) -> int:
+    return part.num_nodes + _TOKENS_OF_A_PASS
