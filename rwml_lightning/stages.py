@@ -74,8 +74,9 @@ def warm_up(
         "imitation" if model.reads == "episodes" else "next-state SFT",
         settings.num_transitions,
     )
-    # Weights in low precision are not trained directly.
-    lora = None if model.dtype_name == "float32" else model.lora
+    # Weights that cannot be trained in their precision get the adapters of the main stage.
+    trains_alone = model.lora is None or model.dtype_name == "float32" or model.optimizer.stochastic_rounding
+    lora = None if trains_alone else model.lora
     module = supervised_copy(model, settings.learning_rate, model.init_from, lora)
     with data.limited_to(settings.num_transitions, settings.batch_size, settings.num_passes):
         stage_trainer = preliminary_trainer(trainer, callbacks)
@@ -99,7 +100,11 @@ def supervised_copy(
         lora=lora,
         dtype=model.dtype_name,
         gradient_checkpointing=model.gradient_checkpointing,
-        optimizer=Optimizer(learning_rate),
+        optimizer=Optimizer(
+            learning_rate,
+            moments=model.optimizer.moments,
+            stochastic_rounding=model.optimizer.stochastic_rounding,
+        ),
         max_tokens_per_micro_batch=model.max_tokens_per_micro_batch,
         head_chunk_size=model.head_chunk_size,
     )

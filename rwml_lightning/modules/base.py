@@ -58,8 +58,8 @@ class PolicyModule(EvaluatedModule):
         model: Folder, hub id, or ``package:`` name.
         init_from: Weights of an earlier stage (exported folder or Lightning checkpoint).
         lora: Adapters to train; ``None`` trains every weight.
-        dtype: Dtype of the weights. Lower precision than ``float32`` is for evaluation, and for training with ``lora``,
-            because the adapters are float32.
+        dtype: Dtype of the weights. ``bfloat16`` is trained with ``optimizer.stochastic_rounding``, or with ``lora``, because
+            the adapters are float32; ``float16`` with ``lora`` alone. Gradients have the dtype of the weights.
         gradient_checkpointing: Activations to recompute in the backward pass to save memory: ``none``, ``selective``
             (all except matrix products and attention, nearly free) or ``full`` (a third more compute).
         optimizer: Settings of AdamW and the learning rate schedule.
@@ -154,11 +154,24 @@ class PolicyModule(EvaluatedModule):
             }
             why = reasons.get(precision, "which rounds trained weights too coarsely for small steps")
             raise ValueError(f"trainer.precision is {precision}, {why}; set bf16-mixed, or 32-true")
-        if self.dtype_name != "float32" and self.lora is None:
+        rounding = self.optimizer.stochastic_rounding
+        if self.dtype_name == "float32" and rounding:
             raise ValueError(
-                f"model.dtype is {self.dtype_name} and model.lora is not set: nearly every step of AdamW is smaller than the "
-                "rounding of such weights, so they would hardly train; set model.dtype to float32 and trainer.precision to "
-                "bf16-mixed, or set model.lora (its adapters are float32)"
+                "model.optimizer.stochastic_rounding is true, but model.dtype is float32, which needs no rounding; remove it, or set "
+                "model.dtype to bfloat16"
+            )
+        if self.lora is not None:
+            return  # the adapters are float32
+        if self.dtype_name == "bfloat16" and not rounding:
+            raise ValueError(
+                "model.dtype is bfloat16: nearly every step of AdamW is smaller than the rounding of such weights, so they would hardly "
+                "train; set model.optimizer.stochastic_rounding to true, or model.dtype to float32 and trainer.precision to bf16-mixed, "
+                "or model.lora (its adapters are float32)"
+            )
+        if self.dtype_name == "float16":
+            raise ValueError(
+                "model.dtype is float16, in which small gradients are 0; set model.dtype to bfloat16 and "
+                "model.optimizer.stochastic_rounding to true, or model.dtype to float32"
             )
 
     @override
@@ -313,7 +326,11 @@ class PolicyModule(EvaluatedModule):
 
 
 def _norm(gradients: Sequence[Tensor]) -> float:
-    norm = torch.nn.utils.get_total_norm(gradients)
+    if any(gradient.dtype == torch.bfloat16 for gradient in gradients):  # whose norms would be rounded
+        parts = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
+        norm = torch.linalg.vector_norm(torch.stack(parts))
+    else:
+        norm = torch.nn.utils.get_total_norm(gradients)
     return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
 

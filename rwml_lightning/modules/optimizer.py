@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
+from rwml_lightning.modules.adamw import LowPrecisionAdamW, Moments
 from rwml_lightning.modules.resuming import LearningRate, keep_settings
 
 
@@ -21,6 +22,9 @@ class Optimizer:
         warmup_steps: Number of linear warm-up steps.
         weight_decay: Decoupled weight decay.
         max_grad_norm: Maximum gradient norm; larger gradients are clipped to it.
+        moments: Numbers of the two moments: ``float32``, or ``int8``, 8 bits each and a scale per block of at most 256.
+        stochastic_rounding: Whether weights in bfloat16 are rounded at random, so that small steps count in the mean. Weights in
+            bfloat16 are not trained without it.
     """
 
     learning_rate: float = 1e-6
@@ -28,24 +32,36 @@ class Optimizer:
     warmup_steps: int = 0
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
+    moments: Moments = "float32"
+    stochastic_rounding: bool = False
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"model.optimizer.{name} is {getattr(self, name)}; it must be above 0")
+        if self.moments not in ("float32", "int8"):
+            raise ValueError(f"model.optimizer.moments is {self.moments!r}; it must be float32 or int8")
 
     def make(
         self, parameters: list[torch.nn.Parameter], num_steps: int
-    ) -> tuple[torch.optim.AdamW, LearningRate]:
+    ) -> tuple[torch.optim.Optimizer, LearningRate]:
         """Create the optimizer and its schedule.
 
         Args:
             parameters: Parameters to train.
             num_steps: Number of optimizer steps of the whole stage.
         """
-        optimizer = torch.optim.AdamW(
-            parameters, lr=self.learning_rate, weight_decay=self.weight_decay, betas=(0.9, 0.95), fused=True
-        )
+        settings: dict[str, Any] = {
+            "lr": self.learning_rate,
+            "weight_decay": self.weight_decay,
+            "betas": (0.9, 0.95),
+        }
+        optimizer: torch.optim.Optimizer
+        if self.moments == "int8" or self.stochastic_rounding:
+            seed = torch.initial_seed() % 2**31
+            optimizer = LowPrecisionAdamW(parameters, moments=self.moments, seed=seed, **settings)
+        else:
+            optimizer = torch.optim.AdamW(parameters, fused=True, **settings)
         optimizer.register_load_state_dict_pre_hook(keep_settings)
         return optimizer, LearningRate(optimizer, lambda step: self.factor(step, num_steps))
 
