@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from rwml_lightning.functional import (
     Checkpointing,
+    MicroBatch,
     clipped_surrogate,
     kl_penalty,
     token_weights,
@@ -21,6 +22,7 @@ from rwml_lightning.functional import (
 from rwml_lightning.modules.adapters import LoRA, adapter_values, adapters_at
 from rwml_lightning.modules.base import PolicyModule
 from rwml_lightning.modules.loading import Dtype, load_policy
+from rwml_lightning.modules.moving import moved_to
 from rwml_lightning.modules.optimizer import Optimizer
 from rwml_lightning.schema import Completion, Label
 
@@ -56,6 +58,8 @@ class GRPO:
         loss_constant: Length in tokens for ``constant``.
         kl_coefficient: Weight of the KL penalty towards the initial policy; 0 needs no reference policy.
         kl_estimator: ``k1``, ``k2`` or ``k3``.
+        reference_device: Where the reference policy is kept: ``card`` (beside the policy), or ``cpu``, from where it moves to the
+            card once a rollout. The log-probabilities are the same. Adapters have no separate reference.
         importance_cap: Maximum importance weight, which corrects the difference between generator and trainer; ``null``
             for no correction.
         max_staleness: Maximum age of a sample's policy version, in optimizer steps behind the current version.
@@ -69,6 +73,7 @@ class GRPO:
     loss_constant: float | None = None
     kl_coefficient: float = 0.0
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    reference_device: Literal["card", "cpu"] = "card"
     importance_cap: float | None = 2.0
     max_staleness: int = 0
 
@@ -79,6 +84,10 @@ class GRPO:
             )
         if self.num_iterations < 1:
             raise ValueError(f"model.grpo.num_iterations is {self.num_iterations}; it must be at least 1")
+        if self.reference_device not in ("card", "cpu"):
+            raise ValueError(
+                f"model.grpo.reference_device is {self.reference_device!r}; it must be card or cpu"
+            )
 
 
 class GRPOModule(PolicyModule):
@@ -132,7 +141,7 @@ class GRPOModule(PolicyModule):
         if self.grpo.kl_coefficient and self.lora is None:
             reference = load_policy(self.model, self.dtype_name, init_from=self.init_from)
             self.shard(reference)
-            self._reference = [reference.eval().requires_grad_(False).to(self.device)]
+            self._reference = [reference.eval().requires_grad_(False).to(self._reference_home)]
         self._reference_adapters = {
             name: value.to(self.device) for name, value in self._reference_adapters.items()
         }
@@ -168,13 +177,14 @@ class GRPOModule(PolicyModule):
         micros = self.own_micro_batches(chosen, [sample.completion.token_ids for sample in chosen])
         sample_index = torch.tensor(trained, device=self.device, dtype=torch.long)
         metrics: dict[str, float] = {}
+        if self.grpo.kl_coefficient:
+            self._score_with_reference(micros, sample_index, step, temperature)
         for iteration in range(self.steps_of_batch):
 
             def backward(iteration: int = iteration) -> _Totals:
                 totals = _Totals()
                 for micro in micros:
-                    sequence = sample_index[micro.sequence_index]
-                    token = step.offsets[sequence] + micro.token_index - step.prompt_lengths[sequence]
+                    sequence, token = step.places(micro, sample_index)
                     names = sorted({samples[i].name for i in sequence.unique().tolist()})
                     loss = self._micro_loss(micro, token, step, temperature, iteration, totals)
                     self.check_finite(loss, names)
@@ -216,9 +226,7 @@ class GRPOModule(PolicyModule):
         if self.grpo.importance_cap is not None:
             terms = terms * correction.weights
         if self.grpo.kl_coefficient:
-            with torch.no_grad(), self._reference_policy() as reference:
-                reference_logprobs, _ = self.logprobs(reference, micro, temperature)
-            kl = kl_penalty(logprobs, reference_logprobs, self.grpo.kl_estimator)
+            kl = kl_penalty(logprobs, step.reference_logprobs[token], self.grpo.kl_estimator)
             totals.add(kl=kl)
             terms = terms + self.grpo.kl_coefficient * kl
         loss = (step.weights[token] * terms).sum()
@@ -231,10 +239,25 @@ class GRPOModule(PolicyModule):
         totals.loss += loss.item()
         return loss
 
+    @torch.no_grad()
+    def _score_with_reference(
+        self, micros: Sequence[MicroBatch], sample_index: Tensor, step: _StepTensors, temperature: float
+    ) -> None:
+        """Compute the reference's log-probabilities once for all iterations, while there are no gradients in memory."""
+        with self._reference_policy() as reference:
+            for micro in micros:
+                _, token = step.places(micro, sample_index)
+                step.reference_logprobs[token] = self.logprobs(reference, micro, temperature).logprobs
+
+    @property
+    def _reference_home(self) -> torch.device:
+        return self.device if self.grpo.reference_device == "card" else torch.device("cpu")
+
     @contextlib.contextmanager
     def _reference_policy(self) -> Any:
         if self._reference:
-            yield self._reference[0]
+            with moved_to(self.device, self._reference[0]) as reference:
+                yield reference
         else:
             with adapters_at(self.policy, self._reference_adapters):
                 yield self.policy
@@ -260,6 +283,12 @@ class _StepTensors:
     weights: Tensor
     generator_logprobs: Tensor
     old_logprobs: Tensor
+    reference_logprobs: Tensor
+
+    def places(self, micro: MicroBatch, sample_index: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the sample and the place in the step of each trained token of a micro-batch."""
+        sequence = sample_index[micro.sequence_index]
+        return sequence, self.offsets[sequence] + micro.token_index - self.prompt_lengths[sequence]
 
     @classmethod
     def of(
@@ -280,6 +309,7 @@ class _StepTensors:
             weights=weights.repeat_interleave(lengths).to(device),
             generator_logprobs=logprobs.to(device),
             old_logprobs=torch.zeros_like(logprobs, device=device),
+            reference_logprobs=torch.zeros_like(logprobs, device=device),
         )
 
 
