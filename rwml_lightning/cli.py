@@ -31,6 +31,7 @@ from rwml_lightning.credentials import check_config
 from rwml_lightning.data.datamodule import RolloutDataModule
 from rwml_lightning.evaluation import render_episodes, render_results
 from rwml_lightning.interrupts import Interrupted, handled, keep_handlers
+from rwml_lightning.memory import Plan
 from rwml_lightning.modules.base import PolicyModule
 from rwml_lightning.preflight import check_run, check_stage
 from rwml_lightning.printable import guard_terminal, printable
@@ -65,6 +66,7 @@ class RWMLCLI(LightningCLI):
 
     def __init__(self, args: ArgsType = None) -> None:
         self.folder: RunFolder | None = None
+        self.memory: Plan | None = None
         super().__init__(
             model_class=PolicyModule,
             datamodule_class=RolloutDataModule,
@@ -154,7 +156,7 @@ class RWMLCLI(LightningCLI):
         if not takes_config(command):
             return None
         check_stage(command, self.model, self.datamodule)
-        check_run(command, self.config[command], self.model, self.datamodule)
+        self.memory = check_run(command, self.config[command], self.model, self.datamodule)
         if command in COMMANDS:
             return None
         if command == "fit":
@@ -217,6 +219,8 @@ class RWMLCLI(LightningCLI):
         assert self.folder is not None
         if self.trainer.is_global_zero:
             print(printable(f"run folder: {self.folder.path}"), file=sys.stderr)
+            if self.memory is not None:
+                Terminal(stderr=True).print(self.memory.table())
         settings, callbacks = self._get(self.config_init, "warm_up"), default_callbacks([], self.folder, None)
         pipeline.run(
             self.trainer, model, self.datamodule, self.folder, settings, callbacks, kwargs.get("ckpt_path")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from pydoc import locate
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
 from jsonargparse import Namespace
+from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
@@ -18,6 +19,7 @@ from torch import nn
 from rwml_lightning import parallel
 from rwml_lightning.data.datamodule import RolloutDataModule
 from rwml_lightning.data.predictions import Predictions
+from rwml_lightning.memory import Hardware, Plan, card_memory, local_embedders, machine_memory, plan
 from rwml_lightning.models import load_skeleton, resolve_model
 from rwml_lightning.modules.adapters import LoRA, wrap
 from rwml_lightning.modules.base import PolicyModule
@@ -26,7 +28,7 @@ from rwml_lightning.modules.loading import check_same_lora, checkpoint_policy
 log = logging.getLogger(__name__)
 
 
-def check_run(command: str, config: Namespace, model: PolicyModule, data: RolloutDataModule) -> None:
+def check_run(command: str, config: Namespace, model: PolicyModule, data: RolloutDataModule) -> Plan | None:
     """Check that everything that a command needs from its config exists.
 
     Args:
@@ -35,26 +37,31 @@ def check_run(command: str, config: Namespace, model: PolicyModule, data: Rollou
         model: Module that was built from the config. No weights are loaded yet.
         data: DataModule that was built from the config.
 
+    Returns:
+        Memory of the run; ``None`` for a command that does not train.
+
     Raises:
         ValueError: Something does not exist or is unsuitable; the message names the key.
     """
     if command == "collect":
         predictions = data.need_predictions()
         if predictions.path.exists():
-            return
+            return None
         check_transitions(predictions, data)
         assert predictions.collection is not None
         if predictions.collection.behaviour != "model":
-            return
+            return None
+    trainer: L.Trainer | None = None
     if command == "fit":
         check_strategy(config.trainer.strategy)
-        check_ranks(check_devices(model, config.trainer), model, data)
+        trainer = check_devices(model, config.trainer)
+        check_ranks(trainer.world_size, model, data)
     if command in ("fit", "validate", "test", "collect"):
         _check_model("model.init_args.model", model.model)
         if (generator_model := getattr(data.generator, "model", None)) is not None:
             _check_model("data.generator.init_args.model", generator_model)
     if command == "collect":
-        return
+        return None
     parts: dict[str, Any] = {}
     if (given := config.data.predictions) is not None:
         parts = {f"data.predictions.{key}": given[key] for key in ("reward", "evaluator")}
@@ -68,8 +75,13 @@ def check_run(command: str, config: Namespace, model: PolicyModule, data: Rollou
         check_checkpoint(config.ckpt_path, model)
     if command in ("fit", "validate", "test", "evaluate"):
         check_data(model, data)
-    if command == "fit" and config.trainer.get("strategy") == "fsdp":
+    if trainer is None:
+        return None
+    if config.trainer.get("strategy") == "fsdp":
         check_demonstrations(model, data)
+    return check_memory(
+        trainer, model, data, [parts.get("data.predictions.reward"), parts.get("data.predictions.evaluator")]
+    )
 
 
 def check_stage(command: str, model: PolicyModule, data: RolloutDataModule) -> None:
@@ -112,14 +124,48 @@ def check_ranks(num_ranks: int, model: PolicyModule, data: RolloutDataModule) ->
         )
 
 
-def check_devices(model: PolicyModule, trainer: Namespace) -> int:
+def check_memory(
+    trainer: L.Trainer, model: PolicyModule, data: RolloutDataModule, rewards: Sequence[Any]
+) -> Plan:
+    """Plan the memory of the main stage, which needs the most, and check that it fits.
+
+    All ranks take the memory that rank 0 finds, so that all refuse the same run.
+
+    Args:
+        trainer: Trainer with the devices of the run.
+        model: Module of the main stage.
+        data: DataModule of the run.
+        rewards: Parts of the config that may hold an embedding model.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ValueError: The plan does not fit.
+    """
+    on_card = isinstance(trainer.accelerator, CUDAAccelerator)
+    kind: Literal["cuda", "cpu"] = "cuda" if on_card else "cpu"
+    found = parallel.agree("memory", lambda: str(card_memory() if on_card else machine_memory()))
+    hardware = Hardware(
+        kind=kind,
+        available=float(found) / (1 if on_card else trainer.num_devices),
+        world_size=trainer.world_size,
+        sharded=isinstance(trainer.strategy, parallel.Sharded),
+        mixed_precision=trainer.precision == "bf16-mixed",
+    )
+    planned = plan(model, data.generator, list(local_embedders(list(rewards))), hardware)
+    planned.check()
+    return planned
+
+
+def check_devices(model: PolicyModule, trainer: Namespace) -> L.Trainer:
     """Check that the trainer's devices exist and that the model can train in their precision.
 
     A temporary trainer is made from these settings alone. A strategy that the config gives as a class is left out, since
     the object would be bound to the temporary trainer.
 
     Returns:
-        Number of processes of the run.
+        The temporary trainer.
     """
     keys = ("accelerator", "devices", "num_nodes", "strategy", "precision")
     given = {key: trainer[key] for key in keys if not isinstance(trainer[key], Namespace)}
@@ -133,7 +179,7 @@ def check_devices(model: PolicyModule, trainer: Namespace) -> int:
             f"trainer.accelerator is {trainer.accelerator!r} and trainer.devices is {trainer.devices!r}: {error}"
         ) from error
     model.check_precision(found.precision)
-    return found.world_size
+    return found
 
 
 def embedders(part: Any, path: str) -> Iterator[tuple[str, str]]:

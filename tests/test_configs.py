@@ -15,7 +15,15 @@ from rwml_lightning.envs.tau2 import Tau2Env
 from support.command_line import Parsed, ParsingCLI
 from support.paths import ROOT
 
-PARTS = {"hardware/gpu", "alfworld/data", "tau2/data", "tau2/predictions"}
+PARTS = {
+    "hardware/cpu",
+    "hardware/one_80gb",
+    "hardware/eight_80gb",
+    "hardware/servers",
+    "alfworld/data",
+    "tau2/data",
+    "tau2/predictions",
+}
 """Configs that others stand on."""
 CONFIGS = sorted(
     path.relative_to(ROOT).as_posix()
