@@ -67,6 +67,21 @@ def test_a_shipped_config_is_understood(config: str, tmp_path: Path, monkeypatch
         ParsingCLI()
 
 
+@pytest.mark.heavy
+@pytest.mark.parametrize("hardware", ["cpu", "eight_80gb"])
+@pytest.mark.parametrize("config", ["configs/alfworld/wm_grpo.yaml", "configs/tau2/policy_grpo.yaml"])
+def test_a_stage_stands_on_other_hardware(
+    config: str, hardware: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Most stages name one card in their first lines; :mod:`test_memory` plans them all on it."""
+    monkeypatch.chdir(tmp_path)
+    stack = [word.replace("one_80gb", hardware) for word in stack_of(config)]
+    assert f"{ROOT}/configs/hardware/{hardware}.yaml" in stack
+    monkeypatch.setattr(sys, "argv", ["rwml_lightning", "fit", *stack])
+    with pytest.raises(Parsed):
+        ParsingCLI()
+
+
 def test_a_config_fits_on_a_page() -> None:
     lengths = {config: len((ROOT / config).read_text().splitlines()) for config in CONFIGS}
     assert {config for config, length in lengths.items() if length >= 45} <= {
