@@ -13,6 +13,7 @@ import pytest
 
 from rwml_lightning.envs.tau2 import Tau2Env
 from support.command_line import Parsed, ParsingCLI
+from support.configs import stack_of
 from support.paths import ROOT
 
 PARTS = {
@@ -41,15 +42,6 @@ COMMANDS = [
         r"^\S*python -m rwml_lightning .*$", (ROOT / "docs" / f"{page}.md").read_text(), re.MULTILINE
     )
 ]
-
-
-def stack_of(config: str) -> list[str]:
-    """The files that a config says it stands on, and itself, as options of the command line."""
-    lines = (ROOT / config).read_text().splitlines()
-    head = " ".join(line for line in lines if line.startswith("#"))
-    files = re.findall(r"--config (\S+\.yaml)", head) or [config]
-    assert files[-1] == config
-    return [word for file in files for word in ("--config", str(ROOT / file))]
 
 
 def test_configs_are_found() -> None:

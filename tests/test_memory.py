@@ -13,16 +13,17 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig, Qwen2Config, Qwen3Config
 
-from rwml_lightning import memory, models
+from rwml_lightning import models
 from rwml_lightning.cli import main
 from rwml_lightning.generation import HFGenerator, VLLMGenerator
-from rwml_lightning.memory import GIB, Embedder, Hardware, Plan, local_embedders, measure, plan
+from rwml_lightning.memory import GIB, Embedder, Hardware, Plan, local_embedders, plan
+from rwml_lightning.memory.sizes import measure
 from rwml_lightning.modules import LoRA, WorldModelGRPO, WorldModelSFT
 from support.command_line import Parsed, ParsingCLI, error_of
+from support.configs import stack_of
 from support.paths import ROOT
 from support.runs import write_config
 from support.training import make
-from test_configs import stack_of
 
 H100 = Hardware("cuda", 79 * GIB, mixed_precision=True)
 ONE_CARD: dict[str, Any] = {"dtype": "bfloat16", "stochastic_rounding": True, "moments": "int8"}
@@ -65,8 +66,9 @@ def plan_of(
 ) -> Plan:  # fmt: skip
     """The plan of a shipped recipe on that hardware, from the real parser."""
     real = models.resolve_model
-    for module in (models, memory):
-        monkeypatch.setattr(module, "resolve_model", lambda name: hub.get(str(name)) or real(name))
+    for module in ("models", "memory.planning"):
+        target = f"rwml_lightning.{module}.resolve_model"
+        monkeypatch.setattr(target, lambda name: hub.get(str(name)) or real(name))
     stack = [word.replace("one_80gb", hardware_file) for word in stack_of(f"configs/{recipe}.yaml")]
     monkeypatch.setattr(sys, "argv", ["rwml_lightning", "fit", *stack, *extra])
     found: list[Plan] = []

@@ -213,10 +213,11 @@ class VLLMGenerator(SeparateWeights):
         self.start()
         self.weights_digest = None
         try:
-            if (
-                self.asleep
-            ):  # the cache wakes after the weights, since files and weights are in memory together
-                self._call("wake_up", lambda llm: llm.wake_up(tags=["weights"]))
+            if self.asleep:
+                torch.cuda.empty_cache()  # the trainer's unused blocks would leave too little
+                self._call(
+                    "wake_up", lambda llm: llm.wake_up(tags=["weights"])
+                )  # the cache follows, when the files are gone
             with ExitStack() as files:
                 paths = write_weight_files(named_tensors, files)
                 folder = str(resolve_model(self._model_name()))

@@ -5,20 +5,15 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from rich.table import Table
-from torch import nn
 
-from rwml_lightning.activations import Activations, count_activations, fake_tensors
-from rwml_lightning.functional.packed import decoder
+from rwml_lightning.memory.sizes import head_bytes, measure, num_parameters
 from rwml_lightning.models import causal_config, resolve_model
-from rwml_lightning.modules.adamw import moment_block
-from rwml_lightning.modules.adapters import wrap
 from rwml_lightning.modules.base import PolicyModule
 
 GIB = 2**30
@@ -145,88 +140,6 @@ class Embedder:
         return weights + self.batch_size * _TEXT_TOKENS * width * 40
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """Numbers of an architecture that the plan needs.
-
-    Args:
-        weights: Bytes of all weights and buffers.
-        gradients: Bytes of the gradients of a whole model.
-        moments: Bytes of its moments.
-        casts: Bytes of the bfloat16 copies that autocast keeps during a step.
-        largest_gradient: Bytes of the largest gradient.
-        layer: Bytes of the weights of the largest decoder layer.
-        outside: Bytes of the weights outside of the layers.
-        activations: Activations per token.
-        head: Vocabulary, width, and bytes of a number of the output head.
-        head_trained: Whether the head has a gradient.
-    """
-
-    weights: float
-    gradients: float
-    moments: float
-    casts: float
-    largest_gradient: float
-    layer: float
-    outside: float
-    activations: Activations
-    head: tuple[int, int, int]
-    head_trained: bool
-
-
-def measure(module: PolicyModule, mixed_precision: bool) -> Sizes:
-    """Build the policy of a module without values, and count what it takes. Its weights are not read."""
-    from transformers import AutoModelForCausalLM
-
-    config, dtype = causal_config(module.model), getattr(torch, module.dtype_name)
-    with torch.device("meta"):
-        lm = AutoModelForCausalLM.from_config(config, dtype=dtype)
-        policy: nn.Module = lm if module.lora is None else wrap(lm, module.lora)
-    with fake_tensors():  # knows autocast, which the meta device does not
-        plain = AutoModelForCausalLM.from_config(config, dtype=dtype)
-        activations = count_activations(plain, mixed_precision)
-    # An adapter stores its input a second time, in its own dtype, or in that of autocast.
-    adapted: list[Any] = [layer for layer in policy.modules() if hasattr(layer, "lora_A")]
-    extra = sum(layer.in_features for layer in adapted) * (2 if mixed_precision else 4)
-    weights = [*policy.parameters(), *policy.buffers()]
-    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-    low = [p for p in policy.parameters() if mixed_precision and p.ndim > 1 and p.dtype == torch.float32]
-    head = lm.get_output_embeddings().weight
-    layers: Any = decoder(lm).layers
-    in_layers = [_bytes(list(layer.parameters())) for layer in layers]
-    return Sizes(
-        weights=_bytes(weights),
-        gradients=_bytes(trained),
-        moments=sum(moment_bytes(parameter, module.optimizer.moments) for parameter in trained),
-        casts=sum(2.0 * matrix.numel() for matrix in low),
-        largest_gradient=max(parameter.numel() * parameter.element_size() for parameter in trained),
-        layer=max(in_layers),
-        outside=_bytes(weights) - sum(in_layers),
-        activations=replace(
-            activations,
-            stored=activations.stored + extra,
-            largest_layer=activations.largest_layer + extra / len(layers),
-        ),
-        head=(head.shape[0], head.shape[1], 2 if mixed_precision else head.element_size()),
-        head_trained=head.requires_grad,
-    )
-
-
-def moment_bytes(parameter: torch.Tensor, moments: Literal["float32", "int8"]) -> float:
-    """Return the bytes of the two moments of a parameter."""
-    block = moment_block(parameter, moments)
-    return 2 * parameter.numel() * (4 if block is None else 1 + 4 / block)
-
-
-def head_bytes(sizes: Sizes, chunk: int, num_tokens: int) -> float:
-    """Return the bytes of the output head in its backward pass: a chunk of logits, and the gradient in float32."""
-    vocabulary, width, number = sizes.head
-    # Logits and their gradient in float32, and the one that is the factor of a matrix product.
-    logits = min(chunk, num_tokens) * vocabulary * (4 + 4 + number)
-    gradient = vocabulary * width * (4 + number) if sizes.head_trained else 0
-    return logits + gradient + 2 * num_tokens * width * number
-
-
 def plan(module: PolicyModule, generator: Any, embedders: Sequence[Embedder], hardware: Hardware) -> Plan:
     """Add up the memory of a stage on one rank.
 
@@ -302,10 +215,10 @@ def _generator_part(
     elif kind == "VLLMGenerator":
         number = 4 if hardware.kind == "cpu" and generator.dtype == "auto" else _size_of(generator.dtype)
         cache = 2.0 if generator.kv_cache_gib is None else generator.kv_cache_gib
-        awake = _num_parameters(module.model) * number + cache * GIB + _ENGINE_PROCESS[hardware.kind]
+        awake = num_parameters(module.model) * number + cache * GIB + _ENGINE_PROCESS[hardware.kind]
         remedy = "lower data.generator.init_args.kv_cache_gib, or set enable_sleep_mode"
     elif kind == "HFGenerator":
-        own = _num_parameters(module.model) * _size_of(generator.dtype) if hardware.sharded else 0
+        own = num_parameters(module.model) * _size_of(generator.dtype) if hardware.sharded else 0
         awake = own + _cache_bytes(module.model, generator, _size_of(module.dtype_name))
         return Part("generator", {"rollouts": awake, **dict.fromkeys(phases[1:], float(own))}, "lower data.generator.init_args.max_num_seqs")  # fmt: skip
     else:
@@ -326,18 +239,6 @@ def _cache_bytes(model: str, generator: Any, number: int, new_tokens: int = 512)
 
 def _always(name: str, num_bytes: float, phases: Sequence[Phase], remedy: str) -> Part:
     return Part(name, dict.fromkeys(phases, num_bytes), remedy)
-
-
-@cache
-def _num_parameters(model: str) -> int:
-    from transformers import AutoModelForCausalLM
-
-    with fake_tensors():
-        return sum(p.numel() for p in AutoModelForCausalLM.from_config(causal_config(model)).parameters())
-
-
-def _bytes(tensors: Sequence[torch.Tensor]) -> float:
-    return float(sum(tensor.numel() * tensor.element_size() for tensor in tensors))
 
 
 def _size_of(dtype: str) -> int:
