@@ -48,7 +48,7 @@ class WorkerExtension:
         # Not model.load_weights: CPU kernels have packed copies of the weights, which only reload_weights rebuilds.
         digested = digesting(tensors(), digests)
         forget_expert_kernels(self.get_model())
-        self.reload_weights(weights_iterator=checkpoint_tensors(_skeleton(folder), digested))
+        self.reload_weights(weights_iterator=checkpoint_tensors(model_skeleton(folder), digested))
         renew_tied_head(self.get_model())
         return combine_digests(digests)
 
@@ -65,7 +65,8 @@ class WorkerExtension:
 
 
 @cache
-def _skeleton(folder: str) -> nn.Module:
+def model_skeleton(folder: str) -> nn.Module:
+    """Return the model of a folder without values; it is loaded once."""
     return load_skeleton(folder)
 
 
