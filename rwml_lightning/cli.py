@@ -30,6 +30,7 @@ from rwml_lightning.config_errors import ReadableParser, reason
 from rwml_lightning.credentials import check_config
 from rwml_lightning.data.datamodule import RolloutDataModule
 from rwml_lightning.evaluation import render_episodes, render_results
+from rwml_lightning.generation import ServersGoneError
 from rwml_lightning.interrupts import Interrupted, handled, keep_handlers
 from rwml_lightning.memory import Plan
 from rwml_lightning.modules.base import PolicyModule
@@ -347,6 +348,7 @@ def main(args: list[str] | None = None) -> None:
         FileNotFoundError,
         ModuleNotFoundError,
         ServerError,
+        ServersGoneError,
         MisconfigurationException,
         parallel.RankError,
     ) as error:

@@ -19,6 +19,7 @@ from torch import nn
 from rwml_lightning import parallel
 from rwml_lightning.data.datamodule import RolloutDataModule
 from rwml_lightning.data.predictions import Predictions
+from rwml_lightning.generation import VLLMServerGenerator
 from rwml_lightning.memory import Hardware, Plan, card_memory, local_embedders, machine_memory, plan
 from rwml_lightning.models import load_skeleton, resolve_model
 from rwml_lightning.modules.adapters import LoRA, wrap
@@ -60,6 +61,8 @@ def check_run(command: str, config: Namespace, model: PolicyModule, data: Rollou
         _check_model("model.init_args.model", model.model)
         if (generator_model := getattr(data.generator, "model", None)) is not None:
             _check_model("data.generator.init_args.model", generator_model)
+        if isinstance(data.generator, VLLMServerGenerator):
+            _check_servers(data.generator)
     if command == "collect":
         return None
     parts: dict[str, Any] = {}
@@ -292,6 +295,13 @@ def check_environment(data: RolloutDataModule) -> None:
         data.environment.make().close()
     except ValueError as error:
         raise ValueError(f"data.environment: {error}") from error
+
+
+def _check_servers(generator: VLLMServerGenerator) -> None:
+    try:
+        generator.check()
+    except ValueError as error:
+        raise ValueError(f"data.generator: {error}") from error
 
 
 def _check_model(key: str, name: str) -> None:
