@@ -37,6 +37,12 @@ MISSING: dict[str, tuple[dict[str, Any], str]] = {
         {"data": {"generator": {"class_path": "rwml_lightning.generation.HFGenerator", "init_args": {"model": "./no/model"}}}},
         "data.generator.init_args.model: model './no/model': no such folder",
     ),
+    "server": (
+        {"data": {"generator": {"class_path": "rwml_lightning.generation.VLLMServerGenerator",
+                                "init_args": {"urls": ["http://127.0.0.1:9"], "max_model_len": 77}}}},
+        "data.generator: http://127.0.0.1:9 does not respond (All connection attempts failed); start it with: "
+        "VLLM_SERVER_DEV_MODE=1 python -m vllm.entrypoints.openai.api_server --model ",
+    ),
     "reward": ({"predictions": {"reward": EMBEDDING}}, "data.predictions.reward.init_args.embedder: model './no/embedder'"),
     "evaluator": (
         {"predictions": {"evaluator": {"class_path": "rwml_lightning.rewards.RewardByKind",
