@@ -60,16 +60,23 @@ class ServerClient:
         )
 
     async def ask(
-        self, method: str, path: str, body: Mapping[str, Any] | None = None, timeout_s: float = CONTROL_S
+        self, method: str, path: str, body: Mapping[str, Any] | None = None, timeout_s: float | None = None
     ) -> Any:
-        """Send a request and return the JSON of the response.
+        """Send a request and return the JSON of the response, ``None`` if it is empty.
+
+        Args:
+            method: ``GET`` or ``POST``.
+            path: Path from the root of the server.
+            body: JSON of the request.
+            timeout_s: Time limit in seconds; default: :data:`CONTROL_S`.
 
         Raises:
             ServerFaultError: There is no response within the time limit, or the server failed.
             RefusedError: The server refuses the request.
         """
+        limit = CONTROL_S if timeout_s is None else timeout_s
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(limit):
                 response = await self._http.request(method, path, json=body)
             status = response.status_code
             if status in _BUSY:
@@ -78,9 +85,9 @@ class ServerClient:
                 raise ServerFaultError(self._describe(response))
             if status >= 300:
                 raise RefusedError(status, f"{self.url}{path} responded {self._describe(response)}")
-            return response.json()
+            return response.json() if response.content else None
         except TimeoutError:
-            raise ServerFaultError(f"no response to {path} within {timeout_s:g} s") from None
+            raise ServerFaultError(f"no response to {path} within {limit:g} s") from None
         except httpx.TransportError as error:
             raise ServerFaultError(str(error) or type(error).__name__) from None
         except (httpx.DecodingError, JSONDecodeError):

@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 WATCH_S = 2.0
 """Pause in seconds between two attempts to take back a server."""
 _WAIT_S = 0.1
+_FIRST_PAUSE_S = 0.2
+_LONGEST_PAUSE_S = 10.0
 
 
 class ServersGoneError(ConnectionError):
@@ -67,6 +69,8 @@ class Member:
         left_out: Whether a message has said that the server is left out.
         foreign: Whether the server has weights that this process has not sent or expected.
         num_running: Number of requests under way.
+        pause_s: Pause before the server is tried again. Failures double it, and a completion ends it.
+        not_before: Time of the monotonic clock at which the pause ends.
     """
 
     def __init__(self, client: ServerClient, transfer_s: float) -> None:
@@ -78,6 +82,8 @@ class Member:
         self.left_out = False
         self.foreign = False
         self.num_running = 0
+        self.pause_s = 0.0
+        self.not_before = 0.0
         self.lock = asyncio.Lock()
 
 
@@ -148,6 +154,8 @@ class ServerPool:
         answers: dict[int, tuple[Member, dict[str, Any]]] = {}
         if not requests:
             return []
+        if self._watcher is not None and self._watcher.done():
+            self._watcher.result()  # raises what ended it
         await self._verify()
         if self._weights is None:
             for member in self.members:
@@ -203,6 +211,9 @@ class ServerPool:
                     member.num_running -= 1
                     try:
                         answers[number] = (member, task.result())
+                        member.pause_s = 0.0
+                    except asyncio.CancelledError:
+                        waiting.appendleft(number)
                     except ServerFaultError as error:
                         self._lose(member, str(error))
                         failures[number] += 1
@@ -211,6 +222,9 @@ class ServerPool:
                                 f"a request failed {failures[number]} times, the last time at {member.client.url}: {error}"
                             ) from None
                         waiting.appendleft(number)
+                for task, (_, member) in running.items():
+                    if not member.ready:  # its health check failed, and its connections may hang
+                        task.cancel()
         finally:
             for task, (_, member) in running.items():
                 task.cancel()
@@ -226,6 +240,8 @@ class ServerPool:
         if member.ready and not quiet:
             log.warning("%s is left out: %s", member.client.url, reason)
             member.left_out = True
+            member.pause_s = min(max(_FIRST_PAUSE_S, 2 * member.pause_s), _LONGEST_PAUSE_S)
+            member.not_before = time.monotonic() + member.pause_s
         member.ready, member.reason = False, reason
 
     async def _some_server(self) -> None:
@@ -252,15 +268,27 @@ class ServerPool:
             await asyncio.sleep(_WAIT_S)
 
     async def _watch(self) -> None:
-        """Take back servers that are left out."""
+        """Check the health of servers in use, and take back those that are left out."""
+
+        async def look_after(member: Member) -> None:
+            if not member.ready:
+                await self._restore(member)
+                return
+            try:
+                await member.client.ask("GET", "/health")
+            except (ServerFaultError, RefusedError) as error:
+                self._lose(member, str(error))
+
         while True:
             await asyncio.sleep(WATCH_S)
-            await asyncio.gather(*(self._restore(member) for member in self.members if not member.ready))
+            await asyncio.gather(*map(look_after, self.members))
 
     async def _restore(self, member: Member) -> None:
         """Use a server again if it is the right one and has the weights, which this rank sends if it can."""
         async with member.lock:
             weights = self._weights
+            if member.ready or time.monotonic() < member.not_before:
+                return
             try:
                 found = await member.client.check(self.need)
                 if found["dtype"] != self.dtype:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rwml_lightning import parallel
 from rwml_lightning.functional import combine_digests, tensor_digest
-from rwml_lightning.generation import ServersGoneError, VLLMServerGenerator, server_pool
+from rwml_lightning.generation import ServersGoneError, VLLMServerGenerator, server_client, server_pool
 from rwml_lightning.generation.server_check import describe_model
 from rwml_lightning.schema import Sampling
 from support.fake_server import free_port
@@ -198,15 +198,23 @@ def test_completions_of_a_server_that_restarted_unnoticed_are_made_again(start: 
     assert len(steady.prompts) + len(restarting.prompts) > first + 9
 
 
-def test_a_server_that_hangs_is_left_out(start: Start, make: Make) -> None:
+@pytest.mark.parametrize(
+    ("also", "request_s"),
+    [(["/collective_rpc"], 0.3), (["/collective_rpc", "/health"], 600.0)],
+    ids=["a request takes too long", "the health check takes too long"],
+)
+def test_a_server_that_hangs_is_left_out(
+    start: Start, make: Make, monkeypatch: pytest.MonkeyPatch, also: list[str], request_s: float
+) -> None:
     release = threading.Event()
 
     def hang(path: str, body: dict[str, Any]) -> None:
-        if path in ("/v1/completions", "/collective_rpc") and hanging.prompts:
+        if path in ("/v1/completions", *also) and hanging.prompts:
             release.wait(20)
 
+    monkeypatch.setattr(server_client, "CONTROL_S", 0.5)
     hanging, living = start(hang), start()
-    generator = make(hanging, living, request_timeout_s=0.3)
+    generator = make(hanging, living, request_timeout_s=request_s)
     try:
         assert sampled(generator) == expected()
     finally:
