@@ -11,16 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from rwml_lightning.generation.server_check import Need, WrongServerError
-from rwml_lightning.generation.server_client import RefusedError, ServerClient, ServerFaultError
-from rwml_lightning.generation.weight_sender import WeightSender, WeightSet
+from rwml_lightning.generation.server_client import ServerClient, ServerFaultError
+from rwml_lightning.generation.server_member import Member
+from rwml_lightning.generation.weight_sender import WeightSet
 
 log = logging.getLogger(__name__)
 
 WATCH_S = 2.0
 """Pause in seconds between two attempts to take back a server."""
 _WAIT_S = 0.1
-_FIRST_PAUSE_S = 0.2
-_LONGEST_PAUSE_S = 10.0
 
 
 class ServersGoneError(ConnectionError):
@@ -59,34 +58,6 @@ class Request:
     group: int
 
 
-class Member:
-    """A server of the pool.
-
-    Attributes:
-        ready: Whether the server has the right weights, as far as this process knows.
-        process: Identity of the server's process when its weights were last verified.
-        reason: Why the server is not ready.
-        left_out: Whether a message has said that the server is left out.
-        foreign: Whether the server has weights that this process has not sent or expected.
-        num_running: Number of requests under way.
-        pause_s: Pause before the server is tried again. Failures double it, and a completion ends it.
-        not_before: Time of the monotonic clock at which the pause ends.
-    """
-
-    def __init__(self, client: ServerClient, transfer_s: float) -> None:
-        self.client = client
-        self.sender = WeightSender(client, transfer_s)
-        self.ready = False
-        self.process = ""
-        self.reason = "not checked yet"
-        self.left_out = False
-        self.foreign = False
-        self.num_running = 0
-        self.pause_s = 0.0
-        self.not_before = 0.0
-        self.lock = asyncio.Lock()
-
-
 class ServerPool:
     """Spreads requests over servers that have the same weights.
 
@@ -101,15 +72,18 @@ class ServerPool:
     """
 
     def __init__(self, clients: Sequence[ServerClient], need: Need, limits: Limits, first: int = 0) -> None:
-        members = [Member(client, limits.transfer_s) for client in clients]
+        members = [Member(client, need, limits.transfer_s) for client in clients]
         first %= len(members)
         self.members = members[first:] + members[:first]
         self.need = need
         self.limits = limits
-        self.dtype = ""
-        self._weights: WeightSet | None = None
-        self._cuda_device: int | None = None
+        self._updated = False
         self._watcher: asyncio.Task[None] | None = None
+
+    @property
+    def dtype(self) -> str:
+        """Dtype of the servers' weights."""
+        return self.members[0].dtype
 
     async def start(self, wait_s: float) -> None:
         """Check all servers.
@@ -121,14 +95,13 @@ class ServerPool:
             WrongServerError: A server does not respond, or cannot be used.
         """
         deadline = time.monotonic() + wait_s
-        found = await asyncio.gather(*(self._first_check(member, deadline) for member in self.members))
-        dtypes = {member.client.url: description["dtype"] for member, description in zip(self.members, found, strict=True)}  # fmt: skip
+        await asyncio.gather(*(self._first_check(member, deadline) for member in self.members))
+        dtypes = {member.client.url: member.dtype for member in self.members}
         if len(set(dtypes.values())) != 1:
             raise WrongServerError(
                 f"the servers compute in different dtypes ({dtypes}): start all with the same --dtype"
             )
-        self.dtype = found[0]["dtype"]
-        await asyncio.gather(*map(self._restore, self.members))
+        await asyncio.gather(*(member.restore() for member in self.members))
         self._watcher = asyncio.create_task(self._watch())
 
     async def update(self, weights: WeightSet, cuda_device: int | None) -> None:
@@ -141,9 +114,9 @@ class ServerPool:
         Raises:
             ServersGoneError: No server took the weights.
         """
-        self._weights, self._cuda_device = weights, cuda_device
+        self._updated = True
         for member in self.members:
-            self._lose(member, "has not taken the weights of this version yet", quiet=True)
+            member.expect(weights, cuda_device)
         await self._some_server()
 
     async def run(self, requests: Sequence[Request]) -> list[dict[str, Any]]:
@@ -157,7 +130,7 @@ class ServerPool:
         if self._watcher is not None and self._watcher.done():
             self._watcher.result()  # raises what ended it
         await self._verify()
-        if self._weights is None:
+        if not self._updated:
             for member in self.members:
                 if member.foreign:
                     raise WrongServerError(f"{member.client.url} {member.reason}")
@@ -173,13 +146,13 @@ class ServerPool:
         if self._watcher is not None:
             self._watcher.cancel()
         for member in self.members:
-            member.sender.leave()
-            await member.client.close()
+            await member.close()
 
-    async def _first_check(self, member: Member, deadline: float) -> dict[str, Any]:
+    async def _first_check(self, member: Member, deadline: float) -> None:
         while True:
             try:
-                return await member.client.check(self.need)
+                await member.first_check()
+                return
             except ServerFaultError as error:
                 if time.monotonic() >= deadline:
                     url = member.client.url
@@ -211,11 +184,11 @@ class ServerPool:
                     member.num_running -= 1
                     try:
                         answers[number] = (member, task.result())
-                        member.pause_s = 0.0
+                        member.succeed()
                     except asyncio.CancelledError:
                         waiting.appendleft(number)
                     except ServerFaultError as error:
-                        self._lose(member, str(error))
+                        member.lose(str(error))
                         failures[number] += 1
                         if failures[number] > self.limits.retries:
                             raise ServersGoneError(
@@ -236,14 +209,6 @@ class ServerPool:
             return preferred
         return min(free, key=lambda member: member.num_running, default=None)
 
-    def _lose(self, member: Member, reason: str, quiet: bool = False) -> None:
-        if member.ready and not quiet:
-            log.warning("%s is left out: %s", member.client.url, reason)
-            member.left_out = True
-            member.pause_s = min(max(_FIRST_PAUSE_S, 2 * member.pause_s), _LONGEST_PAUSE_S)
-            member.not_before = time.monotonic() + member.pause_s
-        member.ready, member.reason = False, reason
-
     async def _some_server(self) -> None:
         """Wait until a server can be used.
 
@@ -252,7 +217,7 @@ class ServerPool:
         """
         started, said = time.monotonic(), False
         while not any(member.ready for member in self.members):
-            await asyncio.gather(*map(self._restore, self.members))
+            await asyncio.gather(*(member.restore() for member in self.members))
             if any(member.ready for member in self.members):
                 return
             left = started + self.limits.outage_s - time.monotonic()
@@ -268,69 +233,12 @@ class ServerPool:
             await asyncio.sleep(_WAIT_S)
 
     async def _watch(self) -> None:
-        """Check the health of servers in use, and take back those that are left out."""
-
-        async def look_after(member: Member) -> None:
-            if not member.ready:
-                await self._restore(member)
-                return
-            try:
-                await member.client.ask("GET", "/health")
-            except (ServerFaultError, RefusedError) as error:
-                self._lose(member, str(error))
-
         while True:
             await asyncio.sleep(WATCH_S)
-            await asyncio.gather(*map(look_after, self.members))
-
-    async def _restore(self, member: Member) -> None:
-        """Use a server again if it is the right one and has the weights, which this rank sends if it can."""
-        async with member.lock:
-            weights = self._weights
-            if member.ready or time.monotonic() < member.not_before:
-                return
-            try:
-                found = await member.client.check(self.need)
-                if found["dtype"] != self.dtype:
-                    raise ServerFaultError(f"computes in {found['dtype']}, not in {self.dtype} as before")
-                if weights is not None and weights.tensors is not None and found["digest"] != weights.digest:
-                    await member.sender.send(weights, found, self._cuda_device)
-                    found = await member.client.describe()
-                expected = None if weights is None else weights.digest
-                member.foreign = found["digest"] != expected
-                if found["digest"] != expected:
-                    raise ServerFaultError(_other_weights(found["digest"]))
-            except (ServerFaultError, WrongServerError, RefusedError) as error:
-                member.reason = str(error).removeprefix(f"{member.client.url} ")
-                return
-            if weights is not self._weights:
-                return
-            member.ready, member.process = True, found["process"]
-            if member.left_out:
-                log.warning("%s is used again", member.client.url)
-                member.left_out = False
+            await asyncio.gather(*(member.look_after() for member in self.members))
 
     async def _verify(self) -> list[Member]:
         """Verify the weights of all servers in use; return those that do not have them any more."""
         used = [member for member in self.members if member.ready]
-        expected = None if self._weights is None else self._weights.digest
-
-        async def is_wrong(member: Member) -> bool:
-            try:
-                found = await member.client.describe()
-            except (ServerFaultError, RefusedError) as error:
-                self._lose(member, str(error))
-                return True
-            if (found["process"], found["digest"]) == (member.process, expected):
-                return False
-            self._lose(member, _other_weights(found["digest"]))
-            return True
-
-        wrong = await asyncio.gather(*map(is_wrong, used))
-        return [member for member, lost in zip(used, wrong, strict=True) if lost]
-
-
-def _other_weights(digest: str | None) -> str:
-    if digest is None:
-        return "has the weights of its model folder, not those of this run"
-    return f"has the weights of another run or step (digest {digest}): update them, or start the server again"
+        same = await asyncio.gather(*(member.verify() for member in used))
+        return [member for member, verified in zip(used, same, strict=True) if not verified]
