@@ -35,7 +35,8 @@ class VLLMServerGenerator:
     out, its requests go to the others, and it is used again when it responds and has the current weights. Rank 0 sends
     the weights: over NCCL if trainer and server have GPUs, over gloo otherwise. For servers that come back, it keeps
     a copy in the memory of its machine, in the dtype of the servers. The other ranks wait until the servers have the weights
-    that they have themselves.
+    that they have themselves. So :meth:`update_weights` must come after a point at which no rank uses the generator, such as the
+    reduction of gradients.
 
     Args:
         urls: Addresses of the servers, such as ``http://10.0.0.2:8000``.

@@ -26,7 +26,7 @@ class MeasuredSync(WeightSync):
 
     def sync(self, module: PolicyModule) -> None:
         """Update the server between two measurements."""
-        before = self.measure(module)
+        before = parallel.gather(self.measure(module))[0]  # no rank updates while another measures
         start = time.perf_counter()
         super().sync(module)
         row = {"version": module.policy_version, "before": before, "after": self.measure(module)}
