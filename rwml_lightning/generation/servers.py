@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from copy import copy
 from typing import Any, TypeVar
 
@@ -13,8 +13,8 @@ from torch import Tensor
 
 from rwml_lightning import parallel
 from rwml_lightning.credentials import check_server_url, read_key
-from rwml_lightning.functional import combine_digests, digesting, tensor_digest
-from rwml_lightning.generation.base import check_prompts
+from rwml_lightning.functional import combine_digests, digesting
+from rwml_lightning.generation.base import SeparateWeights, check_prompts
 from rwml_lightning.generation.server_check import Need
 from rwml_lightning.generation.server_client import ServerClient
 from rwml_lightning.generation.server_pool import Limits, Request, ServerPool
@@ -28,7 +28,7 @@ _T = TypeVar("_T")
 _SPARE_CONNECTIONS = 8
 
 
-class VLLMServerGenerator:
+class VLLMServerGenerator(SeparateWeights):
     """Samples with one or several running vLLM servers. Weight updates go through vLLM's own weight transfer.
 
     docs/scale.md has the command that starts a server. Requests are spread over the servers. A server that fails is left
@@ -157,20 +157,16 @@ class VLLMServerGenerator:
     def update_weights(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         pool = self._started()
         self.weights_digest = None
-        given: list[int] = []
-        sent: list[int] = []
+        digests: list[int] = []
         copies: list[tuple[str, Tensor]] | None = [] if parallel.rank() == 0 else None
-        dtype: torch.dtype = getattr(torch, pool.dtype)
-        for name, tensor in _cast(digesting(named_tensors, given), dtype):
-            sent.append(tensor_digest(name, tensor))
+        for name, tensor in digesting(named_tensors, digests):
             if copies is not None:
                 copies.append((name, tensor.detach().to("cpu", copy=True).contiguous()))
         cuda_device = torch.cuda.current_device() if torch.cuda.is_available() else None
-        weights = WeightSet(combine_digests(sent), copies)
+        digest = combine_digests(digests)
         assert self._loop is not None
-        self._loop.run(pool.update(weights, cuda_device))
-        # The servers' digest is that of the cast tensors, which were cast here from the given ones.
-        self.weights_digest = combine_digests(given)
+        self._loop.run(pool.update(WeightSet(digest, copies), cuda_device))
+        self.weights_digest = digest
         self.policy_version = version
 
     def close(self) -> None:
@@ -223,12 +219,6 @@ class _Loop:
 
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
-
-
-def _cast(named_tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """Cast matrices to the dtype of the servers; vectors are small, and a server may compute with them in float32."""
-    for name, tensor in named_tensors:
-        yield name, tensor.to(dtype) if tensor.is_floating_point() and tensor.ndim > 1 else tensor
 
 
 def _completion(answer: dict[str, Any], version: int) -> Completion:

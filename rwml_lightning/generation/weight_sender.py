@@ -25,7 +25,7 @@ class WeightSet:
     """All weights of a version.
 
     Args:
-        digest: Digest of the tensors in the dtypes in which they are sent.
+        digest: Digest of the tensors.
         tensors: Names and values on the CPU; ``None`` on a rank that does not send.
     """
 
