@@ -50,6 +50,8 @@ class Case:
         kl_coefficient: Weight of the KL penalty (k3).
         learning_rate: Constant learning rate.
         threads: Number of torch threads on each side.
+        device: Device of both sides.
+        precision: Precision of both trainers, in Lightning's spelling. The weights are float32.
     """
 
     model: str
@@ -60,6 +62,13 @@ class Case:
     kl_coefficient: float = 0.01
     learning_rate: float = 1e-6
     threads: int = 2
+    device: Literal["cpu", "cuda"] = "cpu"
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+
+    @property
+    def context(self) -> int:
+        """Maximum number of tokens of an engine's sequence, with some for the checks of the weights."""
+        return self.prompt_tokens + self.completion_tokens + 32
 
 
 @dataclass(frozen=True)
@@ -152,3 +161,5 @@ class Turns:
 
 
 GeneratorName = Literal["hf", "vllm"]
+CARD_SHARE = 0.3
+"""Share of a card's memory that vLLM gets, on both sides."""

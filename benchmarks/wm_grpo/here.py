@@ -25,7 +25,16 @@ from rwml_lightning.prompts.next_state import WorldModelPrompt
 from rwml_lightning.rewards import EmbeddingReward, NextStateReward
 from rwml_lightning.run import Run, open_run_folder
 from rwml_lightning.schema import Completion, RolloutBatch, Sampling, Score, Transition
-from wm_grpo.case import EMBEDDER, SYSTEM, TRANSITION, Case, GeneratorName, Given, Turns
+from wm_grpo.case import (
+    CARD_SHARE,
+    EMBEDDER,
+    SYSTEM,
+    TRANSITION,
+    Case,
+    GeneratorName,
+    Given,
+    Turns,
+)
 
 
 @dataclass(frozen=True)
@@ -71,10 +80,14 @@ class GivenReward:
 
 
 class StepTurns(L.Callback):
-    """Report each step after all other callbacks."""
+    """Report each step after all other callbacks. The first turn begins before the model is loaded."""
 
     def __init__(self, turns: Turns) -> None:
         self.turns = turns
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Wait for the first turn."""
+        self.turns.wait()
 
     def on_step_metrics(
         self, trainer: L.Trainer, module: Any, metrics: Mapping[str, float], batch: RolloutBatch
@@ -106,25 +119,59 @@ def run(case: Case, turns: Turns, generator_name: GeneratorName = "hf", given: G
         generator_name: ``hf`` decodes with the trainer's own module, ``vllm`` with an engine in its own process.
         given: Completions and rewards to use instead of generated ones.
     """
-    quieten()
-    torch.set_num_threads(case.threads)
     generator: Generator
-    reward: NextStateReward
+    reward: NextStateReward | None = None
     if given is not None:
         generator, reward = GivenGenerator(given), GivenReward(given)
     elif generator_name == "hf":
         generator = HFGenerator(end_token_ids=())
-        reward = EmbeddingReward(EMBEDDER, mode="cosine", device="cpu")
     else:
-        length = case.prompt_tokens + case.completion_tokens + 32
-        generator = VLLMGenerator(case.model, max_model_len=length, kv_cache_gib=0.5, end_token_ids=())
-        reward = EmbeddingReward(EMBEDDER, mode="cosine", device="cpu")
+        generator = vllm_generator(case)
+    module = WorldModelGRPO(
+        model=case.model,
+        gradient_checkpointing="selective",
+        optimizer=Optimizer(case.learning_rate),
+        grpo=GRPO(kl_coefficient=case.kl_coefficient, importance_cap=None),  # TRL only corrects for vLLM
+    )
+    fit(case, module, generator, reward, [StepTurns(turns)])
+
+
+def vllm_generator(case: Case, enable_sleep_mode: bool = False) -> VLLMGenerator:
+    """Return an engine for the sequences of a case, not started."""
+    return VLLMGenerator(
+        case.model,
+        max_model_len=case.context,
+        gpu_memory_utilization=CARD_SHARE,
+        kv_cache_gib=0.5 if case.device == "cpu" else None,
+        end_token_ids=(),
+        enable_sleep_mode=enable_sleep_mode,
+    )
+
+
+def fit(
+    case: Case,
+    module: WorldModelGRPO,
+    generator: Generator,
+    reward: NextStateReward | None = None,
+    callbacks: Sequence[L.Callback] = (),
+) -> None:
+    """Train a module on the steps of a case, with the callbacks of every run.
+
+    Args:
+        case: Shape of the step, device and precision.
+        module: Module to train.
+        generator: Generator of the completions; it is closed at the end.
+        reward: Reward; default: cosine similarity.
+        callbacks: Callbacks after those of every run.
+    """
+    quieten()
+    torch.set_num_threads(case.threads)
     with tempfile.TemporaryDirectory() as folder:
         transitions = Path(folder) / "transitions.parquet"
         write_transitions(transitions, [TRANSITION])
         predictions = Predictions(
             str(transitions),
-            reward,
+            reward or EmbeddingReward(EMBEDDER, mode="cosine", device=case.device),
             prompt=FixedLengthPrompt(num_tokens=case.prompt_tokens),
             sampling=Sampling(max_tokens=case.completion_tokens),
             prompts_per_step=1,
@@ -132,26 +179,20 @@ def run(case: Case, turns: Turns, generator_name: GeneratorName = "hf", given: G
             num_passes=case.num_steps,
         )
         data = RolloutDataModule(generator, predictions=predictions)
-        module = WorldModelGRPO(
-            model=case.model,
-            gradient_checkpointing="selective",
-            optimizer=Optimizer(case.learning_rate),
-            grpo=GRPO(kl_coefficient=case.kl_coefficient, importance_cap=None),  # TRL only corrects for vLLM
-        )
         record = open_run_folder(Run(name="benchmark", root=folder), "")
         trainer = L.Trainer(
-            accelerator="cpu",
+            accelerator=case.device,
             devices=1,
+            precision=case.precision,
             max_epochs=1,
             logger=False,
             enable_checkpointing=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
             limit_val_batches=0,
-            callbacks=[*default_callbacks([], record, None), StepTurns(turns)],
+            callbacks=[*default_callbacks([], record, None), *callbacks],
         )
         try:
-            turns.wait()
             trainer.fit(module, data)
         finally:
             data.close()

@@ -1,4 +1,4 @@
-"""The step in TRL: its GRPOTrainer with transformers' generate. A subclass takes times and changes nothing else."""
+"""The step in TRL: its GRPOTrainer with transformers' generate, or vLLM on a card. A subclass takes times and changes nothing else."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trl import GRPOConfig, GRPOTrainer
 from rwml_lightning.answers import extract_answer
 from rwml_lightning.models import load_tokenizer, resolve_model
 from rwml_lightning.rewards import EmbeddingReward
-from wm_grpo.case import EMBEDDER, TRANSITION, Case, Given, Turns
+from wm_grpo.case import CARD_SHARE, EMBEDDER, TRANSITION, Case, GeneratorName, Given, Turns
 from wm_grpo.here import prompt_ids
 
 
@@ -22,15 +22,29 @@ class TimedGRPOTrainer(GRPOTrainer):
     """GRPOTrainer with its only prompt as token ids; stores times and values of the last step for the report."""
 
     prompt_ids: tuple[int, ...]
+    sync_s = 0.0
 
     def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
         return [list(self.prompt_ids) for _ in prompts], None, {}
 
     def _generate(self, prompts: list[str]) -> Any:
+        self.sync_s = 0.0
         start = time.perf_counter()
         generated = super()._generate(prompts)
-        self.generate_s = time.perf_counter() - start
+        self.generate_s = time.perf_counter() - start - self.sync_s
         return generated
+
+    def time_sync(self) -> None:
+        """Take the time of weight updates of vLLM, which are a part of the next generation."""
+        sync = self.vllm_generation.sync_weights
+
+        def timed_sync() -> None:
+            start = time.perf_counter()
+            sync()
+            torch.cuda.synchronize()
+            self.sync_s = time.perf_counter() - start
+
+        self.vllm_generation.sync_weights = timed_sync
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids: Any) -> Any:
         start = time.perf_counter()
@@ -52,7 +66,11 @@ class TimedGRPOTrainer(GRPOTrainer):
 
 
 class StepTurns(TrainerCallback):
-    """Report each step after its optimizer step. TRL generates with the trained weights, so there is no update of a generator."""
+    """Report each step after its optimizer step.
+
+    Without vLLM, TRL generates with the trained weights, so there is no update of a generator. With vLLM, the update for a step is
+    a part of it: the first step has one, too.
+    """
 
     trainer: TimedGRPOTrainer
 
@@ -64,7 +82,7 @@ class StepTurns(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = self.trainer
-        seconds = {"generate": trainer.generate_s, "reward": trainer.reward_s}
+        seconds = {"generate": trainer.generate_s, "reward": trainer.reward_s, "sync": trainer.sync_s}
         rest = self.turns.elapsed() - sum(seconds.values())  # reference, loss, backward, optimizer
         self.turns.done(
             {**seconds, "update": rest},
@@ -75,7 +93,13 @@ class StepTurns(TrainerCallback):
         )
 
 
-def run(case: Case, turns: Turns, gradient_checkpointing: bool = True, given: Given | None = None) -> None:
+def run(
+    case: Case,
+    turns: Turns,
+    gradient_checkpointing: bool = True,
+    given: Given | None = None,
+    generator_name: GeneratorName = "hf",
+) -> None:
     """Run all steps.
 
     Args:
@@ -83,10 +107,12 @@ def run(case: Case, turns: Turns, gradient_checkpointing: bool = True, given: Gi
         turns: Start signals and reports of the steps.
         gradient_checkpointing: TRL's setting; its default is true, which saves memory and costs time.
         given: Completions and rewards to use instead of generated ones.
+        generator_name: ``hf`` for transformers' generate, ``vllm`` for an engine in this process, on a card alone.
     """
+    use_vllm = generator_name == "vllm" and given is None
     torch.set_num_threads(case.threads)
     ids = prompt_ids(case)
-    embedding = EmbeddingReward(EMBEDDER, mode="cosine", device="cpu")
+    embedding = EmbeddingReward(EMBEDDER, mode="cosine", device=case.device)
 
     def reward(completions: list[str], **columns: Any) -> list[float | None]:
         if given is not None:
@@ -105,12 +131,17 @@ def run(case: Case, turns: Turns, gradient_checkpointing: bool = True, given: Gi
     with tempfile.TemporaryDirectory() as folder:
         config = GRPOConfig(
             output_dir=folder,
-            use_cpu=True,
-            bf16=False,  # float32, as on the other side
+            use_cpu=case.device == "cpu",
+            bf16=case.precision == "bf16-mixed",
+            use_vllm=use_vllm,
+            vllm_mode="colocate",
+            vllm_gpu_memory_utilization=CARD_SHARE,
+            vllm_max_model_length=case.context,
+            vllm_importance_sampling_correction=False,  # as on the other side
             per_device_train_batch_size=case.group_size,
             num_generations=case.group_size,
             max_completion_length=case.completion_tokens,
-            generation_kwargs={"min_new_tokens": case.completion_tokens},
+            generation_kwargs={"min_tokens" if use_vllm else "min_new_tokens": case.completion_tokens},
             beta=case.kl_coefficient,
             loss_type="grpo",
             use_bias_correction_kl=False,  # GRPO's own KL term; TRL's default multiplies it by the ratio
@@ -138,4 +169,6 @@ def run(case: Case, turns: Turns, gradient_checkpointing: bool = True, given: Gi
         )
         trainer.prompt_ids = ids
         callback.trainer = trainer
+        if use_vllm:
+            trainer.time_sync()
         trainer.train()
