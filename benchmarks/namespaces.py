@@ -30,7 +30,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from rwml_lightning.generation.server_check import Need
+from rwml_lightning.generation.servers.check import Need
 
 ROOT = Path(__file__).parents[1]
 SWITCH, MACHINES = "rwml-switch", ("rwml-trainer0", "rwml-trainer1", "rwml-server")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rwml_lightning.generation.server_guard import RequireKey
+from rwml_lightning.generation.servers.guard import RequireKey
 
 
 def status(path: str, headers: list[tuple[bytes, bytes]], kind: str = "http") -> Any:

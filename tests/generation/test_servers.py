@@ -16,8 +16,10 @@ from torch import Tensor
 
 from rwml_lightning import parallel
 from rwml_lightning.functional import combine_digests, tensor_digest
-from rwml_lightning.generation import ServersGoneError, VLLMServerGenerator, server_client, server_pool
-from rwml_lightning.generation.server_check import describe_model
+from rwml_lightning.generation import ServersGoneError, VLLMServerGenerator
+from rwml_lightning.generation.servers import client as server_client
+from rwml_lightning.generation.servers import pool as server_pool
+from rwml_lightning.generation.servers.check import describe_model
 from rwml_lightning.schema import Sampling
 from support.fake_server import free_port
 from support.vllm_http import VLLMHttp, completion, serving, wait_for
@@ -357,7 +359,7 @@ def test_a_wrong_server_is_refused_with_the_right_command(case: str, start: Star
     command = (
         f"python -m vllm.entrypoints.openai.api_server --model {make(server).model} --host 127.0.0.1 --port {server.port} "
         "--max-model-len 64 --logprobs-mode processed_logprobs --generation-config vllm --worker-extension-cls "
-        'rwml_lightning.generation.server_worker.ServerExtension --weight-transfer-config \'{"backend": "rwml"}\' '
+        'rwml_lightning.generation.servers.worker.ServerExtension --weight-transfer-config \'{"backend": "rwml"}\' '
         "--dtype float32 --no-enable-chunked-prefill"
     )
     assert str(caught.value).endswith(f"start it with: VLLM_SERVER_DEV_MODE=1 {command}")
@@ -437,7 +439,7 @@ def test_the_command_for_a_server_with_a_key_names_the_variable(
     server = start(lambda path, body: (401, {}) if path == "/v1/models" else None)
     with pytest.raises(
         ValueError,
-        match=r"does not accept the API key in SERVER_KEY; .*VLLM_API_KEY=\"\$SERVER_KEY\" python .*--middleware rwml_lightning\.generation\.server_guard\.RequireKey$",
+        match=r"does not accept the API key in SERVER_KEY; .*VLLM_API_KEY=\"\$SERVER_KEY\" python .*--middleware rwml_lightning\.generation\.servers\.guard\.RequireKey$",
     ):
         make(server, api_key_env="SERVER_KEY").check()
 

@@ -114,7 +114,8 @@ def test_an_update_arrives_and_samples_equal_those_of_an_engine_here(servers: Se
 
 CUT = """
 import os, sys, torch
-from rwml_lightning.generation import VLLMServerGenerator, transfer
+from rwml_lightning.generation import VLLMServerGenerator
+from rwml_lightning.generation.servers import transfer
 from rwml_lightning.models import load_causal_lm
 from rwml_lightning.weights import model_tensors
 

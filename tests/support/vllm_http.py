@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from rwml_lightning.functional import combine_digests, tensor_digest
-from rwml_lightning.generation.transfer import Meeting
+from rwml_lightning.generation.servers.transfer import Meeting
 
 Hook = Callable[[str, dict[str, Any]], tuple[int, Any] | None]
 

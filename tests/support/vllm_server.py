@@ -14,7 +14,7 @@ from pathlib import Path
 
 import httpx
 
-from rwml_lightning.generation.server_check import Need
+from rwml_lightning.generation.servers.check import Need
 from support.fake_server import free_port
 
 SETTINGS = {

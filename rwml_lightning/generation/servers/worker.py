@@ -22,8 +22,8 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from rwml_lightning.functional import combine_digests, digesting
-from rwml_lightning.generation.server_check import describe_model
-from rwml_lightning.generation.transfer import BACKEND, Channel, Meeting, Transport
+from rwml_lightning.generation.servers.check import describe_model
+from rwml_lightning.generation.servers.transfer import BACKEND, Channel, Meeting, Transport
 from rwml_lightning.generation.vllm_worker import (
     WorkerExtension,
     forget_expert_kernels,
@@ -38,7 +38,7 @@ INCOMPLETE = "incomplete"
 
 @dataclass
 class JoinInfo(WeightTransferInitInfo):
-    """Arguments of :class:`rwml_lightning.generation.transfer.Meeting`."""
+    """Arguments of :class:`rwml_lightning.generation.servers.transfer.Meeting`."""
 
     address: str
     port: int

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
 
-from rwml_lightning.generation.server_check import Need
+from rwml_lightning.generation.servers.check import Need
 
 CONTROL_S = 20.0
 """Time limit in seconds for questions that an idle engine answers at once."""

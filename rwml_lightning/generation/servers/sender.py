@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 import torch
 from torch import Tensor
 
-from rwml_lightning.generation.server_client import RefusedError, ServerClient, ServerFaultError
-from rwml_lightning.generation.transfer import JOIN_S, Channel, Meeting, listen_for
+from rwml_lightning.generation.servers.client import RefusedError, ServerClient, ServerFaultError
+from rwml_lightning.generation.servers.transfer import JOIN_S, Channel, Meeting, listen_for
 
 _T = TypeVar("_T")
 _RESET_ATTEMPTS = 20

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rwml_lightning.generation.server_check import Need, WrongServerError
-from rwml_lightning.generation.server_client import ServerClient, ServerFaultError
-from rwml_lightning.generation.server_member import Member
-from rwml_lightning.generation.weight_sender import WeightSet
+from rwml_lightning.generation.servers.check import Need, WrongServerError
+from rwml_lightning.generation.servers.client import ServerClient, ServerFaultError
+from rwml_lightning.generation.servers.member import Member
+from rwml_lightning.generation.servers.sender import WeightSet
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from rwml_lightning.functional.context import rope_settings
-from rwml_lightning.generation.transfer import BACKEND
+from rwml_lightning.generation.servers.transfer import BACKEND
 from rwml_lightning.models import causal_config
 
 _FIELDS = (
@@ -76,13 +76,13 @@ class Need:
             # Not `vllm serve`, which does not start in the build for CPUs.
             "python", "-m", "vllm.entrypoints.openai.api_server", "--model", self.model, "--host", found.hostname or "127.0.0.1", "--port", str(found.port or 80),
             "--max-model-len", str(self.context), "--logprobs-mode", "processed_logprobs", "--generation-config", "vllm",
-            "--worker-extension-cls", "rwml_lightning.generation.server_worker.ServerExtension",
+            "--worker-extension-cls", "rwml_lightning.generation.servers.worker.ServerExtension",
             "--weight-transfer-config", f'{{"backend": "{BACKEND}"}}',
         ]  # fmt: skip
         if on_cpu:
             words += ["--dtype", "float32", "--no-enable-chunked-prefill"]
         if self.api_key_env:
-            words += ["--middleware", "rwml_lightning.generation.server_guard.RequireKey"]
+            words += ["--middleware", "rwml_lightning.generation.servers.guard.RequireKey"]
         key = f'VLLM_API_KEY="${self.api_key_env}" ' if self.api_key_env else ""
         return f"VLLM_SERVER_DEV_MODE=1 {key}{shlex.join(words)}"
 

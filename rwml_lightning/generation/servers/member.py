@@ -7,9 +7,9 @@ import logging
 import time
 from typing import Any
 
-from rwml_lightning.generation.server_check import Need, WrongServerError
-from rwml_lightning.generation.server_client import RefusedError, ServerClient, ServerFaultError
-from rwml_lightning.generation.weight_sender import WeightSender, WeightSet
+from rwml_lightning.generation.servers.check import Need, WrongServerError
+from rwml_lightning.generation.servers.client import RefusedError, ServerClient, ServerFaultError
+from rwml_lightning.generation.servers.sender import WeightSender, WeightSet
 
 log = logging.getLogger(__name__)
 

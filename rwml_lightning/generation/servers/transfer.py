@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 BACKEND = "rwml"
-"""Name under which a server registers its side of the transfer (:mod:`rwml_lightning.generation.server_worker`)."""
+"""Name under which a server registers its side of the transfer (:mod:`rwml_lightning.generation.servers.worker`)."""
 Transport = Literal["nccl", "gloo"]
 JOIN_S = 60.0
 _POLL_S = 0.001

@@ -15,11 +15,11 @@ from rwml_lightning import parallel
 from rwml_lightning.credentials import check_server_url, read_key
 from rwml_lightning.functional import combine_digests, digesting
 from rwml_lightning.generation.base import SeparateWeights, check_prompts
-from rwml_lightning.generation.server_check import Need
-from rwml_lightning.generation.server_client import ServerClient
-from rwml_lightning.generation.server_pool import Limits, Request, ServerPool
+from rwml_lightning.generation.servers.check import Need
+from rwml_lightning.generation.servers.client import ServerClient
+from rwml_lightning.generation.servers.pool import Limits, Request, ServerPool
+from rwml_lightning.generation.servers.sender import WeightSet
 from rwml_lightning.generation.vllm_engine import check_positions
-from rwml_lightning.generation.weight_sender import WeightSet
 from rwml_lightning.models import causal_config, resolve_model
 from rwml_lightning.models import end_token_ids as model_end_token_ids
 from rwml_lightning.schema import Completion, Sampling
