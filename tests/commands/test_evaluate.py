@@ -26,6 +26,7 @@ from rwml_lightning.commands import model_evaluator
 from rwml_lightning.commands.evaluate import repeat_option
 from rwml_lightning.data.transitions import write_transitions
 from rwml_lightning.generation import HFGenerator
+from rwml_lightning.generation.base import SeparateWeights
 from rwml_lightning.models import load_tokenizer
 from rwml_lightning.modules import LoRA, WorldModelGRPO
 from rwml_lightning.modules.base import PolicyModule
@@ -38,7 +39,7 @@ from support.wandb_files import offline_runs
 from support.worlds import OBJECTS, make_world
 
 
-class Engine:
+class Engine(SeparateWeights):
     """Decodes with weights of its own, as an engine in another process does."""
 
     starts: list[str | None] = []  # noqa: RUF012
