@@ -58,7 +58,7 @@ def generator(request: pytest.FixtureRequest) -> Iterator[Generator]:
             MODEL, max_model_len=512, kv_cache_gib=0.5, max_num_seqs=16, enforce_eager=True
         )
     else:
-        made = HFGenerator(MODEL)
+        made = HFGenerator(MODEL, share_weights=False)
     made.start()
     yield made
     made.close()
