@@ -59,8 +59,10 @@ lint: install
 	@$(PY) -m mypy
 	@$(VENV)/bin/lint-imports
 
+# Two processes: most tests use one core. The output of the first is shown when both have ended.
 test: lint
-	@$(PY) -m pytest
+	@mkdir -p build; $(PY) -m pytest -m "not slow" -p no:cacheprovider > build/tests.log 2>&1 & first=$$!; \
+	$(PY) -m pytest -m slow -p no:cacheprovider; second=$$?; wait $$first; first=$$?; cat build/tests.log; exit $$((first + second))
 
 # Two processes of one thread each: the models are too small for a second thread to help.
 FAST := -q -m "not slow and not heavy" -p no:cacheprovider
