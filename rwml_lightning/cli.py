@@ -341,7 +341,7 @@ def main(args: list[str] | None = None) -> None:
             RWMLCLI(repeat_option("--models", arguments))
     except Interrupted as error:
         go_on = "; the same command goes on" if arguments[:1] in (["fit"], ["collect"]) else ""
-        print(f"{error}{go_on}", file=sys.stderr)
+        print(printable(f"{error}{go_on}"), file=sys.stderr)
         raise
     except (
         ValueError,

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+from rwml_lightning.printable import printable
+
 REPEAT_S = 5.0
 """Signals within this time are one request: a launcher forwards the signal that the terminal has sent to all processes."""
 
@@ -108,6 +110,5 @@ def _receive(number: int, frame: FrameType | None) -> None:
     if not _state.deferring:
         raise Interrupted(number)
     name = signal.Signals(number).name
-    print(
-        f"{name}: ending after the step under way; send it again to end at once", file=sys.stderr, flush=True
-    )
+    message = f"{name}: ending after the step under way; send it again to end at once"
+    print(printable(message), file=sys.stderr, flush=True)
