@@ -29,7 +29,6 @@ from rwml_lightning.commands.what_if import what_if
 from rwml_lightning.config_errors import ReadableParser, reason
 from rwml_lightning.credentials import check_config
 from rwml_lightning.data.datamodule import RolloutDataModule
-from rwml_lightning.evaluation import render_episodes, render_results
 from rwml_lightning.generation import ServersGoneError
 from rwml_lightning.interrupts import Interrupted, handled, keep_handlers
 from rwml_lightning.memory import Plan
@@ -40,7 +39,7 @@ from rwml_lightning.rewards import ServerError
 from rwml_lightning.rewards.controls import ControlName
 from rwml_lightning.run import Run, RunFolder, open_run_folder
 from rwml_lightning.stages import WarmUp
-from rwml_lightning.summary import print_summary
+from rwml_lightning.summary import print_evaluation, print_summary
 from rwml_lightning.terminal import Terminal
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -251,15 +250,6 @@ class RWMLCLI(LightningCLI):
             command(model, self.datamodule, verbose=False, weights_only=True, **given)
         finally:
             self.datamodule.close()
-
-
-def print_evaluation(module: PolicyModule) -> None:
-    """Print the tables of the last evaluation: results of played games and of predictions."""
-    if module.games.results:
-        Terminal().print(render_episodes("Evaluation games", {row.name: row for row in module.games.results}))
-    if module.held_out.results:
-        Terminal().print(render_results("Held-out transitions", module.held_out.results))
-        Terminal().print(render_results("Floors: predictors without a model", module.held_out.floors))
 
 
 def default_callbacks(

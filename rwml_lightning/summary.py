@@ -1,4 +1,4 @@
-"""Summary at the end of a run: held-out results and floors, three predictions, and where to find more."""
+"""Tables on the terminal: the summary at the end of a run, and the results of an evaluation."""
 
 from __future__ import annotations
 
@@ -8,9 +8,19 @@ from rich.table import Table
 from rich.text import Text
 
 from rwml_lightning.evaluation import EpisodeResult, Result, render_by_kind, render_episodes, render_results
+from rwml_lightning.modules.base import PolicyModule
 from rwml_lightning.run import RunFolder
 from rwml_lightning.terminal import Terminal, make_table
 from rwml_lightning.trace import Evaluation, Filter, GroupQuery, TraceReader
+
+
+def print_evaluation(module: PolicyModule) -> None:
+    """Print the tables of the last evaluation: results of played games and of predictions."""
+    if module.games.results:
+        Terminal().print(render_episodes("Evaluation games", {row.name: row for row in module.games.results}))
+    if module.held_out.results:
+        Terminal().print(render_results("Held-out transitions", module.held_out.results))
+        Terminal().print(render_results("Floors: predictors without a model", module.held_out.floors))
 
 
 def print_summary(folder: RunFolder, num_samples: int = 3) -> None:
