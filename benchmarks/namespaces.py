@@ -6,7 +6,7 @@ A tiny model is warmed up and trained by world-model GRPO. Its weights travel to
 each step. The server is killed once in the middle and started again. The same config then runs in one process. The table
 has the log-probability gaps of trainer and server around each update, and the largest difference of the two runs' metrics.
 The program exits with 1 unless the gap was above 0.1 nats before the first update and below 1e-4 after every one, and the
-metrics agree to 1e-3, and the norms of gradients (sums of float32 in another order) to 1e-2. It needs root for the namespaces, and deletes them at the end.
+metrics agree to 1e-3. It needs root for the namespaces, and deletes them at the end.
 """
 
 from __future__ import annotations
@@ -195,8 +195,8 @@ def write_model(folder: Path) -> None:
     model.save_pretrained(folder)
 
 
-def differences(folder: Path) -> tuple[int, float, float]:
-    """Compare the two runs' metrics but times: their number, and the largest relative difference without and of gradient norms."""
+def differences(folder: Path) -> dict[tuple[str, int, str], float]:
+    """Return the relative difference of each metric of the two runs, by stage, step and name, without times."""
     from support.runs import metrics_of
 
     def numbers(name: str) -> dict[tuple[str, int, str], float]:
@@ -206,11 +206,9 @@ def differences(folder: Path) -> tuple[int, float, float]:
     one, two = numbers("one"), numbers("two")
     if one.keys() != two.keys():
         raise RuntimeError(f"the runs have different metrics: {sorted(one.keys() ^ two.keys(), key=str)[:5]}")
-    gaps = {
+    return {
         key: abs(one[key] - two[key]) / max(abs(one[key]), 0.1) for key in one if "sync_gap" not in key[2]
     }
-    norms = [gap for key, gap in gaps.items() if key[2].endswith("grad_norm")]
-    return len(gaps), max(gap for key, gap in gaps.items() if not key[2].endswith("grad_norm")), max(norms)
 
 
 def main() -> int:
@@ -246,16 +244,15 @@ def main() -> int:
             table.add_row(name, str(row["version"]), before, f"{row['after']:.2g}", f"{row['seconds']:.2f}")
             if name == "two" and place + 1 == killed:
                 table.add_row(name, "", "the server is killed and started again", "", "")
-    count, largest, norm = differences(folder)
+    gaps = differences(folder)
+    worst = max(gaps, key=gaps.__getitem__)
     console = Console()
     console.print(table)
     console.print(
-        f"{count} metrics of two machines and of one process: largest relative difference {largest:.2g}, of gradient norms {norm:.2g}"
+        f"{len(gaps)} metrics of two machines and of one process: largest relative difference {gaps[worst]:.2g} ({worst[2]}, step {worst[1]})"
     )
     first, rows = drill.rows("two")[0], drill.rows("two") + drill.rows("one")
-    good = (
-        first["before"] > 0.1 and max(row["after"] for row in rows) < 1e-4 and largest < 1e-3 and norm < 1e-2
-    )
+    good = first["before"] > 0.1 and max(row["after"] for row in rows) < 1e-4 and gaps[worst] < 1e-3
     console.print("passed" if good else "FAILED")
     if good and not keep:
         subprocess.run(["rm", "-r", str(folder)], check=True)

@@ -156,7 +156,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        raise NotImplementedError
+        raise RuntimeError("activations are counted without a backward pass")
 
 
 def _attend(
