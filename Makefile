@@ -17,6 +17,9 @@ ARGS ?=
 # control it: MUTANTS_SECONDS=600 stops it after that time (the next run resumes), MUTANTS_JOBS=8 sets the number of parallel jobs.
 NAMES ?=
 
+# Free disk space that an installation needs: the packages and pip's temporary files (with the GPU builds, CUDA's libraries).
+DISK_MB ?= $(if $(filter gpu,$(DEVICE)),20000,5000)
+
 VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --quiet
@@ -30,8 +33,9 @@ install: $(STAMP)
 $(VENV)/bin/pip:
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed. Install Python 3.11 or newer (Debian: apt-get install python3 python3-venv)."; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is required; choose one with: make PYTHON=python3.11"; exit 1; }
+	@test "$$(df -Pm . | awk 'NR == 2 {print $$4}')" -ge $(DISK_MB) || { echo "The installation needs $(DISK_MB) MB of free disk space in $(CURDIR); make room or clone to another disk."; exit 1; }
 	@echo "Creating the virtual environment $(VENV)"
-	@$(PYTHON) -m venv $(VENV) || { echo "The virtual environment could not be created (Debian: apt-get install python3-venv)."; rm -rf $(VENV); exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo "The virtual environment could not be created; see the error above (Debian: apt-get install python3-venv)."; rm -rf $(VENV); exit 1; }
 
 $(VENV)/.installed-cpu: requirements/cpu.txt pyproject.toml | $(VENV)/bin/pip
 	@command -v g++ >/dev/null || { echo "g++ is missing, but the planner of the ALFWorld engine is built from source (Debian: apt-get install g++ make)."; exit 1; }
