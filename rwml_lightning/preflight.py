@@ -24,6 +24,7 @@ from rwml_lightning.memory import Hardware, Plan, card_memory, local_embedders, 
 from rwml_lightning.models import load_skeleton, resolve_model
 from rwml_lightning.modules.adapters import LoRA, wrap
 from rwml_lightning.modules.base import PolicyModule
+from rwml_lightning.modules.grpo import GRPOModule
 from rwml_lightning.modules.loading import check_same_lora, checkpoint_policy
 
 log = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ def check_run(command: str, config: Namespace, model: PolicyModule, data: Rollou
         check_strategy(config.trainer.strategy)
         trainer = check_devices(model, config.trainer)
         check_ranks(trainer.world_size, model, data)
+        check_staleness(model, data)
     if command in ("fit", "validate", "test", "collect"):
         _check_model("model.init_args.model", model.model)
         if (generator_model := getattr(data.generator, "model", None)) is not None:
@@ -124,6 +126,16 @@ def check_ranks(num_ranks: int, model: PolicyModule, data: RolloutDataModule) ->
     if model.on_policy and size < num_ranks:
         log.warning(
             "data.%s.%s is %d, so that some of %d ranks roll out nothing", model.reads, items, size, num_ranks
+        )
+
+
+def check_staleness(model: PolicyModule, data: RolloutDataModule) -> None:
+    """Check that a generator that is to work during the updates has devices of its own."""
+    staleness = model.grpo.max_staleness if isinstance(model, GRPOModule) else 0
+    if staleness and not data.generator.elsewhere:
+        raise ValueError(
+            f"model.grpo.max_staleness is {staleness}, so that the next batch is made during an update, but "
+            f"{type(data.generator).__name__} shares the devices of the trainer: use VLLMServerGenerator, or set 0"
         )
 
 

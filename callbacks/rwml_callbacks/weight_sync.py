@@ -9,6 +9,7 @@ import lightning as L
 from typing_extensions import override
 
 from rwml_lightning.data.datamodule import rollout_data
+from rwml_lightning.data.loader import StepLoader
 from rwml_lightning.generation import WeightCheck
 from rwml_lightning.modules.base import PolicyModule
 
@@ -30,7 +31,7 @@ class WeightSync(L.Callback):
     """
 
     def __init__(self, tolerance: float | None = None, num_check_tokens: int = 32) -> None:
-        self.seconds = 0.0
+        self.seconds = self.wait = 0.0
         self.gap = 0.0
         self._check = WeightCheck(tolerance, num_check_tokens)
 
@@ -55,7 +56,7 @@ class WeightSync(L.Callback):
         assert isinstance(pl_module, PolicyModule)
         if pl_module.on_policy:
             self.sync(pl_module)
-            pl_module.record({"time/sync": self.seconds, "train/sync_gap": self.gap})
+            pl_module.record({"time/wait": self.wait, "time/sync": self.seconds, "train/sync_gap": self.gap})
 
     @override
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -65,9 +66,13 @@ class WeightSync(L.Callback):
     on_test_start = on_predict_start = on_validation_start
 
     def sync(self, module: PolicyModule) -> None:
-        """Give the generator the module's weights, unless it already has them."""
+        """Give the generator the module's weights, unless it already has them, when it makes no batch ahead."""
         data = rollout_data(module.trainer)
+        loader, asked = module.trainer.train_dataloader, time.perf_counter()
+        if isinstance(loader, StepLoader) and not loader.settled():
+            return  # a signal ends the run at the next batch
         start = time.perf_counter()
+        self.wait = start - asked
         gap = self._check.update(data.generator, module, module.policy_version, data.probe_ids())
         if gap is not None:
             self.gap = gap

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, cast
 
 import lightning as L
@@ -127,7 +127,7 @@ class RolloutDataModule(L.LightningDataModule):
         if self._limits is not None:
             num_items, batch_size, num_passes = self._limits
             draw = replace(draw, items=draw.items[:num_items], batch_size=batch_size, num_passes=num_passes)
-        self._train_loader = StepLoader(draw, self.seed)
+        self._train_loader = StepLoader(draw, self.seed, partial(module.may_roll_ahead, self.generator))
         self._resume()
         return self._train_loader
 

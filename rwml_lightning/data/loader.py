@@ -11,6 +11,7 @@ from itertools import chain
 from typing import Any, Generic, TypeVar
 
 from rwml_lightning import parallel
+from rwml_lightning.data.ahead import Ahead
 from rwml_lightning.seeds import derive_seed
 
 Item = TypeVar("Item")
@@ -45,19 +46,28 @@ class StepLoader(Generic[Item, Batch]):
 
     Each pass is a new permutation, and all passes together are one Lightning epoch, so that a position is one number. The
     length is known, so Lightning does not prefetch: a batch is made after the generator has received the weights of the
-    previous step. Each rank makes the batch of its share of a step's items, and every rank gets the batch of the whole
-    step. ``state_dict`` holds the position and everything that determines the items of a step. A resumed run replays no
-    steps.
+    previous step, or during that step if ``ahead`` allows it. Each rank makes the batch of its share of a step's items, and
+    every rank gets the batch of the whole step. ``state_dict`` holds the position and everything that determines the items of
+    a step. A resumed run replays no steps.
 
     Args:
         draw: Items and their batch function. The last step of a pass may have fewer items than the others.
         seed: Seed of the permutations; ``None`` keeps the order.
+        ahead: Function that tells, before a batch is handed out, whether the next one is made meanwhile. Its answer is the same
+            on all ranks.
     """
 
-    def __init__(self, draw: Draw[Item, Batch], seed: int | None = None) -> None:
+    def __init__(
+        self,
+        draw: Draw[Item, Batch],
+        seed: int | None = None,
+        ahead: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.draw = draw
         self.seed = seed
+        self.ahead = ahead
         self.step = self.first_step = 0
+        self._next: Ahead[Batch | None] | None = None
 
     @cached_property
     def digest(self) -> str:
@@ -77,13 +87,24 @@ class StepLoader(Generic[Item, Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         for step in range(self.first_step, len(self)):
-            items, make = self.select(step), partial(self.draw.make, step)
-            if self.draw.gathered:
-                batch = self.draw.complete(merge(parallel.roll_out(items, make)))
-            else:
-                batch = parallel.roll_out_own(items, make)
+            batch = self._make(step)
             self.step = step + 1  # not earlier: a run that is interrupted here must make this batch again
+            if step + 1 < len(self) and self.ahead():
+                own, make = parallel.share(self.select(step + 1)), partial(self.draw.make, step + 1)
+                self._next = Ahead(partial(make, own) if own else lambda: None)
             yield batch
+
+    def _make(self, step: int) -> Batch:
+        items, make = self.select(step), partial(self.draw.make, step)
+        if not self.draw.gathered:
+            return parallel.roll_out_own(items, make)
+        ahead, self._next = self._next, None
+        take: Callable[[Any], Any] = make if ahead is None else lambda _: ahead.value()
+        return self.draw.complete(merge(parallel.roll_out(items, take)))
+
+    def settled(self) -> bool:
+        """Wait until no rank makes a batch ahead. Returns ``False`` if a rank has received a signal instead."""
+        return self._next is None or all(parallel.gather(self._next.settled()))
 
     def select(self, step: int) -> list[Item]:
         """Return the items of one step, for all ranks."""

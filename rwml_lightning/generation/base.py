@@ -27,11 +27,13 @@ class Generator(Protocol):
             :meth:`update_weights`, computed where the engine holds them; ``None`` before the first.
         max_model_len: Maximum number of tokens of a prompt and its completion together; ``None`` for the limit of the
             model.
+        elsewhere: Whether it has devices of its own, so that it can generate while the trainer updates the policy.
     """
 
     policy_version: int
     weights_digest: str | None
     max_model_len: int | None
+    elsewhere: bool
 
     @property
     def weights_dtype(self) -> str:
@@ -85,6 +87,8 @@ class Generator(Protocol):
 
 class SeparateWeights:
     """Defaults of a generator that computes with a copy of the weights, and keeps it."""
+
+    elsewhere = False
 
     def attach(self, policy: nn.Module) -> bool:
         return False

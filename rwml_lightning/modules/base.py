@@ -36,6 +36,8 @@ from rwml_lightning.weights import model_tensors
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from rwml_lightning.generation import Generator
+
 T = TypeVar("T")
 TRAINABLE_PRECISIONS = ("32-true", "bf16-mixed")
 
@@ -123,6 +125,10 @@ class PolicyModule(EvaluatedModule):
         """Number of optimizer steps on the current batch: ``steps_per_batch``, or fewer up to ``trainer.max_steps``."""
         limit = self.trainer.max_steps
         return self.steps_per_batch if limit < 0 else min(self.steps_per_batch, limit - self.policy_version)
+
+    def may_roll_ahead(self, generator: Generator) -> bool:
+        """Return whether the generator may make the next batch during the current update, with the weights before it."""
+        return False
 
     @override
     def configure_model(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,11 @@ from rwml_lightning.modules.base import PolicyModule
 from rwml_lightning.modules.loading import Dtype, load_policy
 from rwml_lightning.modules.moving import moved_to
 from rwml_lightning.modules.optimizer import Optimizer
+from rwml_lightning.modules.totals import Totals
 from rwml_lightning.schema import Completion, Label
+
+if TYPE_CHECKING:
+    from rwml_lightning.generation import Generator
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,8 @@ class GRPO:
             card once a rollout. The log-probabilities are the same. Adapters have no separate reference.
         importance_cap: Maximum importance weight, which corrects the difference between generator and trainer; ``null``
             for no correction.
-        max_staleness: Maximum age of a sample's policy version, in optimizer steps behind the current version.
+        max_staleness: Maximum age of a sample's policy version, in optimizer steps behind the current version. If it is at least
+            ``num_iterations``, a generator with devices of its own makes the next batch during an update.
     """
 
     clip_low: float = 0.2
@@ -84,6 +89,11 @@ class GRPO:
             )
         if self.num_iterations < 1:
             raise ValueError(f"model.grpo.num_iterations is {self.num_iterations}; it must be at least 1")
+        if not (self.max_staleness == 0 or self.max_staleness >= self.num_iterations):
+            raise ValueError(
+                f"model.grpo.max_staleness is {self.max_staleness}, but a batch that is made during an update is num_iterations = "
+                f"{self.num_iterations} steps old: set it to 0 or {self.num_iterations}"
+            )
         if self.reference_device not in ("card", "cpu"):
             raise ValueError(
                 f"model.grpo.reference_device is {self.reference_device!r}; it must be card or cpu"
@@ -125,6 +135,12 @@ class GRPOModule(PolicyModule):
         # A list hides the model from Lightning, which would train, move and save a submodule.
         self._reference: list[nn.Module] = []
         self._reference_adapters: dict[str, Tensor] = {}
+
+    @override
+    def may_roll_ahead(self, generator: Generator) -> bool:
+        limit = self.trainer.max_steps
+        last = 0 <= limit <= self.policy_version + self.steps_per_batch
+        return generator.elsewhere and self.grpo.max_staleness > 0 and not last
 
     @override
     def configure_model(self) -> None:
@@ -170,7 +186,7 @@ class GRPOModule(PolicyModule):
             NonFiniteError: The loss or gradient is not finite. The weights have not changed.
             RuntimeError: A sample is older than ``max_staleness``.
         """
-        self._check_versions(samples)
+        staleness = self._mean_staleness(samples)
         step = _StepTensors.of(samples, self.grpo.loss_normalisation, self.grpo.loss_constant, self.device)
         trained = [i for i, s in enumerate(samples) if self.grpo.kl_coefficient or s.advantage != 0]
         chosen = [samples[i] for i in trained]
@@ -181,8 +197,8 @@ class GRPOModule(PolicyModule):
             self._score_with_reference(micros, sample_index, step, temperature)
         for iteration in range(self.steps_of_batch):
 
-            def backward(iteration: int = iteration) -> _Totals:
-                totals = _Totals()
+            def backward(iteration: int = iteration) -> Totals:
+                totals = Totals()
                 for micro in micros:
                     sequence, token = step.places(micro, sample_index)
                     names = sorted({samples[i].name for i in sequence.unique().tolist()})
@@ -193,11 +209,12 @@ class GRPOModule(PolicyModule):
                     totals.label_loss = self.backward_labels(labels, weight=label_weight)
                 return totals
 
-            totals = _Totals.of_all(self.accumulate(backward))
+            totals = Totals.of_all(self.accumulate(backward))
             learning_rate = float(self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
             norm = self.optimizer_step_checked([samples[i].name for i in trained])
             metrics = totals.metrics() | {"train/grad_norm": norm, "train/learning_rate": learning_rate}
         metrics["train/trained_tokens"] = float(sum(len(samples[i].completion.token_ids) for i in trained))
+        metrics["train/staleness"] = staleness
         return metrics
 
     def _micro_loss(
@@ -207,7 +224,7 @@ class GRPOModule(PolicyModule):
         step: _StepTensors,
         temperature: float,
         iteration: int,
-        totals: _Totals,
+        totals: Totals,
     ) -> Tensor:
         logprobs, entropy = self.logprobs(self.policy, micro, temperature)
         if iteration == 0:
@@ -262,15 +279,17 @@ class GRPOModule(PolicyModule):
             with adapters_at(self.policy, self._reference_adapters):
                 yield self.policy
 
-    def _check_versions(self, samples: Sequence[Sample]) -> None:
-        for sample in samples:
-            staleness = self.policy_version - sample.completion.policy_version
+    def _mean_staleness(self, samples: Sequence[Sample]) -> float:
+        """Return the mean age of the samples in optimizer steps; raise a RuntimeError if one is too old."""
+        ages = [self.policy_version - sample.completion.policy_version for sample in samples]
+        for sample, staleness in zip(samples, ages, strict=True):
             if not 0 <= staleness <= self.grpo.max_staleness:
                 raise RuntimeError(
                     f"{sample.name} was sampled by policy version {sample.completion.policy_version}, the trainer is at "
                     f"{self.policy_version}, and model.grpo.max_staleness is {self.grpo.max_staleness}: the generator did not get "
                     "the weights; check that the WeightSync callback is in the config"
                 )
+        return sum(ages) / max(len(ages), 1)
 
 
 @dataclass
@@ -311,36 +330,3 @@ class _StepTensors:
             old_logprobs=torch.zeros_like(logprobs, device=device),
             reference_logprobs=torch.zeros_like(logprobs, device=device),
         )
-
-
-class _Totals:
-    """Accumulates token means over the micro-batches of a step."""
-
-    @classmethod
-    def of_all(cls, ranks: Sequence[_Totals]) -> _Totals:
-        """Add up what the ranks counted."""
-        totals = cls()
-        for own in ranks:
-            totals.loss += own.loss
-            if own.label_loss is not None:
-                totals.label_loss = (totals.label_loss or 0.0) + own.label_loss
-            for name, count in own._counts.items():
-                totals._sums[name] = totals._sums.get(name, 0.0) + own._sums[name]
-                totals._counts[name] = totals._counts.get(name, 0) + count
-        return totals
-
-    def __init__(self) -> None:
-        self.loss = 0.0
-        self.label_loss: float | None = None
-        self._sums: dict[str, float] = {}
-        self._counts: dict[str, int] = {}
-
-    def add(self, **values: Tensor) -> None:
-        for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + float(value.detach().sum())
-            self._counts[name] = self._counts.get(name, 0) + value.numel()
-
-    def metrics(self) -> dict[str, float]:
-        means = {f"train/{name}": total / self._counts[name] for name, total in self._sums.items()}
-        labels = {} if self.label_loss is None else {"train/label_loss": self.label_loss}
-        return {"train/loss": self.loss, **labels, **means}

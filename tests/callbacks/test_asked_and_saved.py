@@ -21,6 +21,7 @@ from rwml_callbacks import (
 )
 from rwml_callbacks.wandb_table import wandb_logger
 
+from rwml_lightning.data.loader import Draw, StepLoader
 from rwml_lightning.evaluation import episode_metrics, rollout_metrics
 from rwml_lightning.modules import PolicyGRPO, WorldModelGRPO
 from rwml_lightning.schema import EpisodeBatch, RolloutBatch
@@ -135,9 +136,8 @@ class Check:
 def test_the_generator_gets_the_weights_of_this_version() -> None:
     generator = SimpleNamespace()
     data = SimpleNamespace(generator=generator, probe_ids=lambda: [1, 2])
-    module: Any = SimpleNamespace(
-        trainer=SimpleNamespace(datamodule=data), policy=SimpleNamespace(), policy_version=6, device_mesh=None
-    )
+    trainer = SimpleNamespace(datamodule=data, train_dataloader=None)
+    module: Any = SimpleNamespace(trainer=trainer, policy=None, policy_version=6, device_mesh=None)
     sync = WeightSync()
     sync._check = check = Check(0.25)  # type: ignore[assignment]
     sync.sync(module)
@@ -147,6 +147,12 @@ def test_the_generator_gets_the_weights_of_this_version() -> None:
     seconds, check.gap = sync.seconds, None
     sync.sync(module)
     assert (sync.gap, sync.seconds) == (0.25, seconds)  # of the last time that there was something to do
+    loader: StepLoader[Any, Any] = StepLoader(Draw([], 1, lambda step, items: None))
+    trainer.train_dataloader = loader
+    for settled in (True, False):  # a signal has come while the next batch was being made
+        loader.settled = lambda: settled  # type: ignore[method-assign] # noqa: B023
+        sync.sync(module)
+        assert len(check.given) == 3
 
 
 def test_a_warm_up_refuses_a_checkpoint_that_no_stage_could_resume(tmp_path: Path) -> None:

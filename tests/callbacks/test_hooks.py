@@ -107,11 +107,11 @@ def test_weights_are_brought_after_a_step_that_samples(monkeypatch: pytest.Monke
     recorded = Recorder()
     monkeypatch.setattr(PolicyModule, "record", recorded)
     sync = WeightSync()
-    sync.seconds, sync.gap = 1.5, 0.25
+    sync.wait, sync.seconds, sync.gap = 0.5, 1.5, 0.25
     for module in (PREDICTS, READS):
         sync.on_train_batch_end(make_trainer(), module, {}, None, 0)
     assert sent.calls == [(PREDICTS,)]
-    assert recorded.calls == [({"time/sync": 1.5, "train/sync_gap": 0.25},)]
+    assert recorded.calls == [({"time/wait": 0.5, "time/sync": 1.5, "train/sync_gap": 0.25},)]
 
 
 def test_numbers_are_written_with_their_stage_and_step(tmp_path: Path) -> None:

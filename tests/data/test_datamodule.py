@@ -27,7 +27,14 @@ PREDICTIONS, EPISODES = Predictions("t.parquet", LetterReward()), Episodes()
 
 def make_data(reads: str = "predictions", learns: str = "samples", **settings: Any) -> Any:
     data: Any = RolloutDataModule(Mark(close=Recorder()), **settings)
-    module = Mark(stage="s", reads=reads, learns=learns, init_from=None, configure_model=Recorder())
+    module = Mark(
+        stage="s",
+        reads=reads,
+        learns=learns,
+        init_from=None,
+        configure_model=Recorder(),
+        may_roll_ahead=Recorder(),
+    )
     data.trainer = Mark(lightning_module=module)
     return data
 

@@ -86,6 +86,19 @@ def test_a_run_of_two_processes_has_the_numbers_of_one(
     assert "wm_grpo 1/" not in again
 
 
+def test_two_processes_that_roll_ahead_have_the_numbers_of_one(tiny_model: Path, tmp_path: Path) -> None:
+    for name, devices, launcher in (("one", 1, []), ("two", 2, TORCHRUN)):
+        file = write_config(tmp_path, tiny_model, name, devices=devices, max_steps=3)
+        config = yaml.safe_load(file.read_text())
+        config["model"]["init_args"]["grpo"] = {"max_staleness": 1}
+        config["data"]["generator"] = {"class_path": "support.elsewhere.Elsewhere"}
+        file.write_text(yaml.safe_dump(config))
+        fit(file, launcher=launcher)
+    one, two = numbers(tmp_path / "runs" / "one"), numbers(tmp_path / "runs" / "two")
+    assert [one["wm_grpo", step, "train/staleness"] for step in (1, 2, 3)] == [0, 1, 1]
+    assert two == pytest.approx(one, rel=1e-3, abs=1e-4)
+
+
 def test_all_ranks_obey_the_dashboard_and_another_number_goes_on(tiny_model: Path, tmp_path: Path) -> None:
     store = tmp_path / "runs" / "asked" / "trace.db"
     with started(write_config(tmp_path, tiny_model, "asked", SLOW_STEPS)) as process:

@@ -57,6 +57,8 @@ class VLLMServerGenerator(SeparateWeights):
         ValueError: A limit is out of range, an address is not valid or given twice, or the API key is not set.
     """
 
+    elsewhere = True
+
     def __init__(
         self,
         urls: list[str],

@@ -32,7 +32,7 @@ PLOTS: Mapping[str, tuple[str, ...]] = {
     "KL (nats)": ("train/kl",),
     "entropy (nats)": ("train/entropy",),
     "completion tokens": ("wm/completion_tokens", "policy/completion_tokens"),
-    "seconds": ("time/generate", "time/env", "time/reward", "time/update", "time/sync"),
+    "seconds": ("time/generate", "time/env", "time/reward", "time/update", "time/wait", "time/sync"),
     "tokens a second": ("throughput/generated_tokens_per_s", "throughput/trained_tokens_per_s"),
     "gradient norm": ("train/grad_norm",),
 }
