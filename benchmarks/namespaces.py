@@ -31,6 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rwml_lightning.generation.servers.check import Need
+from rwml_lightning.trace import TraceReader
 
 ROOT = Path(__file__).parents[1]
 SWITCH, MACHINES = "rwml-switch", ("rwml-trainer0", "rwml-trainer1", "rwml-server")
@@ -211,6 +212,17 @@ def differences(folder: Path) -> dict[tuple[str, int, str], float]:
     }
 
 
+def completions(store: Path) -> dict[tuple[int, str, str, int], str]:
+    """Return the text of every completion of world-model GRPO, by step, source, transition and member."""
+    with TraceReader(store) as reader:
+        return {
+            (group.step, group.source, group.transition_id, one.member): one.text
+            for group in reader.groups(limit=-1)
+            if group.stage == "wm_grpo"
+            for one in reader.predictions(group.id)
+        }
+
+
 def main() -> int:
     """Run the drill and print its table."""
     parser = argparse.ArgumentParser(
@@ -250,6 +262,12 @@ def main() -> int:
     console.print(table)
     console.print(
         f"{len(gaps)} metrics of two machines and of one process: largest relative difference {gaps[worst]:.2g} ({worst[2]}, step {worst[1]})"
+    )
+    one, two = (completions(folder / "runs" / name / "trace.db") for name in ("one", "two"))
+    others = sorted(place for place in one if one[place] != two[place])
+    console.print(
+        f"{len(others)} of {len(one)} completions differ"
+        + (f", the first in step {others[0][0]}: {one[others[0]]!r} and {two[others[0]]!r}" if others else "")
     )
     first, rows = drill.rows("two")[0], drill.rows("two") + drill.rows("one")
     good = first["before"] > 0.1 and max(row["after"] for row in rows) < 1e-4 and gaps[worst] < 1e-3

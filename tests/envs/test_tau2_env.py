@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from support.fake_server import FakeServer, free_port, say, serving
+from support.fake_server import FakeServer, say, serving
+from support.http import free_port
 from support.vllm_server import vllm_server
 
 pytest.importorskip("tau2", reason="the real engine")

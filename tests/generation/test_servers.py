@@ -21,7 +21,7 @@ from rwml_lightning.generation.servers import client as server_client
 from rwml_lightning.generation.servers import pool as server_pool
 from rwml_lightning.generation.servers.check import describe_model
 from rwml_lightning.schema import Sampling
-from support.fake_server import free_port
+from support.http import free_port
 from support.vllm_http import VLLMHttp, completion, serving, wait_for
 
 PROMPTS = [[5, 6, 7], [8, 9], [10, 11, 12]]

@@ -20,7 +20,7 @@ from rwml_lightning.models import load_causal_lm
 from rwml_lightning.modules.scoring import score_text
 from rwml_lightning.schema import Sampling
 from rwml_lightning.weights import model_tensors
-from support.fake_server import free_port
+from support.http import free_port
 from support.models import write_tiny_model
 from support.vllm_http import wait_for
 from support.vllm_server import kill, start_for_trainer, wait_until_healthy

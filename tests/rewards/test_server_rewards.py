@@ -19,7 +19,8 @@ from rwml_lightning.rewards import EmbeddingReward, JudgeReward, Server, ServerE
 from rwml_lightning.rewards.embedding_server import EmbeddingServer, read_embeddings
 from rwml_lightning.rewards.judge import read_verdict
 from rwml_lightning.rewards.server import NoAnswerError
-from support.fake_server import FakeServer, embed_letters, free_port, say, serving
+from support.fake_server import FakeServer, embed_letters, say, serving
+from support.http import free_port
 from support.worlds import make_transition
 
 KEY = "sk-very-secret"

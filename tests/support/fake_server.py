@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from support import http
 
 
 @dataclass
@@ -23,7 +22,7 @@ class FakeServer:
 
     answer: Callable[[int, dict[str, Any]], tuple[int, Any]]
     port: int = 0
-    requests: list[tuple[str, dict[str, Any], dict[str, str]]] = field(default_factory=list)
+    requests: list[tuple[str, dict[str, Any], Mapping[str, str]]] = field(default_factory=list)
     most_at_once: int = 0
 
     @property
@@ -34,49 +33,19 @@ class FakeServer:
 @contextlib.contextmanager
 def serving(fake: FakeServer) -> Iterator[FakeServer]:
     """Serve until the end of the block, on ``fake.port`` if it is not 0."""
-    lock = threading.Lock()
-    at_once = 0
+    at_once, lock = http.AtOnce(), threading.Lock()
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            nonlocal at_once
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+    def handle(path: str, body: dict[str, Any], headers: Mapping[str, str]) -> tuple[int, Any]:
+        with at_once.counted():
             with lock:
                 number = len(fake.requests)
-                fake.requests.append((self.path, body, dict(self.headers)))
-                at_once += 1
-                fake.most_at_once = max(fake.most_at_once, at_once)
-            status, content = fake.answer(number, body)
-            with lock:
-                at_once -= 1
-            data = content if isinstance(content, bytes) else json.dumps(content).encode()
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the client has stopped waiting
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
+                fake.requests.append((path, body, headers))
+            answer = fake.answer(number, body)
+        fake.most_at_once = at_once.most
+        return answer
 
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", fake.port), Handler)
-    server.daemon_threads = True
-    fake.port = server.server_address[1]
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    try:
+    with http.serving(handle, fake.port) as fake.port:
         yield fake
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
-def free_port() -> int:
-    """Return a port that nothing listens on."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def embed_letters(texts: list[str]) -> dict[str, Any]:

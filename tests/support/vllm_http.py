@@ -6,13 +6,10 @@ The weights are really received, over the library's own channel.
 from __future__ import annotations
 
 import contextlib
-import json
-import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import torch
@@ -20,6 +17,7 @@ from torch import Tensor
 
 from rwml_lightning.functional import combine_digests, tensor_digest
 from rwml_lightning.generation.servers.transfer import Meeting
+from support import http
 
 Hook = Callable[[str, dict[str, Any]], tuple[int, Any] | None]
 
@@ -38,7 +36,7 @@ class VLLMHttp:
     hook: Hook = lambda path, body: None
     port: int = 0
     version: Any = field(default_factory=lambda: {"version": "0.32.0"})
-    requests: list[tuple[str, dict[str, Any], dict[str, str]]] = field(default_factory=list)
+    requests: list[tuple[str, dict[str, Any], Mapping[str, str]]] = field(default_factory=list)
     tensors: dict[str, Tensor] = field(default_factory=dict)
     most_at_once: int = 0
     process: str = ""
@@ -104,51 +102,21 @@ def completion(body: dict[str, Any]) -> dict[str, Any]:
 @contextlib.contextmanager
 def serving(fake: VLLMHttp) -> Iterator[VLLMHttp]:
     """Serve until the end of the block."""
-    lock = threading.Lock()
-    at_once = 0
+    at_once = http.AtOnce()
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self._answer({})
-
-        def do_POST(self) -> None:
-            length = int(self.headers["Content-Length"] or 0)
-            self._answer(json.loads(self.rfile.read(length) or "null") or {})
-
-        def _answer(self, body: dict[str, Any]) -> None:
-            nonlocal at_once
-            with lock:
-                fake.requests.append((self.path, body, dict(self.headers)))
-                at_once += self.path == "/v1/completions"
-                fake.most_at_once = max(fake.most_at_once, at_once)
+    def handle(path: str, body: dict[str, Any], headers: Mapping[str, str]) -> tuple[int, Any]:
+        fake.requests.append((path, body, headers))
+        with at_once.counted() if path == "/v1/completions" else contextlib.nullcontext():
             try:
-                status, content = fake.hook(self.path, body) or fake.answer(self.path, body)
+                answer = fake.hook(path, body) or fake.answer(path, body)
             except Exception as error:
-                status, content = 500, {"error": str(error)}
-            with lock:
-                at_once -= self.path == "/v1/completions"
-            data = content if isinstance(content, bytes) else json.dumps(content).encode()
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the client has stopped waiting
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
+                answer = 500, {"error": str(error)}
+        fake.most_at_once = at_once.most
+        return answer
 
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", fake.port), Handler)
-    server.daemon_threads = True
-    fake.port = server.server_address[1]
     fake.begin()
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    try:
+    with http.serving(handle, fake.port) as fake.port:
         yield fake
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 20.0) -> None:

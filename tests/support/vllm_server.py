@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 
 from rwml_lightning.generation.servers.check import Need
-from support.fake_server import free_port
+from support.http import free_port
 
 SETTINGS = {
     "VLLM_CPU_KVCACHE_SPACE": "1",

@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from support.dashboard import Served, free_port, serving
+from support.dashboard import Served, serving
+from support.http import free_port
 
 CHROMIUM = shutil.which("chromium")
 

@@ -14,7 +14,8 @@ import pytest
 from rwml_tui.serve import serve
 
 from rwml_lightning.trace import TraceReader, TraceWriter
-from support.dashboard import Served, free_port, make_group, serving
+from support.dashboard import Served, make_group, serving
+from support.http import free_port
 
 pytestmark = pytest.mark.heavy
 
