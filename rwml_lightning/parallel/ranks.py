@@ -105,12 +105,11 @@ def first_failure(error: BaseException) -> str:
     The other ranks fail after it with a closed connection, whose message does not name the cause. This function is not
     collective.
     """
-    text = f"{type(error).__name__}: {error}".splitlines()[0]
-    if isinstance(error, RankError | Interrupted):
-        text = str(error)
+    known = isinstance(error, RankError | Interrupted)  # the same on all ranks
+    text = str(error) if known else f"{type(error).__name__}: {error}".splitlines()[0]
     if world_size() == 1:
         return text
-    own = text if isinstance(error, RankError) or rank() == 0 else f"rank {rank()} failed: {text}"
+    own = text if known or rank() == 0 else f"rank {rank()} failed: {text}"
     try:
         return dist.distributed_c10d._get_default_store().compare_set("rwml/failure", "", own).decode()
     except dist.DistError:  # rank 0, which keeps the store, has ended

@@ -45,6 +45,13 @@ def caught(make: Any) -> str:
         return f"{type(error).__name__}: {error}"
 
 
+def reported(error: BaseException) -> str:
+    """What the run store would hold if both ranks fail with an exception, rank 1 first."""
+    first = parallel.first_failure(error) if parallel.rank() == 1 else None
+    parallel.gather(None)
+    return first or parallel.first_failure(error)
+
+
 def main(out: str) -> None:
     agreed = parallel.agree("folder", lambda: f"made by {os.environ['RANK']}")
     torch.distributed.init_process_group("gloo")
@@ -65,6 +72,7 @@ def main(out: str) -> None:
         "rolled out": [parallel.roll_out(list(range(count)), list) for count in (0, 1, 3)],
         "rolled out own": [parallel.roll_out_own(list(range(count)), list) for count in (0, 1, 3)],
         "interrupted": interrupted,
+        "reported": reported(Interrupted(signal.SIGTERM)),
         "together": parallel.together(lambda: own * 2),
         "failed": [caught(lambda r=r: parallel.together(failing(r))) for r in (0, 1)],
         "after": parallel.gather(own),  # both are still in step
