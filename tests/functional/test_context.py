@@ -27,7 +27,7 @@ from rwml_lightning.functional import (
 )
 from rwml_lightning.functional.context import context_limit, rope_limit
 from rwml_lightning.generation import HFGenerator, VLLMGenerator
-from rwml_lightning.generation.vllm_engine import check_positions
+from rwml_lightning.generation.vllm_setup import check_positions
 from rwml_lightning.schema import Sampling
 
 SHAPE: dict[str, Any] = {

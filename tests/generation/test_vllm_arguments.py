@@ -16,7 +16,7 @@ from transformers import LlamaConfig
 
 from rwml_lightning.functional import combine_digests, tensor_digest
 from rwml_lightning.generation import Generator, VLLMGenerator
-from rwml_lightning.generation.vllm_engine import ENVIRONMENT, check_positions
+from rwml_lightning.generation.vllm_setup import ENVIRONMENT, check_positions
 from rwml_lightning.generation.vllm_worker import WorkerExtension
 from rwml_lightning.schema import Completion, Sampling
 from support.fake_vllm import EngineDeadError, FakeVLLM

@@ -19,7 +19,7 @@ from rwml_lightning.generation.servers.check import Need
 from rwml_lightning.generation.servers.client import ServerClient
 from rwml_lightning.generation.servers.pool import Limits, Request, ServerPool
 from rwml_lightning.generation.servers.sender import WeightSet
-from rwml_lightning.generation.vllm_engine import check_positions
+from rwml_lightning.generation.vllm_setup import check_positions
 from rwml_lightning.models import causal_config, resolve_model
 from rwml_lightning.models import end_token_ids as model_end_token_ids
 from rwml_lightning.schema import Completion, Sampling
