@@ -32,21 +32,35 @@ def model_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         Names as in the ``state_dict`` without adapters, and values. :func:`checkpoint_tensors` converts them to the
         names in checkpoint files.
     """
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    adapted = {name: layer for name, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)}
-    state = model.state_dict(keep_vars=True)  # the same tensor objects, so that tied tensors have the same id
-    first = {id(tensor): name for name, tensor in reversed(state.items())}
-    unique = [name for name, tensor in state.items() if first[id(tensor)] == name]
-    for owner, names in itertools.groupby(unique, key=lambda name: _adapted_layer(name, adapted)):
+    adapted = adapted_layers(model)
+    state = _unique_state(model)
+    for owner, names in itertools.groupby(state, key=lambda name: _adapted_layer(name, adapted)):
         if owner is None:
             tensors = [(name, state[name]) for name in names]
         else:
             merged = _merge(adapted[owner]).state_dict()
             tensors = [(f"{owner}.{name}", tensor) for name, tensor in merged.items()]
         for name, tensor in tensors:
-            value = tensor.detach()
-            yield base_name(name), value.full_tensor() if isinstance(value, DTensor) else value
+            yield base_name(name), _whole(tensor)
+
+
+def base_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield what :func:`model_tensors` yields, but without the effect of the adapters."""
+    for name, tensor in _base_state(model):
+        yield base_name(name), _whole(tensor)
+
+
+def base_versions(model: nn.Module) -> list[tuple[int, int]]:
+    """Return the identity of every base tensor and how often it was changed in place, to see that the base is the same."""
+    return [(id(tensor), tensor._version) for _, tensor in _base_state(model)]
+
+
+def adapter_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of the adapters under the names that PEFT gives them in files."""
+    base = {name for name, _ in _base_state(model)}
+    for name, tensor in _unique_state(model).items():
+        if name not in base:
+            yield name.replace(".default.", "."), _whole(tensor)
 
 
 def checkpoint_tensors(
@@ -112,11 +126,45 @@ def base_name(name: str) -> str:
     return name.removeprefix("base_model.model.").replace(".base_layer", "")
 
 
+def _unique_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors of the ``state_dict``; tied tensors have their first name alone."""
+    state = model.state_dict(keep_vars=True)  # the same tensor objects, so that tied tensors have the same id
+    first = {id(tensor): name for name, tensor in reversed(state.items())}
+    return {name: tensor for name, tensor in state.items() if first[id(tensor)] == name}
+
+
+def _base_state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    adapted = adapted_layers(model)
+    for name, tensor in _unique_state(model).items():
+        owners = [owner for owner in _parents(name) if owner in adapted]  # wrappers can be nested
+        if all(name.startswith(f"{owner}.base_layer.") for owner in owners):
+            yield name, tensor
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    value = tensor.detach()
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def adapted_layers(model: nn.Module) -> dict[str, Any]:
+    """Return the layers with adapters, by their names in the model."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return {
+        name: layer
+        for name, layer in cast("Iterable[tuple[str, Any]]", model.named_modules())
+        if isinstance(layer, BaseTunerLayer)
+    }
+
+
 def _adapted_layer(name: str, adapted: Container[str]) -> str | None:
     """Return the name of the outermost adapted layer that contains the tensor."""
+    return next((parent for parent in _parents(name) if parent in adapted), None)
+
+
+def _parents(name: str) -> Iterator[str]:
     parts = name.split(".")
-    prefixes = (".".join(parts[:end]) for end in range(1, len(parts)))
-    return next((prefix for prefix in prefixes if prefix in adapted), None)
+    return (".".join(parts[:end]) for end in range(1, len(parts)))
 
 
 @torch.no_grad()

@@ -19,12 +19,16 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBa
 from rwml_lightning.generation import HFGenerator
 from rwml_lightning.models import load_causal_lm, load_skeleton
 from rwml_lightning.modules import LoRA
+from rwml_lightning.modules.adapters import trial_adapters
 from rwml_lightning.modules.exporting import export_policy
 from rwml_lightning.modules.loading import load_policy
 from rwml_lightning.weights import (
     _adapted_layer,
+    adapter_tensors,
     base_model,
     base_name,
+    base_tensors,
+    base_versions,
     by_layer,
     cast_weights,
     checkpoint_tensors,
@@ -118,6 +122,37 @@ def test_adapters_are_merged_as_peft_merges_them(folder: Path) -> None:
     assert ours.keys() == merged.state_dict().keys() - tied
     for name, tensor in ours.items():
         torch.testing.assert_close(tensor, merged.state_dict()[name], atol=1e-6, rtol=1e-6)
+
+
+def test_base_and_adapters_are_apart(folder: Path) -> None:
+    policy = make_policy(folder, LoRA(4, 8))
+    plain = dict(model_tensors(load_causal_lm(folder)))
+    base = dict(base_tensors(policy))
+    assert base.keys() == plain.keys()
+    assert all(torch.equal(tensor, plain[name]) for name, tensor in base.items())
+    adapters = dict(adapter_tensors(policy))
+    trained = {name: p for name, p in policy.named_parameters() if p.requires_grad}
+    assert adapters.keys() == {name.replace(".default.", ".") for name in trained}
+    for name, p in trained.items():
+        assert torch.equal(adapters[name.replace(".default.", ".")], p)
+    assert not any(tensor.requires_grad for tensor in [*base.values(), *adapters.values()])
+    plain_model = load_causal_lm(folder)
+    assert not list(adapter_tensors(plain_model))
+    assert dict(base_tensors(plain_model)).keys() == plain.keys()
+
+
+def test_a_change_of_the_base_is_seen(tiny_model: Path) -> None:
+    policy = make_policy(tiny_model, LoRA(4, 8))
+    before = base_versions(policy)
+    assert len(before) == len(dict(base_tensors(policy)))
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            if parameter.requires_grad:
+                parameter.add_(1.0)
+    logits_of(policy)
+    assert base_versions(policy) == before
+    policy.load_state_dict(policy.state_dict())
+    assert base_versions(policy) != before
 
 
 def test_adapters_outside_of_a_language_model_are_merged_too() -> None:
@@ -221,7 +256,8 @@ def process_group(tmp_path: Path) -> Iterator[None]:
 @pytest.mark.parametrize("lora", [None, LoRA(4, 8)], ids=["full", "lora"])
 def test_shards_are_gathered_and_merged(folder: Path, lora: LoRA | None) -> None:
     policy = make_policy(folder, lora)
-    expected = {name: tensor.clone() for name, tensor in model_tensors(policy)}
+    parts: list[Any] = [model_tensors, base_tensors, adapter_tensors]
+    expected = [{name: tensor.clone() for name, tensor in part(policy)} for part in parts]
     mesh = init_device_mesh("cpu", (1,))
     for layer in base_model(policy).get_decoder().children():
         if isinstance(layer, torch.nn.ModuleList):
@@ -229,11 +265,22 @@ def test_shards_are_gathered_and_merged(folder: Path, lora: LoRA | None) -> None
                 fully_shard(block, mesh=mesh)
     fully_shard(policy, mesh=mesh)
     assert any(isinstance(tensor, DTensor) for tensor in policy.state_dict().values())
-    ours = dict(model_tensors(policy))
-    assert ours.keys() == expected.keys()
-    for name, tensor in ours.items():
-        assert not isinstance(tensor, DTensor)
-        torch.testing.assert_close(tensor, expected[name])
+    for part, whole in zip(parts, expected, strict=True):
+        ours = dict(part(policy))
+        assert ours.keys() == whole.keys()
+        for name, tensor in ours.items():
+            assert not isinstance(tensor, DTensor)
+            torch.testing.assert_close(tensor, whole[name])
+    if lora is not None:
+        before = {name: tensor.clone() for name, tensor in adapter_tensors(policy)}
+        versions = base_versions(policy)
+        with trial_adapters(policy):
+            tried = {name: tensor.clone() for name, tensor in adapter_tensors(policy)}
+        changed = {name for name, tensor in tried.items() if not torch.equal(tensor, before[name])}
+        assert changed
+        assert changed < {name for name in tried if ".lora_B." in name}
+        assert all(torch.equal(tensor, before[name]) for name, tensor in adapter_tensors(policy))
+        assert base_versions(policy) == versions
 
 
 @pytest.mark.parametrize("lora", [None, LoRA(rank=2)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeGuard, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -83,6 +83,45 @@ class Generator(Protocol):
 
     def close(self) -> None:
         """Free the resources of :meth:`start`. This method can be called at any time, and more than once."""
+
+
+class UnsupportedAdaptersError(ValueError):
+    """A generator cannot compute with these adapters beside the base weights. The message is the reason."""
+
+
+class AdapterGenerator(Generator, Protocol):
+    """A generator that can compute with adapters beside base weights, so that an update sends the adapters alone.
+
+    After :meth:`update_adapters`, ``weights_digest`` is the digest of base and adapters together.
+
+    Attributes:
+        base_digest: Digest of the base weights that the engine holds, which are the tensors of the last
+            :meth:`update_weights`; ``None`` if it has to get them.
+    """
+
+    base_digest: str | None
+
+    def keep_adapters(self, policy: nn.Module) -> bool:
+        """Prepare for the adapters of this policy, if it has some and this generator can. Returns whether it does."""
+
+    def update_adapters(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Replace the adapters.
+
+        Args:
+            named_tensors: All tensors of the adapters (:func:`rwml_lightning.weights.adapter_tensors`).
+            version: Version of the weights, which is recorded in every later completion.
+
+        Raises:
+            UnsupportedAdaptersError: The generator cannot compute with them.
+        """
+
+    def refuse_adapters(self, reason: str) -> None:
+        """Forget all weights, and take merged ones from now on, because adapters do not work for this reason."""
+
+
+def can_keep_adapters(generator: Generator) -> TypeGuard[AdapterGenerator]:
+    """Whether a generator has the methods of :class:`AdapterGenerator`. Its properties, which start it, are not read."""
+    return hasattr(generator, "keep_adapters")
 
 
 class SeparateWeights:

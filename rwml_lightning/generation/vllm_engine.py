@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from rwml_lightning.generation.base import SeparateWeights, check_prompts
+from rwml_lightning.functional import combine_digests
+from rwml_lightning.generation.base import SeparateWeights, UnsupportedAdaptersError, check_prompts
 from rwml_lightning.generation.engine_process import EngineProcess
-from rwml_lightning.generation.vllm_setup import INSTALL, check_positions, engine_environment
-from rwml_lightning.generation.weight_files import write_weight_files
+from rwml_lightning.generation.vllm_adapters import Adapters, adapters_of, check_dtype
+from rwml_lightning.generation.vllm_setup import check_positions, engine_environment, load_engine
+from rwml_lightning.generation.weight_files import write_adapter_folder, write_weight_files
 from rwml_lightning.models import causal_config, resolve_model
 from rwml_lightning.models import end_token_ids as model_end_token_ids
 from rwml_lightning.schema import Completion, Sampling
 
 if TYPE_CHECKING:
     from vllm import LLM, RequestOutput, SamplingParams
+    from vllm.lora.request import LoRARequest
 
 _T = TypeVar("_T")
+log = logging.getLogger(__name__)
 
 
 class VLLMGenerator(SeparateWeights):
@@ -51,6 +56,8 @@ class VLLMGenerator(SeparateWeights):
         end_token_ids: Ids of the tokens that end a completion; default: the end tokens of the model.
         enable_sleep_mode: Whether the engine leaves the GPU's memory to the trainer during an update. It starts again with
             the next weights. On a CPU there is no such mode.
+        merge_adapters: Whether an update of a policy with LoRA sends the whole model with merged adapters. By default the
+            engine keeps the base weights and takes the adapters alone, if vLLM supports them.
     """
 
     def __init__(
@@ -69,6 +76,7 @@ class VLLMGenerator(SeparateWeights):
         seed: int = 0,
         end_token_ids: Sequence[int] | None = None,
         enable_sleep_mode: bool = False,
+        merge_adapters: bool = False,
     ) -> None:
         self.model = model
         self.tensor_parallel_size = tensor_parallel_size
@@ -84,9 +92,14 @@ class VLLMGenerator(SeparateWeights):
         self.seed = seed
         self.end_token_ids = end_token_ids
         self.enable_sleep_mode = enable_sleep_mode
+        self.merge_adapters = merge_adapters
         self.asleep = False
         self.policy_version = 0
         self.weights_digest: str | None = None
+        self.base_digest: str | None = None
+        self._adapters: Adapters | None = None
+        self._num_adapters = 0
+        self._lora_request: LoRARequest | None = None
         self._llm: LLM | None = None
         self._process: EngineProcess | None = None
 
@@ -141,23 +154,83 @@ class VLLMGenerator(SeparateWeights):
 
     def update_weights(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         self.start()
+        self.weights_digest = self.base_digest = self._lora_request = None
+        with self._updating(), ExitStack() as files:
+            paths = write_weight_files(named_tensors, files)
+            folder = str(resolve_model(self._model_name()))
+            digests = self._call(
+                "update_weights", lambda llm: llm.collective_rpc("load_weight_files", args=(folder, paths))
+            )
+        self._finish_update(digests)
+        self.weights_digest = self.base_digest = digests[0]
+        self.policy_version = version
+
+    def keep_adapters(self, policy: nn.Module) -> bool:
+        if self.merge_adapters:
+            return False
+        try:
+            check_dtype(self.dtype)
+            adapters = adapters_of(policy)
+        except UnsupportedAdaptersError as error:
+            self.refuse_adapters(str(error))
+            return False
+        if adapters is None:
+            return False
+        if adapters != self._adapters:
+            self.close()  # vLLM reserves memory for adapters when it starts
+            self._adapters = adapters
+        try:
+            self.start()
+        except RuntimeError as error:
+            self.refuse_adapters(str(error))
+        return not self.merge_adapters
+
+    def refuse_adapters(self, reason: str) -> None:
+        log.warning(
+            "vLLM gets the policy with merged adapters, because it cannot take them alone: %s", reason
+        )
+        if self._adapters is not None:
+            self.close()  # an engine for adapters decodes more slowly
+        self.merge_adapters, self._adapters = True, None
+
+    def update_adapters(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
+        from vllm.lora.request import LoRARequest
+
+        self.start()
+        assert self._adapters is not None
         self.weights_digest = None
+        self._num_adapters += 1
+        number, config = self._num_adapters, self._adapters.config
+        with self._updating(), ExitStack() as files:
+            folder = write_adapter_folder(named_tensors, config, files)
+            took = self._call(
+                "update_adapters", lambda llm: llm.collective_rpc("load_adapters", args=(folder, number))
+            )
+        # A request names the adapters that it needs. If the engine does not have them, it fails.
+        self._lora_request = LoRARequest(f"policy-{number}", number, folder)
+        self._finish_update([digest for digest, _ in took])
+        for _, reason in took:
+            if reason:
+                raise UnsupportedAdaptersError(reason)
+        if self.base_digest is not None:
+            self.weights_digest = combine_digests([int(self.base_digest, 16), int(took[0][0], 16)])
+        self.policy_version = version
+
+    @contextmanager
+    def _updating(self) -> Iterator[None]:
+        """Wake the engine for an update. If the update fails, end the engine, which may have new and old weights."""
         try:
             if self.asleep:
                 torch.cuda.empty_cache()  # the trainer's unused blocks would leave too little
                 self._call(
                     "wake_up", lambda llm: llm.wake_up(tags=["weights"])
                 )  # the cache follows, when the files are gone
-            with ExitStack() as files:
-                paths = write_weight_files(named_tensors, files)
-                folder = str(resolve_model(self._model_name()))
-                digests = self._call(
-                    "update_weights",
-                    lambda llm: llm.collective_rpc("load_weight_files", args=(folder, paths)),
-                )
+            yield
         except BaseException:
-            self.close()  # the engine may have a mixture of new and old weights
+            self.close()
             raise
+
+    def _finish_update(self, digests: Sequence[str]) -> None:
         if self.asleep:
             self._call("wake_up", lambda llm: llm.wake_up(tags=["kv_cache"]))
             self.asleep = False
@@ -165,15 +238,19 @@ class VLLMGenerator(SeparateWeights):
             self.close()
             raise RuntimeError("vLLM's workers did not all take the same weights; the engine was ended")
         self.reset_prefix_cache()
-        self.weights_digest = digests[0]
-        self.policy_version = version
 
     def sleep(self) -> None:
-        """Discard weights and cache, and free the GPU's memory, if ``enable_sleep_mode`` is set."""
+        """Discard the cache, and free the GPU's memory, if ``enable_sleep_mode`` is set.
+
+        The next update brings all weights, so they are discarded (level 2). With adapters it does not bring the base, which
+        waits in the memory of the machine (level 1).
+        """
         can = self._llm is not None and self._llm.model_config.enable_sleep_mode
         if can and not self.asleep:
-            self._call("sleep", lambda llm: llm.sleep(level=2))
+            level = 2 if self._adapters is None else 1
+            self._call("sleep", lambda llm: llm.sleep(level=level))
             self.asleep, self.weights_digest = True, None
+            self.base_digest = self.base_digest if level == 1 else None
 
     def reset_prefix_cache(self) -> None:
         """Drop the cached prefixes; after a weight update they are keys and values of the old weights."""
@@ -187,39 +264,22 @@ class VLLMGenerator(SeparateWeights):
             self._process.end(None if llm is None else lambda: llm.llm_engine.engine_core.shutdown())
         self._llm = self._process = None
         self.asleep = False
-        self.weights_digest = None
+        self.weights_digest = self.base_digest = self._lora_request = None
 
     def _load(self, folder: Path) -> LLM:
-        try:
-            from vllm import LLM
-            from vllm.platforms import current_platform
-        except ModuleNotFoundError as error:
-            if error.name != "vllm":
-                raise
-            raise ValueError(INSTALL) from error
-        on_cpu = current_platform.is_cpu()
-        kv_cache_gib = self.kv_cache_gib if self.kv_cache_gib is not None or not on_cpu else 2.0
-        # With chunked prefill vLLM discards a sampled token, and it cannot rewind a CPU random generator by one token.
-        on_cpu_only: dict[str, Any] = {"enable_chunked_prefill": False} if on_cpu else {}
-        return LLM(
-            model=str(folder),
+        return load_engine(
+            folder,
+            self.dtype,
+            self.kv_cache_gib,
+            self.enable_sleep_mode,
             tensor_parallel_size=self.tensor_parallel_size,
-            dtype=cast(Any, "float32" if on_cpu and self.dtype == "auto" else self.dtype),
             max_model_len=self.max_model_len,
             gpu_memory_utilization=self.gpu_memory_utilization,
-            kv_cache_memory_bytes=None if kv_cache_gib is None else int(kv_cache_gib * 2**30),
             max_num_seqs=self.max_num_seqs,
             block_size=self.block_size,
             enforce_eager=self.enforce_eager,
             seed=self.seed,
-            enable_prefix_caching=True,
-            enable_sleep_mode=self.enable_sleep_mode and not on_cpu,
-            logprobs_mode="processed_logprobs",
-            worker_extension_cls="rwml_lightning.generation.vllm_worker.WorkerExtension",
-            use_tqdm_on_load=False,
-            load_format="safetensors",
-            trust_remote_code=False,
-            **on_cpu_only,
+            **(self._adapters.engine_arguments if self._adapters is not None else {}),
         )
 
     def _sampling_params(self, sampling: Sampling, seed: int) -> SamplingParams:
@@ -244,7 +304,10 @@ class VLLMGenerator(SeparateWeights):
         from vllm import TokensPrompt
 
         inputs = [TokensPrompt(prompt_token_ids=list(prompt)) for prompt in prompts]
-        return self._call(what, lambda llm: llm.generate(inputs, params, use_tqdm=False))
+        request = self._lora_request
+        return self._call(
+            what, lambda llm: llm.generate(inputs, params, use_tqdm=False, lora_request=request)
+        )
 
     def _call(self, what: str, call: Callable[[LLM], _T]) -> _T:
         self.start()

@@ -1,11 +1,12 @@
-"""What vLLM's engine needs before it starts: its environment variables, and a context that it computes as the trainer does."""
+"""Start vLLM's engine: its environment variables, its arguments, and a context that it computes as the trainer does."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -14,6 +15,7 @@ from rwml_lightning.functional.context import rope_limit, rope_settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
+    from vllm import LLM
 
 INSTALL = (
     "VLLMGenerator needs vLLM, which is not installed: pip install 'rwml-lightning[vllm]' (NVIDIA GPU), or "
@@ -82,3 +84,45 @@ def check_positions(config: PreTrainedConfig, max_model_len: int | None) -> None
             f"max_model_len is {max_model_len or 'not set'}; in contexts longer than this model's {limit.name} of "
             f"{limit.tokens}, vLLM computes other positions than the trainer: set max_model_len to at most {limit.tokens}"
         )
+
+
+def load_engine(
+    folder: Path, dtype: str, kv_cache_gib: float | None, enable_sleep_mode: bool, **arguments: Any
+) -> LLM:
+    """Start vLLM's engine, as the generator needs it.
+
+    Args:
+        folder: Folder of the model.
+        dtype: Dtype of the engine; ``auto`` is the dtype of the model on a GPU and float32 on a CPU.
+        kv_cache_gib: Size of the key-value cache in GiB; ``None`` is 2 on a CPU, and vLLM's choice on a GPU.
+        enable_sleep_mode: Whether the engine can leave the memory of a GPU.
+        **arguments: Further arguments of the engine.
+
+    Raises:
+        ValueError: vLLM is not installed.
+    """
+    try:
+        from vllm import LLM
+        from vllm.platforms import current_platform
+    except ModuleNotFoundError as error:
+        if error.name != "vllm":
+            raise
+        raise ValueError(INSTALL) from error
+    on_cpu = current_platform.is_cpu()
+    kv_cache_gib = kv_cache_gib if kv_cache_gib is not None or not on_cpu else 2.0
+    # With chunked prefill vLLM discards a sampled token, and it cannot rewind a CPU random generator by one token.
+    on_cpu_only: dict[str, Any] = {"enable_chunked_prefill": False} if on_cpu else {}
+    return LLM(
+        model=str(folder),
+        dtype=cast(Any, "float32" if on_cpu and dtype == "auto" else dtype),
+        kv_cache_memory_bytes=None if kv_cache_gib is None else int(kv_cache_gib * 2**30),
+        enable_prefix_caching=True,
+        enable_sleep_mode=enable_sleep_mode and not on_cpu,
+        logprobs_mode="processed_logprobs",
+        worker_extension_cls="rwml_lightning.generation.vllm_worker.WorkerExtension",
+        use_tqdm_on_load=False,
+        load_format="safetensors",
+        trust_remote_code=False,
+        **on_cpu_only,
+        **arguments,
+    )

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
 
 from rwml_lightning.functional import combine_digests, digesting, tensor_digest
-from rwml_lightning.generation.base import Generator
-from rwml_lightning.weights import cast_weights
+from rwml_lightning.generation.base import (
+    AdapterGenerator,
+    Generator,
+    UnsupportedAdaptersError,
+    can_keep_adapters,
+)
+from rwml_lightning.weights import adapter_tensors, base_tensors, base_versions, cast_weights
 
 
 class WeightSyncError(RuntimeError):
@@ -34,6 +41,9 @@ class Policy(Protocol):
 
     def score(self, token_ids: Sequence[int]) -> list[float]:
         """Compute the log-probability in nats of every token except the first."""
+
+    def trial_adapters(self) -> AbstractContextManager[None]:
+        """Return a context in which the adapters are random, so that they have an effect."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +71,9 @@ def precision_of(*dtypes: str) -> Precision:
 class WeightCheck:
     """Updates the weights of a generator and verifies that they arrived.
 
+    A generator that keeps the base weights gets them once, and then the adapters alone, if it computes with random adapters
+    what the trainer computes.
+
     It makes three checks. The digest shows that the generator received every bit of the tensors (not needed for a
     shared module). The log-probabilities of a fixed sequence show that the generator computes the same values as the
     trainer, and that they changed when the trainer's changed. At the learning rates of reinforcement learning,
@@ -75,6 +88,7 @@ class WeightCheck:
     def __init__(self, tolerance: float | None = None, num_tokens: int = 32) -> None:
         self.tolerance = tolerance
         self.num_tokens = num_tokens
+        self._base: tuple[tuple[ref[nn.Module], str, list[tuple[int, int]]], str] | None = None
         self._last: tuple[Generator, list[int], list[float], list[float]] | None = None
 
     def update(
@@ -95,21 +109,70 @@ class WeightCheck:
         Raises:
             WeightSyncError: The generator has other weights, or computes other log-probabilities with them.
         """
+        probe = list(probe_ids[: self.num_tokens])
         if generator.attach(module.policy):
             generator.update_weights((), version)
-        elif generator.policy_version == version and generator.weights_digest == _digest(
+        elif not self._bring(generator, module, version, probe):
+            return None
+        return self._compare(generator, module, version, probe)
+
+    def _bring(self, generator: Generator, module: Policy, version: int, probe: list[int]) -> bool:
+        """Send what the generator lacks. Returns whether it lacked anything."""
+        if can_keep_adapters(generator) and generator.keep_adapters(module.policy):
+            try:
+                return self._send_adapters(generator, module, version, probe)
+            except UnsupportedAdaptersError as error:
+                generator.refuse_adapters(str(error))
+        if generator.policy_version == version and generator.weights_digest == _digest(
             _tensors(generator, module)
         ):
-            return None
-        else:
-            _send_weights(generator, module, version)
-        return self._compare(generator, module, version, list(probe_ids[: self.num_tokens]))
+            return False
+        _send_weights(generator, module, version)
+        return True
+
+    def _send_adapters(
+        self, generator: AdapterGenerator, module: Policy, version: int, probe: list[int]
+    ) -> bool:
+        base = self._base_digest(generator, module)
+        adapters = list(adapter_tensors(module.policy))
+        digest = combine_digests([int(base, 16), *(tensor_digest(*named) for named in adapters)])
+        if generator.policy_version == version and generator.weights_digest == digest:
+            return False
+        if generator.base_digest != base:
+            generator.update_weights(_base_tensors(generator, module), version)
+            self._try_adapters(generator, module, version, probe)
+        generator.update_adapters(adapters, version)
+        if generator.weights_digest != digest:
+            raise _lost(generator, version)
+        return True
+
+    def _try_adapters(
+        self, generator: AdapterGenerator, module: Policy, version: int, probe: list[int]
+    ) -> None:
+        """Check on random adapters that the generator computes as the trainer does. New adapters would not show it."""
+        (base,) = generator.score([probe])
+        with module.trial_adapters():
+            generator.update_adapters(adapter_tensors(module.policy), version)
+            (generated,), trained = generator.score([probe]), module.score(probe)
+        gap, effect = _distance(generated, trained), _distance(trained, base)
+        tolerance = precision_of(module.dtype_name, generator.weights_dtype).tolerance
+        if not gap <= min(tolerance, 0.5 * effect):
+            raise UnsupportedAdaptersError(
+                f"with random adapters, its log-probabilities differ from the trainer's by {gap:.4f} nats a token"
+            )
+
+    def _base_digest(self, generator: Generator, module: Policy) -> str:
+        """Compute the digest of the base weights, which no step changes, once."""
+        now = (ref(module.policy), generator.weights_dtype, base_versions(module.policy))
+        if self._base is None or self._base[0] != now:
+            self._base = now, _digest(_base_tensors(generator, module))
+        return self._base[1]
 
     def _compare(self, generator: Generator, module: Policy, version: int, probe: list[int]) -> float:
         generated, trained = generator.score([probe])[0], module.score(probe)
         precision = precision_of(module.dtype_name, generator.weights_dtype)
         tolerance = precision.tolerance if self.tolerance is None else self.tolerance
-        gap = sum(abs(a - b) for a, b in zip(trained, generated, strict=True)) / len(trained)
+        gap = _distance(trained, generated)
         if not gap <= tolerance:  # also true for NaN
             raise WeightSyncError(
                 f"after the weight update at step {version} generator and trainer disagree on a fixed sequence by {gap:.4f} "
@@ -137,10 +200,23 @@ def _send_weights(generator: Generator, module: Policy, version: int) -> None:
     for _ in tensors:
         pass  # add the tensors that the generator has not read to the digest
     if generator.weights_digest != combine_digests(digests):
-        raise WeightSyncError(
-            f"the weight update at step {version} did not arrive: the digest of the tensors that {type(generator).__name__} "
-            "took differs from the digest of the trainer's tensors, so training would use samples of another policy"
-        )
+        raise _lost(generator, version)
+
+
+def _distance(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    return sum(abs(a - b) for a, b in zip(ours, theirs, strict=True)) / len(ours)
+
+
+def _lost(generator: Generator, version: int) -> WeightSyncError:
+    return WeightSyncError(
+        f"the weight update at step {version} did not arrive: the digest of the tensors that {type(generator).__name__} "
+        "took differs from the digest of the trainer's tensors, so training would use samples of another policy"
+    )
+
+
+def _base_tensors(generator: Generator, module: Policy) -> Iterator[tuple[str, Tensor]]:
+    dtype = getattr(torch, generator.weights_dtype)
+    return cast_weights(module.policy, base_tensors(module.policy), dtype)
 
 
 def _tensors(generator: Generator, module: Policy) -> Iterator[tuple[str, Tensor]]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
@@ -15,6 +17,8 @@ from rwml_lightning.weights import by_layer
 
 SHARED_MEMORY = Path("/dev/shm")
 FILE_BYTES = 1 << 30
+ADAPTER_FILE = "adapter_model.safetensors"
+_PREFIX = "rwml-weights-"
 
 
 def write_weight_files(
@@ -50,12 +54,37 @@ def write_weight_files(
     return paths
 
 
+def write_adapter_folder(
+    named_tensors: Iterable[tuple[str, Tensor]], config: Mapping[str, Any], files: ExitStack
+) -> str:
+    """Write adapters as PEFT does to a folder, which is deleted when ``files`` is closed.
+
+    Args:
+        named_tensors: Names as in PEFT's files, and values.
+        config: Content of ``adapter_config.json``.
+        files: Exit stack that deletes the folder when it is closed.
+
+    Returns:
+        Path of the folder, in shared memory as in :func:`write_weight_files`.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in named_tensors}
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    folder = files.enter_context(tempfile.TemporaryDirectory(prefix=_PREFIX, dir=_parent(size)))
+    save_file(tensors, Path(folder) / ADAPTER_FILE)
+    (Path(folder) / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
 def _write(tensors: dict[str, Tensor], size: int, files: ExitStack) -> str:
-    in_memory = SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > 2 * size
     file = files.enter_context(
         tempfile.NamedTemporaryFile(  # noqa: SIM115 (closed with `files`)
-            prefix="rwml-weights-", suffix=".safetensors", dir=SHARED_MEMORY if in_memory else None
+            prefix=_PREFIX, suffix=".safetensors", dir=_parent(size)
         )
     )
     save_file(tensors, file.name)
     return file.name
+
+
+def _parent(size: int) -> Path | None:
+    in_memory = SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > 2 * size
+    return SHARED_MEMORY if in_memory else None

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from rwml_lightning.modules.scoring import score_text
-from rwml_lightning.weights import base_model, base_name, model_tensors
+from rwml_lightning.weights import adapted_layers, base_model, base_name, model_tensors
 
 
 @dataclass(frozen=True)
@@ -84,12 +84,7 @@ def verify_merging(policy: nn.Module) -> None:
     Raises:
         ValueError: The merged model differs. The message names the kinds of layers.
     """
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    kinds: dict[str, Any] = {}
-    for name, layer in policy.named_modules():
-        if isinstance(layer, BaseTunerLayer):
-            kinds.setdefault(re.sub(r"\.\d+\.", ".*.", base_name(name)), layer)
+    kinds = _one_of_each_kind(policy)
     if _merges(policy, kinds.values()):
         return
     unmergeable = [kind for kind, layer in kinds.items() if not _merges(policy, [layer])]
@@ -97,6 +92,14 @@ def verify_merging(policy: nn.Module) -> None:
         f"adapters on {', '.join(unmergeable or kinds)} cannot be merged into the weights, so generators and exports would "
         "differ from the policy: remove these modules from model.lora.target_modules"
     )
+
+
+def _one_of_each_kind(policy: nn.Module) -> dict[str, Any]:
+    """Return the first layer with adapters of each kind; layers of one kind have the same name apart from their number."""
+    kinds: dict[str, Any] = {}
+    for name, layer in adapted_layers(policy).items():
+        kinds.setdefault(re.sub(r"\.\d+\.", ".*.", base_name(name)), layer)
+    return kinds
 
 
 def _merges(policy: nn.Module, layers: Iterable[nn.Module]) -> bool:
@@ -131,6 +134,24 @@ def _merges(policy: nn.Module, layers: Iterable[nn.Module]) -> bool:
     # Low precision rounds the merged weights. The error of a wrong merge is about as large as the adapters' effect.
     exact = next(policy.parameters()).dtype == torch.float32
     return bool(error <= (1e-3 if exact else 0.5 * effect))
+
+
+@contextlib.contextmanager
+def trial_adapters(policy: nn.Module) -> Iterator[None]:
+    """Give one layer of each kind random adapters for a block, because new adapters have no effect."""
+    generator = torch.Generator().manual_seed(0)
+    tried = {id(p) for layer in _one_of_each_kind(policy).values() for p in layer.parameters()}
+    with torch.inference_mode(False), torch.no_grad():  # parameters cannot hold tensors of the inference mode
+        values = {
+            name: value
+            for name, value in adapter_values(policy).items()
+            if ".lora_B." in name and id(policy.get_parameter(name)) in tried
+        }
+        for value in values.values():
+            own = value.to_local() if isinstance(value, DTensor) else value
+            own.copy_(torch.randn(own.shape, generator=generator) * 0.1)
+    with adapters_at(policy, values):
+        yield
 
 
 def adapter_values(policy: nn.Module) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
@@ -23,7 +23,7 @@ from rwml_lightning.functional import (
     token_weights,
 )
 from rwml_lightning.models import load_tokenizer
-from rwml_lightning.modules.adapters import LoRA
+from rwml_lightning.modules.adapters import LoRA, trial_adapters
 from rwml_lightning.modules.evaluated import EvaluatedModule
 from rwml_lightning.modules.loading import Dtype, check_same_lora, load_policy
 from rwml_lightning.modules.optimizer import Optimizer
@@ -325,6 +325,10 @@ class PolicyModule(EvaluatedModule):
     def generator_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the policy's tensors for a generator; see :func:`rwml_lightning.weights.model_tensors`."""
         return model_tensors(self.policy)
+
+    def trial_adapters(self) -> AbstractContextManager[None]:
+        """Return a context in which the adapters have an effect; see :func:`rwml_lightning.modules.adapters.trial_adapters`."""
+        return trial_adapters(self.policy)
 
     def score(self, token_ids: Sequence[int]) -> list[float]:
         """Compute the log-probability of every token except the first, for the check after a weight update."""

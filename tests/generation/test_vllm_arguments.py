@@ -249,6 +249,7 @@ def test_the_engine_sleeps_until_the_next_weights(
     generator.sleep()
     assert vllm.llm.calls == ([("sleep", 2)] if sleeps else [])
     assert (generator.weights_digest is None) == sleeps  # so that they are sent again
+    assert (generator.base_digest is None) == sleeps
     vllm.llm.calls.clear()
     generator.update_weights(TENSORS.items(), version=2)
     names = [call[:2] if call[0] == "wake_up" else call[:1] for call in vllm.llm.calls]

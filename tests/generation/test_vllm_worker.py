@@ -16,8 +16,14 @@ from torch import Tensor
 
 from rwml_lightning.functional import combine_digests, tensor_digest
 from rwml_lightning.generation import vllm_worker
-from rwml_lightning.generation.vllm_worker import WorkerExtension, forget_expert_kernels, renew_tied_head
-from rwml_lightning.generation.weight_files import write_weight_files
+from rwml_lightning.generation.vllm_worker import (
+    WorkerExtension,
+    add_adapter,
+    forget_expert_kernels,
+    renew_tied_head,
+)
+from rwml_lightning.generation.weight_files import ADAPTER_FILE, write_adapter_folder, write_weight_files
+from support.fake_vllm import FakeVLLM
 
 
 class Head:
@@ -75,6 +81,84 @@ def test_the_loader_gets_every_tensor_of_every_file(tiny_model: Path) -> None:
     assert all(torch.equal(worker.loaded[name], tensor) for name, tensor in weights.items())
     assert digest == combine_digests(tensor_digest(*named) for named in weights.items())
     assert [one if one == "loaded" else one[0] for one in worker.done] == ["loaded", "tied", "packed"]
+
+
+class Manager:
+    """vLLM's manager of adapters, which packs the parts of a layer and has some layers."""
+
+    def __init__(self) -> None:
+        self.modules = {"layers.0.qkv_proj": "layer", "layers.0.o_proj": "layer"}
+        self.punica_wrapper_mapping = {"language_model": SimpleNamespace(no_lora=False)}
+        self.added: dict[int, Any] = {}
+
+    def add(self, request: Any) -> bool:
+        if "forbidden" in request.lora_name:
+            raise ValueError("forbidden")
+        names = {name.rsplit(".", 2)[0] for name in load_file(Path(request.lora_path) / ADAPTER_FILE)}
+        packed = {name.replace("q_proj", "qkv_proj") for name in names}
+        self.added[request.lora_int_id] = SimpleNamespace(loras=dict.fromkeys(packed))
+        return True
+
+    def get_adapter(self, number: int) -> Any:
+        return self.added[number]
+
+
+def adapter_worker(monkeypatch: pytest.MonkeyPatch, device: str = "cpu") -> tuple[Any, Manager]:
+    FakeVLLM(monkeypatch)
+    worker: Any = Worker()
+    worker.model.parameters = lambda: iter([torch.zeros(1, device=device)])
+    manager = Manager()
+    worker.model_runner = SimpleNamespace(lora_manager=SimpleNamespace(_adapter_manager=manager))
+    worker.add_lora = manager.add
+    return worker, manager
+
+
+@pytest.mark.parametrize(
+    ("layers", "reason"),
+    [
+        (["layers.0.q_proj", "layers.0.o_proj"], ""),
+        (["layers.0.q_proj", "layers.9.o_proj", "layers.8.o_proj"], "it has no layer layers.8.o_proj"),
+    ],
+)
+def test_adapters_must_all_have_a_layer(
+    monkeypatch: pytest.MonkeyPatch, layers: list[str], reason: str
+) -> None:
+    worker, manager = adapter_worker(monkeypatch)
+    adapters = {f"{layer}.lora_{part}.weight": torch.randn(2, 2) for layer in layers for part in "AB"}
+    with ExitStack() as files:
+        folder = write_adapter_folder(adapters.items(), {}, files)
+        digest = combine_digests(tensor_digest(*named) for named in adapters.items())
+        assert worker.load_adapters(folder, 4) == (digest, reason)
+        assert list(manager.added) == [4]
+        worker.add_lora = lambda request: manager.add(request._replace(lora_name="forbidden"))
+        assert worker.load_adapters(folder, 5) == (digest, "forbidden")
+
+
+@pytest.mark.parametrize(("device", "replaced"), [("cpu", True), ("meta", False)])
+def test_the_function_for_adapters_is_replaced_on_a_cpu_alone(
+    monkeypatch: pytest.MonkeyPatch, device: str, replaced: bool
+) -> None:
+    worker, manager = adapter_worker(monkeypatch, device)
+    with ExitStack() as files:
+        folder = write_adapter_folder([("layers.0.o_proj.lora_A.weight", torch.ones(1, 1))], {}, files)
+        worker.load_adapters(folder, 1)
+    (wrapper,) = manager.punica_wrapper_mapping.values()
+    assert hasattr(wrapper, "add_lora_linear") == replaced
+
+
+@pytest.mark.parametrize("no_lora", [False, True])
+def test_an_adapter_is_added_to_its_part_of_the_output(no_lora: bool) -> None:
+    torch.manual_seed(0)
+    sizes = (4, 2)
+    x, y = torch.randn(5, 3), torch.randn(5, 8)  # two columns of padding
+    a = [torch.randn(1, 1, 2, 3) for _ in sizes]
+    b = [torch.randn(1, 1, size, 2) for size in sizes]
+    expected = y.clone()
+    if not no_lora:
+        expected[:, :4] += 0.5 * x @ a[0][0, 0].T @ b[0][0, 0].T
+        expected[:, 4:6] += 0.5 * x @ a[1][0, 0].T @ b[1][0, 0].T
+    add_adapter(SimpleNamespace(no_lora=no_lora), y, x, a, b, 0.5, sizes, buffer=None)
+    torch.testing.assert_close(y, expected)
 
 
 def test_kernels_on_a_gpu_stay() -> None:

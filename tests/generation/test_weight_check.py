@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from rwml_lightning.functional import combine_digests, tensor_digest
 from rwml_lightning.generation import HFGenerator, WeightCheck, WeightSyncError
+from rwml_lightning.generation.base import UnsupportedAdaptersError
 from rwml_lightning.generation.weight_check import COARSE, EXACT, precision_of
 from rwml_lightning.models import load_causal_lm
 from rwml_lightning.modules import LoRA, WorldModelSFT
@@ -217,3 +220,140 @@ def test_the_tolerance_is_a_mean_in_nats(
         ):
             check.update(generator, module, 1, PROBE)
     assert asked == [9]
+
+
+class Apart(HFGenerator):
+    """Keeps base weights and adapters apart, and computes with both, as vLLM does."""
+
+    base_digest: str | None = None
+    refused: str | None = None
+    num_base = 0
+    scale = 2.0
+    base: dict[str, Tensor]
+
+    def keep_adapters(self, policy: torch.nn.Module) -> bool:
+        return self.refused is None and hasattr(policy, "peft_config")
+
+    def refuse_adapters(self, reason: str) -> None:
+        self.close()
+        self.refused = reason
+
+    def update_weights(self, named_tensors: Named, version: int) -> None:
+        super().update_weights(named_tensors, version)
+        self.base = {name: tensor.clone() for name, tensor in self._started().state_dict().items()}
+        self.base_digest = self.weights_digest
+        self.num_base += 1
+
+    def update_adapters(self, named_tensors: Named, version: int) -> None:
+        adapters = dict(named_tensors)
+        own = self._started().state_dict()
+        for name, b in adapters.items():
+            if ".lora_B." in name:
+                weight = name.removeprefix("base_model.model.").replace(".lora_B", "")
+                own[weight].copy_(
+                    self.base[weight] + self.scale * b @ adapters[name.replace("lora_B", "lora_A")]
+                )
+        digests = [tensor_digest(name, tensor) for name, tensor in adapters.items()]
+        assert self.base_digest is not None
+        self.weights_digest = combine_digests([int(self.base_digest, 16), *digests])
+        self.policy_version = version
+
+
+def make_apart(folder: Path, kind: type[Apart] = Apart, **arguments: Any) -> tuple[Apart, WorldModelSFT]:
+    module = make_module(folder, lora=LoRA(4, 8), **arguments)
+    return kind(str(folder), device="cpu", share_weights=False), module
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("inference", [True, False])  # the first update is before an evaluation
+def test_the_base_travels_once_and_then_the_adapters_alone(tiny_model: Path, inference: bool) -> None:
+    generator, module = make_apart(tiny_model)
+    trained = {name: p.detach().clone() for name, p in module.policy.named_parameters()}
+    check = WeightCheck()
+    with torch.inference_mode(inference):
+        assert check.update(generator, module, 0, PROBE) == pytest.approx(0, abs=1e-5)
+    assert all(
+        torch.equal(p, trained[name]) for name, p in module.policy.named_parameters()
+    )  # the trial is over
+    for version in (1, 2, 3):
+        step(module, 1e-2)
+        gap = check.update(generator, module, version, PROBE)
+        assert gap == pytest.approx(0, abs=1e-5)
+        assert generator.score([PROBE])[0] == pytest.approx(module.score(PROBE), abs=1e-4)
+        assert check.update(generator, module, version, PROBE) is None
+        assert (
+            WeightCheck().update(generator, module, version, PROBE) is None
+        )  # another check sees it as well
+    assert (generator.num_base, generator.refused) == (1, None)
+    assert module.score(PROBE) != pytest.approx(make_module(tiny_model).score(PROBE), abs=1e-3)
+
+
+@pytest.mark.heavy
+def test_another_base_travels_again(tiny_model: Path) -> None:
+    generator, module = make_apart(tiny_model)
+    check = WeightCheck()
+    check.update(generator, module, 0, PROBE)
+    with torch.no_grad():
+        for parameter in module.policy.parameters():
+            parameter.mul_(1.01)  # as a checkpoint's weights that are loaded into the same module
+    check.update(generator, module, 0, PROBE)
+    assert generator.num_base == 2
+    assert generator.score([PROBE])[0] == pytest.approx(module.score(PROBE), abs=1e-4)
+    generator.base_digest = None  # as after a restart of the engine
+    step(module, 1e-3)
+    check.update(generator, module, 1, PROBE)
+    assert generator.num_base == 3
+
+
+class DeafApart(Apart):
+    """Takes the first adapters, and then says of all later ones that it has them."""
+
+    num_adapters = 0
+
+    def update_adapters(self, named_tensors: Named, version: int) -> None:
+        self.num_adapters += 1
+        if self.num_adapters <= 2:  # those of the trial, and the first
+            super().update_adapters(named_tensors, version)
+        self.policy_version = version
+
+
+class WrongScale(Apart):
+    scale = 1.5
+
+
+class Refusing(Apart):
+    def update_adapters(self, named_tensors: Named, version: int) -> None:
+        raise UnsupportedAdaptersError("it has no such layer")
+
+
+@pytest.mark.heavy
+def test_adapters_that_were_left_out_are_found_out(tiny_model: Path) -> None:
+    generator, module = make_apart(tiny_model, DeafApart)
+    check = WeightCheck()
+    check.update(generator, module, 0, PROBE)
+    step(module)
+    assert generator.score([PROBE])[0] == pytest.approx(module.score(PROBE), abs=1e-4)
+    with pytest.raises(WeightSyncError, match=r"the weight update at step 1 did not arrive: the digest"):
+        check.update(generator, module, 1, PROBE)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (
+            WrongScale,
+            r"with random adapters, its log-probabilities differ from the trainer's by \d\.\d{4} nats",
+        ),
+        (Refusing, "it has no such layer"),
+    ],
+)
+def test_adapters_that_do_not_work_are_merged(tiny_model: Path, kind: type[Apart], reason: str) -> None:
+    generator, module = make_apart(tiny_model, kind)
+    check = WeightCheck()
+    for version in (0, 1):  # new adapters have no effect that could be wrong
+        assert check.update(generator, module, version, PROBE) == pytest.approx(0, abs=1e-5)
+        assert re.match(reason, generator.refused or "")
+        assert generator.weights_digest == generator.base_digest  # the merged weights
+        step(module, 1e-2)
+    assert generator.num_base == 3

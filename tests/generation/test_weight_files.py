@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -95,3 +96,23 @@ def test_tensors_are_asked_for_one_file_at_a_time(monkeypatch: pytest.MonkeyPatc
     with ExitStack() as stack:
         assert len(weight_files.write_weight_files(named(), stack, 8)) == 3
     assert written == [0, 0, 1]  # a layer is whole when the next has begun
+
+
+@pytest.mark.parametrize("shared_memory", [True, False])
+def test_adapters_are_a_folder_of_peft_that_goes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, shared_memory: bool
+) -> None:
+    monkeypatch.setattr(weight_files, "SHARED_MEMORY", tmp_path / "shm")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    if shared_memory:
+        (tmp_path / "shm").mkdir()
+    named = {"a.lora_A.weight": torch.arange(6.0).reshape(2, 3).T, "a.lora_B.weight": torch.ones(2, 3)}
+    with ExitStack() as files:
+        folder = Path(weight_files.write_adapter_folder(named.items(), {"r": 2}, files))
+        assert folder.parent == (tmp_path / "shm" if shared_memory else tmp_path)
+        assert folder.match("rwml-weights-*")
+        read = load_file(folder / "adapter_model.safetensors")
+        assert json.loads((folder / "adapter_config.json").read_text()) == {"r": 2}
+    assert read.keys() == named.keys()
+    assert all(torch.equal(read[name], tensor) for name, tensor in named.items())
+    assert not folder.exists()

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rwml_lightning.modules import LoRA, WorldModelSFT, adapters
-from rwml_lightning.modules.adapters import adapter_values, adapters_at, verify_merging, wrap
+from rwml_lightning.modules.adapters import adapter_values, adapters_at, trial_adapters, verify_merging, wrap
 from rwml_lightning.modules.loading import load_policy
 from rwml_lightning.modules.scoring import score_text
 from support.plain_grpo import Text, plain_logprobs
@@ -163,6 +163,25 @@ def test_within_it_a_policy_answers_with_other_adapters(tiny_model: Path) -> Non
         raise KeyError
     assert not policy.training
     assert all(torch.equal(value, own[name]) for name, value in adapter_values(policy).items())
+
+
+@pytest.mark.parametrize("inference", [True, False])
+def test_a_trial_gives_one_layer_of_each_kind_an_effect(tiny_model: Path, inference: bool) -> None:
+    policy = load_policy(str(tiny_model), lora=DROPPING)
+    before, plain = adapter_values(policy), plain_score(policy)
+    with torch.inference_mode(inference):
+        with trial_adapters(policy):
+            during, effect = adapter_values(policy), (score_text(policy, TEXT) - plain).abs().mean()
+        after = adapter_values(policy)
+    assert effect > 0.05
+    assert all(torch.equal(value, before[name]) for name, value in after.items())
+    changed = {name for name, value in during.items() if not torch.equal(value, before[name])}
+    assert changed == {name for name in before if ".lora_B." in name and ".layers.0." in name}
+    assert all(0.05 < during[name].std() < 0.15 for name in changed)
+    assert len({float(during[name].flatten()[0]) for name in changed}) == len(changed)
+    score_text(policy, TEXT)
+    policy(input_ids=torch.tensor([TEXT])).logits.sum().backward()  # the parameters can still be trained
+    assert policy.training
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -41,11 +42,18 @@ class FakeLLM:
         self.weights: dict[str, torch.Tensor] = {}
         self.files: list[Path] = []
         self.digests: list[str] | None = None  # reported by the workers instead of the real ones
+        self.lora_request: Any = None  # of the last generation
+        self.adapters: dict[str, torch.Tensor] = {}
+        self.adapter_config: dict[str, Any] = {}
+        self.refusal = ""  # why the workers refuse adapters
         self.failure: BaseException | None = None
         self.drops_prefixes = True
 
-    def generate(self, prompts: Sequence[Any], params: Any, use_tqdm: bool) -> list[Any]:
+    def generate(
+        self, prompts: Sequence[Any], params: Any, use_tqdm: bool, lora_request: Any = None
+    ) -> list[Any]:
         assert not use_tqdm
+        self.lora_request = lora_request
         self.calls.append(("generate", *(tuple(prompt["prompt_token_ids"]) for prompt in prompts)))
         if self.failure is not None:
             raise self.failure
@@ -69,13 +77,20 @@ class FakeLLM:
         self.calls.append((method, *args))
         if self.failure is not None:
             raise self.failure
+        if method == "load_adapters":
+            self.files = [
+                Path(args[0]) / name for name in ("adapter_model.safetensors", "adapter_config.json")
+            ]
+            self.adapters = load_file(self.files[0])
+            self.adapter_config = json.loads(self.files[1].read_text())
+            digests = self.digests or [_digest(self.adapters)] * 2
+            return [(digest, self.refusal) for digest in digests]
         if method != "load_weight_files":
             return [None, None]
         self.files = [Path(path) for path in args[1]]
         for file in self.files:
             self.weights |= load_file(file)
-        took = combine_digests(tensor_digest(name, tensor) for name, tensor in self.weights.items())
-        return self.digests or [took, took]
+        return self.digests or [_digest(self.weights)] * 2
 
     def sleep(self, level: int) -> None:
         self.calls.append(("sleep", level))
@@ -89,6 +104,18 @@ class FakeLLM:
 
     def shutdown(self) -> None:
         self.calls.append(("shutdown",))
+
+
+def _digest(tensors: dict[str, torch.Tensor]) -> str:
+    return combine_digests(tensor_digest(name, tensor) for name, tensor in tensors.items())
+
+
+class LoRARequest(NamedTuple):
+    """Fake ``LoRARequest`` of vLLM."""
+
+    lora_name: str
+    lora_int_id: int
+    lora_path: str
 
 
 class Params:
@@ -136,10 +163,12 @@ class FakeVLLM:
         self.llms: list[FakeLLM] = []
         self.processes: list[Inline] = []
         self.on_cpu = on_cpu
+        self.starts_with_adapters = True
         platform = SimpleNamespace(is_cpu=lambda: self.on_cpu)
         parts: dict[str, dict[str, Any]] = {
             "vllm": {"LLM": self._start, "SamplingParams": Params, "TokensPrompt": dict},
             "vllm.platforms": {"current_platform": platform},
+            "vllm.lora.request": {"LoRARequest": LoRARequest},
             "vllm.v1.engine.exceptions": {"EngineDeadError": EngineDeadError},
         }
         for name, content in parts.items():
@@ -159,6 +188,8 @@ class FakeVLLM:
         return self.processes[-1]
 
     def _start(self, **arguments: Any) -> FakeLLM:
+        if arguments.get("enable_lora") and not self.starts_with_adapters:
+            raise RuntimeError("this architecture has no LoRA")
         self.llms.append(FakeLLM(**arguments))
         return self.llm
 
