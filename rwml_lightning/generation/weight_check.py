@@ -11,6 +11,7 @@ from weakref import ref
 import torch
 from torch import Tensor, nn
 
+from rwml_lightning import parallel
 from rwml_lightning.functional import combine_digests, digesting, tensor_digest
 from rwml_lightning.generation.base import (
     AdapterGenerator,
@@ -118,7 +119,7 @@ class WeightCheck:
 
     def _bring(self, generator: Generator, module: Policy, version: int, probe: list[int]) -> bool:
         """Send what the generator lacks. Returns whether it lacked anything."""
-        if can_keep_adapters(generator) and generator.keep_adapters(module.policy):
+        if can_keep_adapters(generator) and _all_keep_adapters(generator, module):
             try:
                 return self._send_adapters(generator, module, version, probe)
             except UnsupportedAdaptersError as error:
@@ -140,7 +141,9 @@ class WeightCheck:
             return False
         if generator.base_digest != base:
             generator.update_weights(_base_tensors(generator, module), version)
-            self._try_adapters(generator, module, version, probe)
+            reasons = parallel.gather(self._try_adapters(generator, module, version, probe))
+            if any(reasons):
+                raise UnsupportedAdaptersError(next(reason for reason in reasons if reason))
         generator.update_adapters(adapters, version)
         if generator.weights_digest != digest:
             raise _lost(generator, version)
@@ -148,18 +151,27 @@ class WeightCheck:
 
     def _try_adapters(
         self, generator: AdapterGenerator, module: Policy, version: int, probe: list[int]
-    ) -> None:
-        """Check on random adapters that the generator computes as the trainer does. New adapters would not show it."""
+    ) -> str | None:
+        """Check on random adapters that the generator computes as the trainer does. New adapters would not show it.
+
+        Returns:
+            Why this rank's generator cannot take adapters; ``None`` if it can.
+        """
         (base,) = generator.score([probe])
-        with module.trial_adapters():
-            generator.update_adapters(adapter_tensors(module.policy), version)
-            (generated,), trained = generator.score([probe]), module.score(probe)
+        with (
+            module.trial_adapters()
+        ):  # what is collective comes first, since a generator may refuse on one rank alone
+            adapters, trained = list(adapter_tensors(module.policy)), module.score(probe)
+            try:
+                generator.update_adapters(adapters, version)
+            except UnsupportedAdaptersError as error:
+                return str(error)
+            (generated,) = generator.score([probe])
         gap, effect = _distance(generated, trained), _distance(trained, base)
         tolerance = precision_of(module.dtype_name, generator.weights_dtype).tolerance
         if not gap <= min(tolerance, 0.5 * effect):
-            raise UnsupportedAdaptersError(
-                f"with random adapters, its log-probabilities differ from the trainer's by {gap:.4f} nats a token"
-            )
+            return f"with random adapters, its log-probabilities differ from the trainer's by {gap:.4f} nats a token"
+        return None
 
     def _base_digest(self, generator: Generator, module: Policy) -> str:
         """Compute the digest of the base weights, which no step changes, once."""
@@ -201,6 +213,14 @@ def _send_weights(generator: Generator, module: Policy, version: int) -> None:
         pass  # add the tensors that the generator has not read to the digest
     if generator.weights_digest != combine_digests(digests):
         raise _lost(generator, version)
+
+
+def _all_keep_adapters(generator: AdapterGenerator, module: Policy) -> bool:
+    """Decide with the other ranks, since the tensors of a sharded policy are gathered by all."""
+    kept = parallel.gather(generator.keep_adapters(module.policy))
+    if any(kept) and not all(kept):
+        generator.refuse_adapters("the engine of another rank cannot")
+    return all(kept)
 
 
 def _distance(ours: Sequence[float], theirs: Sequence[float]) -> float:

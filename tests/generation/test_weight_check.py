@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from rwml_lightning import parallel
 from rwml_lightning.functional import combine_digests, tensor_digest
 from rwml_lightning.generation import HFGenerator, WeightCheck, WeightSyncError
 from rwml_lightning.generation.base import UnsupportedAdaptersError
@@ -357,3 +358,21 @@ def test_adapters_that_do_not_work_are_merged(tiny_model: Path, kind: type[Apart
         assert generator.weights_digest == generator.base_digest  # the merged weights
         step(module, 1e-2)
     assert generator.num_base == 3
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    ("theirs", "reason"),
+    [
+        ({bool: False}, "the engine of another rank cannot"),
+        ({bool: True, type(None): "it has no such layer"}, "it has no such layer"),
+    ],
+)
+def test_adapters_that_do_not_work_on_another_rank_are_merged_on_all(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, theirs: dict[type, Any], reason: str
+) -> None:
+    generator, module = make_apart(tiny_model)
+    monkeypatch.setattr(parallel, "gather", lambda own: [own, theirs.get(type(own))])
+    assert WeightCheck().update(generator, module, 0, PROBE) == pytest.approx(0, abs=1e-5)
+    assert generator.refused == reason
+    assert generator.weights_digest == generator.base_digest
